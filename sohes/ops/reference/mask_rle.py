@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""COCO run-length encoding of packed masks, defined in numpy.
+
+Runs alternate outside, inside, outside, ... over the column-major pixels; the first may be 0. The compressed form writes
+each run (from the fourth on: minus the run two before) as 5-bit groups, least first, each plus 48 as a character;
+bit 5 of a group says that another follows, bit 4 of the last one is the sign. (The format of pycocotools' maskApi.)
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sohes.ops.reference.mask_pack import num_words
+
+Counts = str | bytes | Sequence[int]
+
+
+def encode_rle(words: Tensor, size: tuple[int, int]) -> list[str]:
+    """words int64 [N, V] on the CPU -> N compressed ``counts``."""
+    num_pixels = size[0] * size[1]
+    octets = np.ascontiguousarray(words.numpy()).view(np.uint8)  # [N, 8*V]
+    return [compress(_runs(row, num_pixels)) for row in octets]
+
+
+def decode_rle(counts: Sequence[Counts], size: tuple[int, int]) -> Tensor:
+    """N ``counts``, compressed (str or bytes) or plain run lengths -> words int64 [N, V].
+
+    Raises ValueError when a run is negative, a string is cut short, or the runs do not add up to H * W.
+    """
+    num_pixels = size[0] * size[1]
+    octets = np.zeros((len(counts), 8 * num_words(size)), np.uint8)  # [N, 8*V]
+    for row, one in zip(octets, counts, strict=True):
+        runs = decompress(one) if isinstance(one, str | bytes) else np.asarray(one, np.int64)  # [runs]
+        if (runs < 0).any() or runs.sum() != num_pixels:
+            raise ValueError(f"run lengths add up to {runs.sum()}, expected {size[0]} x {size[1]} = {num_pixels}")
+        bits = np.repeat((np.arange(len(runs)) & 1).astype(np.uint8), runs)  # [H*W]
+        packed = np.packbits(bits, bitorder="little")
+        row[: len(packed)] = packed
+    return torch.from_numpy(octets.view(np.int64))
+
+
+def compress(runs: np.ndarray) -> str:
+    """Run lengths int64 [runs] -> compressed ``counts``."""
+    rest = runs.copy()
+    rest[3:] -= runs[1:-2]
+    groups = np.zeros((len(runs), 13), np.uint8)  # 13 groups of 5 bits hold any 64-bit number
+    used = np.zeros((len(runs), 13), bool)
+    alive = np.ones(len(runs), bool)
+    for k in range(13):
+        group = rest & 31
+        rest = rest >> 5
+        more = np.where(group & 16, rest != -1, rest != 0)
+        groups[:, k] = group + 32 * more + 48
+        used[:, k] = alive
+        alive = alive & more
+    return groups[used].tobytes().decode("ascii")
+
+
+def decompress(counts: str | bytes) -> np.ndarray:
+    """Compressed ``counts`` -> run lengths int64 [runs]. Raises ValueError for a string that is cut or not RLE."""
+    text = counts.encode("ascii") if isinstance(counts, str) else counts
+    groups = np.frombuffer(text, np.uint8).astype(np.int64) - 48
+    if len(groups) == 0:
+        return groups
+    if groups.min() < 0 or groups.max() > 63 or groups[-1] & 32:
+        raise ValueError("counts is not a compressed RLE string, or it is cut short")
+    ends = np.flatnonzero((groups & 32) == 0)  # [runs]
+    starts = np.concatenate(([0], ends[:-1] + 1))  # [runs]
+    lengths = ends - starts + 1  # [runs]
+    if lengths.max() > 12:
+        raise ValueError("counts holds a run length of more than 60 bits")
+    place = np.arange(len(groups)) - np.repeat(starts, lengths)
+    runs = np.add.reduceat((groups & 31) << (5 * place), starts)  # [runs]
+    runs = np.where(groups[ends] & 16, runs - (1 << (5 * lengths)), runs)
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
+    return runs
+
+
+def _runs(octets: np.ndarray, num_pixels: int) -> np.ndarray:
+    """One mask's bytes [8*V] -> run lengths int64 [runs], first run outside."""
+    bits = np.unpackbits(octets, count=num_pixels, bitorder="little")  # [H*W]
+    changes = np.flatnonzero(bits[1:] != bits[:-1]) + 1
+    lead = [0, 0] if num_pixels and bits[0] else [0]
+    return np.diff(np.concatenate((lead, changes, [num_pixels])).astype(np.int64))
