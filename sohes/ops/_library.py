@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How an operator of sohes is made: one schema, one PyTorch reference that defines it, any number of backends.
+
+    op = define_op("name", "(Tensor x, ..., str backend='auto') -> Tensor", reference=..., fake=...)
+    op.add_backend("cpp", run=..., why_not=...)
+
+The schema is registered with `torch.library`, so `torch.compile`, `torch.export` and `opcheck` see one opaque
+operator whatever runs inside. Every schema ends in `str backend="auto"`: an explicit backend either runs or raises
+`BackendUnavailable` with the reason; `auto` takes the first backend that has no reason against it, and the
+reference is always last and always possible.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from sohes import _binary
+
+LIBRARY = torch.library.Library("sohes", "DEF")
+OPERATORS: dict[str, Operator] = {}
+
+WhyNot = Callable[[torch.device, torch.dtype], "str | None"]
+
+
+class BackendUnavailable(RuntimeError):
+    """An explicitly requested backend cannot run here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """`run` takes the operator's arguments without `backend`; `why_not` returns None when it can run."""
+
+    name: str
+    run: Callable[..., Any]
+    why_not: WhyNot
+
+
+@dataclass
+class Operator:
+    """A registered operator. Calling it goes through the torch dispatcher (autograd, fake tensors, compile)."""
+
+    name: str
+    backends: list[Backend] = field(default_factory=list)  # in the order `auto` tries them; the reference is last
+
+    def __call__(self, *args: Any) -> Any:
+        return getattr(torch.ops.sohes, self.name).default(*args)
+
+    def add_backend(self, name: str, run: Callable[..., Any], why_not: WhyNot) -> None:
+        """Add a backend, tried by `auto` after those added before it and ahead of the reference."""
+        self.backends.insert(len(self.backends) - 1, Backend(name, run, why_not))
+
+    def register_autograd(self, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
+        """Attach a backward (itself made of operators) through `torch.library.register_autograd`."""
+        torch.library.register_autograd(
+            f"sohes::{self.name}", backward, setup_context=setup_context, lib=LIBRARY
+        )
+
+    def choose(self, backend: str, device: torch.device, dtype: torch.dtype) -> Backend:
+        """The backend that runs for this request. Raises ValueError for an unknown name, BackendUnavailable else."""
+        if backend == "auto":
+            return next(b for b in self.backends if b.why_not(device, dtype) is None)
+        for candidate in self.backends:
+            if candidate.name == backend:
+                reason = candidate.why_not(device, dtype)
+                if reason is not None:
+                    raise BackendUnavailable(
+                        f"{self.name}: backend '{backend}' cannot run on {device} {dtype}: {reason}"
+                    )
+                return candidate
+        names = ", ".join(["auto", *(b.name for b in self.backends)])
+        raise ValueError(f"{self.name}: unknown backend '{backend}', expected one of: {names}")
+
+    def explain(self, device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
+        """Per backend, in `auto`'s order: None where it can run, else why not. For `python -m sohes.env`."""
+        return {b.name: b.why_not(device, dtype) for b in self.backends}
+
+
+def define_op(name: str, schema: str, *, reference: Callable[..., Any], fake: Callable[..., Any]) -> Operator:
+    """Register `sohes::<name>`.
+
+    `schema` is everything after the name and ends in `str backend="auto"`. `reference` and `fake` take the
+    arguments without `backend`; `fake` returns empty outputs of the right shape, dtype and device.
+    """
+    if "backend" not in schema:
+        raise ValueError(f"{name}: the schema must end in `str backend=\"auto\"`, got {schema}")
+    op = Operator(name, [Backend("reference", reference, lambda device, dtype: None)])
+    OPERATORS[name] = op
+    LIBRARY.define(name + schema)
+
+    def run(*args: Any, backend: str = "auto") -> Any:
+        inputs, backend = _split_backend(args, backend)
+        first = _first_tensor(inputs)
+        return op.choose(backend, first.device, first.dtype).run(*inputs)
+
+    def run_fake(*args: Any, backend: str = "auto") -> Any:
+        return fake(*_split_backend(args, backend)[0])
+
+    LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"sohes::{name}", run_fake, lib=LIBRARY)
+    return op
+
+
+def why_not_cpp(device: torch.device, dtype: torch.dtype) -> str | None:
+    """The reason shared by every C++ backend: it needs a CPU tensor and the compiled module."""
+    if device.type != "cpu":
+        return f"needs a CPU tensor, got {device}"
+    return _binary.find_binary().reason or None
+
+
+def why_not_cuda(device: torch.device, dtype: torch.dtype) -> str | None:
+    """The reason shared by every CUDA backend: a CUDA tensor and a module compiled with nvcc."""
+    found = _binary.find_binary()
+    if found.module is None:
+        return found.reason
+    if not found.module.build_info()["cuda"]:
+        skipped = _binary.build_facts().get("skipped", {}).get("cuda", "it was built for the CPU only")
+        return f"the compiled module has no CUDA kernels: {skipped}"
+    if device.type != "cuda":
+        return f"needs a CUDA tensor, got {device}"
+    return None
+
+
+def why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
+    """The reason shared by every Triton twin: a CUDA tensor, or any tensor under TRITON_INTERPRET=1."""
+    try:
+        import triton  # noqa: F401 - only whether it is there
+    except ImportError as error:
+        return f"triton is not installed: {error}"
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    if device.type != "cuda":
+        return f"needs a CUDA tensor (or TRITON_INTERPRET=1), got {device}"
+    return None
+
+
+def _split_backend(args: tuple[Any, ...], backend: str) -> tuple[tuple[Any, ...], str]:
+    # The dispatcher passes trailing arguments positionally and drops those equal to their default.
+    if args and isinstance(args[-1], str):
+        return args[:-1], args[-1]
+    return args, backend
+
+
+def _first_tensor(args: tuple[Any, ...]) -> torch.Tensor:
+    return next(a for a in args if isinstance(a, torch.Tensor))
