@@ -39,7 +39,10 @@ def load_source_digest():
 
 def find_nvcc():
     """The CUDA compiler: $CUDACXX, $CUDA_HOME/bin/nvcc, or the one on PATH. None when there is none."""
-    for candidate in (os.environ.get("CUDACXX"), os.path.join(os.environ.get("CUDA_HOME", ""), "bin", "nvcc")):
+    for candidate in (
+        os.environ.get("CUDACXX"),
+        os.path.join(os.environ.get("CUDA_HOME", ""), "bin", "nvcc"),
+    ):
         if candidate and shutil.which(candidate):
             return shutil.which(candidate)
     return shutil.which("nvcc")

@@ -65,7 +65,9 @@ def find_binary() -> Binary:
         reasons.append(found.reason)
     if reasons:
         return Binary(None, None, "; ".join(reasons))
-    return Binary(None, None, f"no compiled module: {build_facts(folders).get('reason', 'the package was never built')}")
+    return Binary(
+        None, None, f"no compiled module: {build_facts(folders).get('reason', 'the package was never built')}"
+    )
 
 
 def require_binary() -> ModuleType:

@@ -45,7 +45,9 @@ class Operator:
     """A registered operator. Calling it goes through the torch dispatcher (autograd, fake tensors, compile)."""
 
     name: str
-    backends: list[Backend] = field(default_factory=list)  # in the order `auto` tries them; the reference is last
+    backends: list[Backend] = field(
+        default_factory=list
+    )  # in the order `auto` tries them; the reference is last
 
     def __call__(self, *args: Any) -> Any:
         return getattr(torch.ops.sohes, self.name).default(*args)
@@ -87,7 +89,7 @@ def define_op(name: str, schema: str, *, reference: Callable[..., Any], fake: Ca
     arguments without `backend`; `fake` returns empty outputs of the right shape, dtype and device.
     """
     if "backend" not in schema:
-        raise ValueError(f"{name}: the schema must end in `str backend=\"auto\"`, got {schema}")
+        raise ValueError(f'{name}: the schema must end in `str backend="auto"`, got {schema}')
     op = Operator(name, [Backend("reference", reference, lambda device, dtype: None)])
     OPERATORS[name] = op
     LIBRARY.define(name + schema)
