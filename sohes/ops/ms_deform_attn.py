@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Multi-scale deformable attention: operator, backward operator and the function that checks and calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sohes.ops._library import define_op
+from sohes.ops.reference import ms_deform_attn as reference
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def ms_deform_attn(
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    backend: str = "auto",
+) -> Tensor:
+    """Sum of bilinear samples of several feature maps, weighted per query and head; differentiable once.
+
+    The meaning is Deformable DETR's (align_corners=False, zeros outside); see `sohes.ops.reference.ms_deform_attn`.
+
+    Args:
+        value: [B, S, K, D], the levels flattened row by row and concatenated; float32, float64, bfloat16, float16.
+        spatial_shapes: (height, width) of each level; their products sum to S.
+        sampling_locations: [B, Q, K, L, P, 2], (x, y) with 0..1 spanning a level. The dtype of value, or float32
+            beside a half type (recommended: bfloat16 resolves only 1/256 of a map).
+        attention_weights: [B, Q, K, L, P] in the dtype of sampling_locations; used as they are (softmax is yours).
+        backend: "auto", "cpp", "cuda", "triton" or "reference".
+
+    Under autocast value is cast to the autocast type, locations and weights to float32; float64 stays.
+
+    Returns:
+        [B, Q, K*D] in the dtype of value.
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit. BackendUnavailable: see `sohes.ops._library`.
+    """
+    device_type = value.device.type
+    if torch.is_autocast_enabled(device_type) and value.dtype != torch.float64:
+        value = value.to(torch.get_autocast_dtype(device_type))
+        sampling_locations, attention_weights = sampling_locations.float(), attention_weights.float()
+    _check(value, spatial_shapes, sampling_locations, attention_weights)
+    flat_shapes = [side for shape in spatial_shapes for side in shape]
+    return FORWARD(value, flat_shapes, sampling_locations, attention_weights, backend)
+
+
+def _check(value: Tensor, spatial_shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> None:
+    if value.ndim != 4:
+        raise ValueError(f"ms_deform_attn: expected value [B, S, K, D], got {list(value.shape)}")
+    B, S, K, D = value.shape
+    if locations.ndim != 6 or locations.shape[5] != 2:
+        raise ValueError(f"ms_deform_attn: expected sampling_locations [B, Q, K, L, P, 2], got {list(locations.shape)}")
+    Q, L, P = locations.shape[1], locations.shape[3], locations.shape[4]
+    if locations.shape[0] != B or locations.shape[2] != K or len(spatial_shapes) != L:
+        raise ValueError(
+            f"ms_deform_attn: sampling_locations {list(locations.shape)} do not fit value {list(value.shape)} "
+            f"with {len(spatial_shapes)} levels: expected [{B}, Q, {K}, {len(spatial_shapes)}, P, 2]"
+        )
+    if weights.shape != locations.shape[:-1]:
+        raise ValueError(
+            f"ms_deform_attn: expected attention_weights {list(locations.shape[:-1])}, got {list(weights.shape)}"
+        )
+    if K == 0 or D == 0 or L == 0 or P == 0:
+        raise ValueError(
+            f"ms_deform_attn: expected at least one head, channel, level and point, got K={K}, D={D}, L={L}, P={P}"
+        )
+    area = 0
+    for height, width in spatial_shapes:
+        if height < 1 or width < 1:
+            raise ValueError(f"ms_deform_attn: expected levels of at least 1x1, got {list(spatial_shapes)}")
+        area = area + height * width
+    if area != S:
+        raise ValueError(
+            f"ms_deform_attn: spatial_shapes {list(spatial_shapes)} hold {area} positions, but value has {S}"
+        )
+    if value.dtype not in DTYPES:
+        raise ValueError(f"ms_deform_attn: expected value of a floating dtype, got {value.dtype}")
+    allowed = (value.dtype,) if value.dtype not in reference.HALF_TYPES else (value.dtype, torch.float32)
+    if locations.dtype not in allowed or weights.dtype != locations.dtype:
+        raise ValueError(
+            f"ms_deform_attn: expected sampling_locations and attention_weights both {' or both '.join(map(str, allowed))} "
+            f"beside a {value.dtype} value, got {locations.dtype} and {weights.dtype}"
+        )
+    if not value.device == locations.device == weights.device:
+        raise ValueError(
+            f"ms_deform_attn: expected one device, got {value.device}, {locations.device} and {weights.device}"
+        )
+
+
+def _fake_forward(value: Tensor, spatial_shapes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
+    return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
+
+
+def _fake_backward(
+    grad_output: Tensor, value: Tensor, spatial_shapes: list[int], locations: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (value, locations, weights))
+
+
+FORWARD = define_op(
+    "ms_deform_attn",
+    "(Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights, "
+    'str backend="auto") -> Tensor',
+    reference=reference.ms_deform_attn,
+    fake=_fake_forward,
+)
+BACKWARD = define_op(
+    "ms_deform_attn_backward",
+    "(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, "
+    'Tensor attention_weights, str backend="auto") -> (Tensor, Tensor, Tensor)',
+    reference=reference.ms_deform_attn_backward,
+    fake=_fake_backward,
+)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    value, spatial_shapes, locations, weights, backend = inputs
+    ctx.save_for_backward(value, locations, weights)
+    ctx.spatial_shapes = spatial_shapes
+    ctx.backend = backend
+
+
+def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    value, locations, weights = ctx.saved_tensors
+    grads = BACKWARD(grad_output, value, ctx.spatial_shapes, locations, weights, ctx.backend)
+    return grads[0], None, grads[1], grads[2], None
+
+
+FORWARD.register_autograd(_backward, _setup_context)
