@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""merge_regions: exact greedy merging of adjacent regions into one merge tree per image.
+
+What is merged when (similarity, ties, zero and NaN features) is defined in `sohes/ops/reference/merge_regions.py`;
+what can be read from the result in `sohes/ops/merge_tree.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf, isnan
+
+import torch
+from torch import Tensor
+
+from sohes.ops._library import define_op
+from sohes.ops.merge_tree import MergeTree
+from sohes.ops.reference import merge_regions as reference
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def merge_regions(
+    features: Tensor | Sequence[Tensor],
+    *,
+    min_similarity: float = -inf,
+    region_mask: Tensor | Sequence[Tensor] | None = None,
+    backend: str = "auto",
+) -> list[MergeTree]:
+    """Merge the patches of each image, most similar neighbours first, until one region is left.
+
+    Args:
+        features: [h, w, C], [B, h, w, C], or a list of [h, w, C] of mixed sizes; float32, float16 or bfloat16, any
+            device, any strides. Sums and similarities are the same for every dtype: float32 sums, see the reference.
+        min_similarity: stop before the first merge below this; thresholds under it can then not be cut.
+        region_mask: bool, shaped as features without C: patches that are False take no part and get no label.
+        backend: "auto", or the name of one backend, which then runs or raises BackendUnavailable.
+
+    Returns:
+        One MergeTree per image (a list of one for a single [h, w, C]), on the CPU.
+
+    Raises:
+        ValueError: a shape, dtype or device that does not fit; the message quotes it.
+    """
+    images = _as_list(features, 3, "features [h, w, C], [B, h, w, C] or a list of [h, w, C]")
+    _check_features(images)
+    _check_stop(min_similarity)
+    if not images:
+        return []
+    masks = None
+    if region_mask is not None:
+        masks = _as_list(region_mask, 2, "region_mask [h, w], [B, h, w] or a list of [h, w]")
+        _check_masks(masks, images)
+    packed = _pack(features, images)
+    packed_mask = None if masks is None else torch.cat([mask.reshape(-1) for mask in masks]).to(packed.device)
+    sizes = [side for image in images for side in image.shape[:2]]
+    merges, similarity, num_merges = _op(packed, None, packed_mask, sizes, float(min_similarity), backend)
+
+    merges, similarity, counts = merges.cpu(), similarity.cpu(), num_merges.tolist()
+    trees, start = [], 0
+    for i, image in enumerate(images):
+        height, width = image.shape[:2]
+        tree = MergeTree(
+            num_leaves=height * width,
+            merges=merges[start : start + counts[i]],
+            similarity=similarity[start : start + counts[i]],
+            grid=(height, width),
+            min_similarity=min_similarity,
+            leaf_mask=None if masks is None else masks[i].reshape(-1).cpu(),
+        )
+        trees.append(tree)
+        start += height * width
+    return trees
+
+
+def merge_regions_graph(
+    features: Tensor,
+    edges: Tensor,
+    *,
+    sizes: Tensor | None = None,
+    min_similarity: float = -inf,
+    backend: str = "auto",
+) -> MergeTree:
+    """Merge starting regions of any kind (superpixels, pieces of a tree) along a list of adjacent pairs.
+
+    Args:
+        features: [N, C], the mean feature of each starting region; float32, float16 or bfloat16.
+        edges: int32 or int64 [E, 2], adjacent pairs of different regions; order and repetition do not matter.
+        sizes: int64 [N], patches or pixels in each starting region: its weight in the sums (a region's feature is
+            the sum over its parts of mean * size) and in the tree's areas. None means 1 each.
+        min_similarity, backend: as in merge_regions.
+
+    Returns:
+        A MergeTree with grid None.
+
+    Raises:
+        ValueError: a shape, dtype or id that does not fit; the message quotes it.
+    """
+    if features.ndim != 2 or 0 in features.shape:
+        raise ValueError(f"merge_regions_graph: expected features [N, C], none empty, got {list(features.shape)}")
+    _check_dtype(features)
+    _check_stop(min_similarity)
+    num_leaves = features.shape[0]
+    if edges.ndim != 2 or edges.shape[1] != 2 or edges.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"merge_regions_graph: expected edges int64 [E, 2], got {edges.dtype} {list(edges.shape)}")
+    edges = edges.to(device=features.device, dtype=torch.int64)
+    if edges.numel() and (edges.min() < 0 or edges.max() >= num_leaves or (edges[:, 0] == edges[:, 1]).any()):
+        raise ValueError(
+            f"merge_regions_graph: expected edges between different regions in [0, {num_leaves}), "
+            f"got ids from {int(edges.min())} to {int(edges.max())}, "
+            f"{int((edges[:, 0] == edges[:, 1]).sum())} of the edges from a region to itself"
+        )
+    sums = features.detach()
+    if sizes is not None:
+        if sizes.shape != (num_leaves,) or sizes.dtype != torch.int64:
+            raise ValueError(
+                f"merge_regions_graph: expected sizes int64 [{num_leaves}], got {sizes.dtype} {list(sizes.shape)}"
+            )
+        sums = sums.float() * sizes.to(sums.device)[:, None].float()
+    args = (sums.contiguous(), edges.contiguous(), None, [num_leaves, 1], float(min_similarity), backend)
+    merges, similarity, num_merges = _op(*args)
+    count = int(num_merges)
+    return MergeTree(
+        num_leaves=num_leaves,
+        merges=merges[:count].cpu(),
+        similarity=similarity[:count].cpu(),
+        min_similarity=min_similarity,
+        leaf_sizes=None if sizes is None else sizes.cpu(),
+    )
+
+
+def _fake(
+    features: Tensor,
+    edges: Tensor | None,
+    region_mask: Tensor | None,
+    grid_sizes: list[int],
+    min_similarity: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    total = features.shape[0]
+    return (
+        features.new_empty((total, 2), dtype=torch.int32),
+        features.new_empty((total,), dtype=torch.float32),
+        features.new_empty((len(grid_sizes) // 2,), dtype=torch.int32),
+    )
+
+
+_op = define_op(
+    "merge_regions",
+    "(Tensor features, Tensor? edges, Tensor? region_mask, SymInt[] grid_sizes, float min_similarity, "
+    'str backend="auto") -> (Tensor merges, Tensor similarity, Tensor num_merges)',
+    reference=reference.merge_regions,
+    fake=_fake,
+)
+
+
+def _as_list(value: Tensor | Sequence[Tensor], ndim: int, expected: str) -> list[Tensor]:
+    """One tensor per image, from one image, a batch or a list."""
+    if isinstance(value, Tensor):
+        value = [value] if value.ndim == ndim else value.unbind(0) if value.ndim == ndim + 1 else [value]
+    for image in value:
+        if image.ndim != ndim:
+            raise ValueError(f"merge_regions: expected {expected}, got {list(image.shape)}")
+    return list(value)
+
+
+def _check_features(images: list[Tensor]) -> None:
+    for image in images:
+        _check_dtype(image)
+        if 0 in image.shape:
+            raise ValueError(f"merge_regions: expected at least one patch and channel, got {list(image.shape)}")
+        first = images[0]
+        if (image.shape[2], image.dtype, image.device) != (first.shape[2], first.dtype, first.device):
+            raise ValueError(
+                "merge_regions: expected images of one number of channels, dtype and device, "
+                f"got {first.shape[2]} {first.dtype} {first.device} and {image.shape[2]} {image.dtype} {image.device}"
+            )
+
+
+def _check_dtype(features: Tensor) -> None:
+    if features.dtype not in _DTYPES:
+        raise ValueError(f"merge_regions: expected float32, float16 or bfloat16 features, got {features.dtype}")
+
+
+def _check_stop(min_similarity: float) -> None:
+    if isnan(min_similarity):
+        raise ValueError("merge_regions: min_similarity is NaN; -inf merges everything")
+
+
+def _check_masks(masks: list[Tensor], images: list[Tensor]) -> None:
+    shapes, expected = [list(mask.shape) for mask in masks], [list(image.shape[:2]) for image in images]
+    if shapes != expected:
+        raise ValueError(f"merge_regions: expected region_mask of sizes {expected}, got {shapes}")
+    for mask in masks:
+        if mask.dtype != torch.bool:
+            raise ValueError(f"merge_regions: expected a bool region_mask, got {mask.dtype}")
+
+
+def _pack(features: Tensor | Sequence[Tensor], images: list[Tensor]) -> Tensor:
+    """[T, C], contiguous; without a copy where the input is one contiguous tensor."""
+    channels = images[0].shape[2]
+    if isinstance(features, Tensor):
+        return features.detach().reshape(-1, channels).contiguous()
+    if len(images) == 1:
+        return images[0].detach().reshape(-1, channels).contiguous()
+    return torch.cat([image.detach().reshape(-1, channels) for image in images])

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MergeTree: everything greedy merging did to one image, readable at every threshold without touching features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from math import inf
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sohes.ops.reference.merge_tree import tree_layout
+
+
+@dataclass(frozen=True, eq=False)
+class MergeTree:
+    """The merges of one image, in the order in which they happened.
+
+    Nodes are regions: the N leaves 0..N-1 are the starting regions (patch (y, x) of a grid is leaf y*w + x), and merge
+    k joins nodes merges[k] = (lower id, higher id) into the new node N + k. R = N + M nodes in all. M is N - 1 when
+    everything was merged, less after an early stop, outside a region mask, or on a graph of several pieces.
+
+    All tensors are on the CPU. Arrays of the layout are computed once, on first use.
+
+    Attributes:
+        num_leaves: N.
+        merges: int32 [M, 2].
+        similarity: float32 [M] of each merge. Not always falling: a sum may be closer to a neighbour than its parts.
+        grid: (h, w) with h*w == N, or None for a tree over a general graph (shapes below are then [N] for [h, w]).
+        min_similarity: merging stopped before the first merge below this.
+        leaf_mask: bool [N], True where a leaf takes part; None means everywhere.
+        leaf_sizes: int64 [N], what a leaf counts in `areas`; None means 1 each.
+    """
+
+    num_leaves: int
+    merges: Tensor
+    similarity: Tensor
+    grid: tuple[int, int] | None = None
+    min_similarity: float = -inf
+    leaf_mask: Tensor | None = None
+    leaf_sizes: Tensor | None = None
+
+    @property
+    def num_nodes(self) -> int:
+        """R = N + M."""
+        return self.num_leaves + len(self.merges)
+
+    @cached_property
+    def parents(self) -> Tensor:
+        """int64 [R]: the node that swallowed each node, -1 for a root."""
+        return torch.from_numpy(self._parents)
+
+    @cached_property
+    def areas(self) -> Tensor:
+        """int64 [R]: leaves (patches) in each node, weighted by leaf_sizes where given."""
+        if self.leaf_sizes is None:
+            return torch.from_numpy(self._counts.astype(np.int64))
+        by_position = self.leaf_sizes.numpy()[self._order]
+        total = np.concatenate([[0], np.cumsum(by_position, dtype=np.int64)])
+        return torch.from_numpy(total[self._starts + self._counts] - total[self._starts])
+
+    @cached_property
+    def boxes(self) -> Tensor:
+        """int32 [R, 4]: (x0, y0, x1, y1) of each node in patches, half-open.
+
+        Raises:
+            ValueError: the tree has no grid.
+        """
+        if self.grid is None:
+            raise ValueError("a merge tree over a general graph has no boxes: its leaves have no place on a grid")
+        return torch.from_numpy(self._layout[3])
+
+    def num_merges(self, threshold: float) -> int:
+        """How many merges happen before the first one whose similarity is below `threshold` (rounded to float32).
+
+        Raises:
+            ValueError: threshold is NaN, or below the min_similarity at which merging stopped.
+        """
+        if not threshold >= self.min_similarity:
+            raise ValueError(
+                f"threshold must be at least min_similarity = {self.min_similarity}, where merging stopped, "
+                f"got {threshold}"
+            )
+        return int(np.searchsorted(-self._running_min, -np.float32(threshold), side="right"))
+
+    def cut(self, threshold: float) -> Tensor:
+        """The regions just before the first merge below `threshold`, as a label map.
+
+        Returns:
+            int32 [h, w] (or [N] without a grid): the node id alive at each leaf, -1 outside leaf_mask.
+        """
+        num_merges = self.num_merges(threshold)
+        alive = np.flatnonzero((self._born <= num_merges) & (num_merges <= self._died))
+        alive = alive[np.argsort(self._starts[alive])]
+        labels = np.empty(self.num_leaves, dtype=np.int32)
+        labels[self._order] = np.repeat(alive, self._counts[alive])
+        if self.leaf_mask is not None:
+            labels[~self.leaf_mask.numpy()] = -1
+        return torch.from_numpy(labels.reshape(self._leaf_shape))
+
+    def candidates(self, thresholds: Iterable[float]) -> Tensor:
+        """int64 [n]: ids, ascending, of the nodes that are alive in the cut of at least one of `thresholds`."""
+        cuts = np.unique([self.num_merges(threshold) for threshold in thresholds])
+        first_cut = np.searchsorted(cuts, self._born, side="left")
+        alive = np.searchsorted(cuts, self._died, side="right") > first_cut
+        if self.leaf_mask is not None:
+            alive[: self.num_leaves] &= self.leaf_mask.numpy()
+        return torch.from_numpy(np.flatnonzero(alive))
+
+    def node_masks(self, ids: Tensor) -> Tensor:
+        """bool [n, h, w] (or [n, N] without a grid): the leaves of each node in `ids` (int64 [n])."""
+        nodes = self._check_ids(ids)
+        position = self._starts[: self.num_leaves]
+        start, end = self._starts[nodes], self._starts[nodes] + self._counts[nodes]
+        inside = (position >= start[:, None]) & (position < end[:, None])
+        return torch.from_numpy(inside.reshape(len(nodes), *self._leaf_shape))
+
+    def contains(self, outer: Tensor, inner: Tensor) -> Tensor:
+        """bool [n, m]: is node outer[i] equal to, or an ancestor of, node inner[j]? Nodes are nested or disjoint."""
+        out, inn = self._check_ids(outer), self._check_ids(inner)
+        start, end = self._starts[out], self._starts[out] + self._counts[out]
+        inner_end = self._starts[inn] + self._counts[inn]
+        return torch.from_numpy((start[:, None] <= self._starts[inn]) & (inner_end <= end[:, None]))
+
+    # Leaves in depth-first order make every node one interval [start, start + count) of positions, so that masks,
+    # nesting and cuts are comparisons of numbers.
+
+    @cached_property
+    def _layout(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        return tree_layout(self.merges.numpy(), self.num_leaves, self.grid[1] if self.grid else 1)
+
+    @property
+    def _counts(self) -> np.ndarray:
+        return self._layout[0]
+
+    @property
+    def _starts(self) -> np.ndarray:
+        return self._layout[1]
+
+    @property
+    def _order(self) -> np.ndarray:
+        return self._layout[2]
+
+    @cached_property
+    def _parents(self) -> np.ndarray:
+        parents = np.full(self.num_nodes, -1, dtype=np.int64)
+        parents[self.merges.numpy()] = np.arange(self.num_leaves, self.num_nodes)[:, None]
+        return parents
+
+    # A node is in the state after m merges exactly when born <= m <= died.
+
+    @cached_property
+    def _born(self) -> np.ndarray:
+        return np.maximum(np.arange(self.num_nodes) - self.num_leaves + 1, 0)
+
+    @cached_property
+    def _died(self) -> np.ndarray:
+        return np.where(self._parents < 0, len(self.merges), self._parents - self.num_leaves)
+
+    @cached_property
+    def _running_min(self) -> np.ndarray:
+        return np.minimum.accumulate(self.similarity.numpy()) if len(self.merges) else np.empty(0, np.float32)
+
+    @property
+    def _leaf_shape(self) -> tuple[int, ...]:
+        return self.grid if self.grid is not None else (self.num_leaves,)
+
+    def _check_ids(self, ids: Tensor) -> np.ndarray:
+        nodes = torch.as_tensor(ids, dtype=torch.int64).cpu().numpy()
+        if nodes.ndim != 1 or (len(nodes) and (nodes.min() < 0 or nodes.max() >= self.num_nodes)):
+            raise ValueError(f"ids must be a vector of node ids in [0, {self.num_nodes}), got {nodes}")
+        return nodes

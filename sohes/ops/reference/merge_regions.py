@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reference of merge_regions: the definition (a literal loop) and a heap that must equal it.
+
+The method is the greedy merging of adjacent patches of HASSOD (Cao et al., NeurIPS 2023), with the sum of features as
+a region's feature, as SOHES does it. What is defined here, for every backend:
+
+Regions. N starting regions, ids 0..N-1, with one float32 feature [C] each. Merge k joins the best pair of adjacent
+regions into region N + k, whose neighbours are those of both parts and whose feature is their float32 sum.
+
+Similarity of regions a and b: `<a, b> / sqrt(<a, a> * <b, b>)`, the dot products accumulated in float64 (the products
+are then exact), the result rounded to float32. A feature of zero length has similarity 0 with everything. Where the
+result is not a finite number (a NaN or infinite feature, a sum that overflowed) it is -inf: such pairs merge last.
+
+Order. The pair with the highest similarity goes first; among equals the one with the lower smaller id, then the one
+with the lower larger id. Similarities are compared as the float32 numbers that the tree reports, so that collinear
+features tie exactly on every machine, whatever the order of summation did to the last bits of the float64.
+
+End. No adjacent pair is left, or the best similarity is below min_similarity (rounded to float32).
+"""
+
+from __future__ import annotations
+
+import heapq
+from math import inf
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Merges = tuple[np.ndarray, np.ndarray]  # int32 [M, 2] (lower id, higher id), float32 [M] similarities
+
+
+def merge_regions(
+    features: Tensor,
+    edges: Tensor | None,
+    region_mask: Tensor | None,
+    grid_sizes: list[int],
+    min_similarity: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The operator `sohes::merge_regions` over a packed batch of images, by merge_regions_heap.
+
+    Args:
+        features: float32, float16 or bfloat16 [T, C], the images' regions one image after the other.
+        edges: int64 [E, 2] adjacent pairs (a general graph, then one image), or None for 4-neighbours on grids.
+        region_mask: bool [T], False where a region takes no part; None means everywhere. Only for grids.
+        grid_sizes: h, w of each of the B images in turn; T is the sum of h*w. Ignored where edges are given.
+        min_similarity: stop before the first merge below this.
+
+    Returns:
+        merges: int32 [T, 2]; the image whose regions begin at row t has its merges from row t on, -1 after the last.
+        similarity: float32 [T] likewise, 0 after the last.
+        num_merges: int32 [B].
+    """
+    total = len(features)
+    rows = features.float().cpu().numpy()
+    mask = None if region_mask is None else region_mask.cpu().numpy()
+    merges = np.full((total, 2), -1, dtype=np.int32)
+    similarity = np.zeros(total, dtype=np.float32)
+    num_merges = []
+    graphs = [(total, 1)] if edges is not None else list(zip(grid_sizes[::2], grid_sizes[1::2], strict=True))
+    start = 0
+    for height, width in graphs:
+        here = slice(start, start + height * width)
+        if edges is not None:
+            pairs = edges.cpu().numpy()
+        else:
+            pairs = grid_edges(height, width, None if mask is None else mask[here].reshape(height, width))
+        found, values = merge_regions_heap(rows[here], pairs, min_similarity)
+        merges[start : start + len(found)] = found
+        similarity[start : start + len(found)] = values
+        num_merges.append(len(found))
+        start = here.stop
+    device = features.device
+    return (
+        torch.from_numpy(merges).to(device),
+        torch.from_numpy(similarity).to(device),
+        torch.tensor(num_merges, dtype=torch.int32, device=device),
+    )
+
+
+def grid_edges(height: int, width: int, mask: np.ndarray | None = None) -> np.ndarray:
+    """int64 [E, 2]: pairs of 4-neighbours (lower id, higher id) of a grid, both inside mask (bool [h, w]) if given."""
+    ids = np.arange(height * width).reshape(height, width)
+    right = np.stack([ids[:, :-1].ravel(), ids[:, 1:].ravel()], axis=1)
+    down = np.stack([ids[:-1].ravel(), ids[1:].ravel()], axis=1)
+    edges = np.concatenate([right, down])
+    if mask is not None:
+        edges = edges[mask.ravel()[edges].all(axis=1)]
+    return edges
+
+
+def cosine(dot: np.ndarray, norm_a: np.ndarray, norm_b: np.ndarray) -> np.ndarray:
+    """float32 similarities from float64 dot products and squared norms, with the rules for zero and non-finite."""
+    with np.errstate(all="ignore"):
+        square = norm_a * norm_b
+        similarity = np.where(square == 0, 0.0, dot / np.sqrt(square))
+        return np.where(np.isfinite(similarity), similarity, -inf).astype(np.float32)
+
+
+def merge_regions_loop(features: np.ndarray, edges: np.ndarray, min_similarity: float = -inf) -> Merges:
+    """The definition: a dictionary of pairs, and the best of all of them at every merge. O(N^2) comparisons.
+
+    Args:
+        features: float32 [N, C].
+        edges: int [E, 2], pairs of different adjacent regions; order and repetition do not matter.
+        min_similarity: stop before the first merge below this.
+    """
+    sums = dict(enumerate(features.astype(np.float32)))
+
+    def similarity(a: int, b: int) -> float:
+        x, y = sums[a].astype(np.float64), sums[b].astype(np.float64)
+        with np.errstate(all="ignore"):
+            return float(cosine(x @ y, x @ x, y @ y))
+
+    pairs = {(min(a, b), max(a, b)): 0.0 for a, b in edges.tolist()}
+    pairs = {pair: similarity(*pair) for pair in pairs}
+    merges, similarities = [], []
+    while pairs:
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        if pairs[best] < np.float32(min_similarity):
+            break
+        new = len(features) + len(merges)
+        merges.append(best)
+        similarities.append(pairs[best])
+        with np.errstate(all="ignore"):
+            sums[new] = sums[best[0]] + sums[best[1]]
+        touched = [pair for pair in pairs if best[0] in pair or best[1] in pair]
+        neighbours = {region for pair in touched for region in pair} - set(best)
+        for pair in touched:
+            del pairs[pair]
+        for neighbour in neighbours:
+            pairs[neighbour, new] = similarity(neighbour, new)
+    return _as_arrays(merges, similarities)
+
+
+def merge_regions_heap(features: np.ndarray, edges: np.ndarray, min_similarity: float = -inf) -> Merges:
+    """Equal to merge_regions_loop, with a heap of pairs: stale pairs stay in it and are skipped when they surface."""
+    num_leaves, num_channels = features.shape
+    sums = np.zeros((max(2 * num_leaves - 1, 0), num_channels), dtype=np.float32)
+    sums[:num_leaves] = features
+    with np.errstate(all="ignore"):
+        leaves = sums[:num_leaves].astype(np.float64)
+        norms = np.zeros(len(sums))
+        norms[:num_leaves] = np.einsum("nc,nc->n", leaves, leaves)
+        dots = np.einsum("ec,ec->e", leaves[edges[:, 0]], leaves[edges[:, 1]])
+    del leaves
+    first = cosine(dots, norms[edges[:, 0]], norms[edges[:, 1]])
+    ordered = np.sort(edges, axis=1).tolist()
+    neighbours: list[set[int]] = [set() for _ in range(num_leaves)]
+    for a, b in ordered:
+        neighbours[a].add(b)
+        neighbours[b].add(a)
+    heap = [(-s, a, b) for s, (a, b) in zip(first.tolist(), ordered, strict=True)]
+    heapq.heapify(heap)
+    is_alive = [True] * num_leaves
+    merges, similarities = [], []
+    while heap:
+        negated, a, b = heapq.heappop(heap)
+        if not (is_alive[a] and is_alive[b]):
+            continue
+        if -negated < np.float32(min_similarity):
+            break
+        new = num_leaves + len(merges)
+        merges.append((a, b))
+        similarities.append(-negated)
+        is_alive[a] = is_alive[b] = False
+        is_alive.append(True)
+        around = (neighbours[a] | neighbours[b]) - {a, b}
+        neighbours.append(around)
+        others = sorted(around)
+        for other in others:
+            neighbours[other] -= {a, b}
+            neighbours[other].add(new)
+        with np.errstate(all="ignore"):
+            np.add(sums[a], sums[b], out=sums[new])
+            merged = sums[new].astype(np.float64)
+            norms[new] = merged @ merged
+            dots = sums[others].astype(np.float64) @ merged
+        for s, other in zip(cosine(dots, norms[others], norms[new]).tolist(), others, strict=True):
+            heapq.heappush(heap, (-s, other, new))
+    return _as_arrays(merges, similarities)
+
+
+def _as_arrays(merges: list[tuple[int, int]], similarities: list[float]) -> Merges:
+    return np.asarray(merges, dtype=np.int32).reshape(-1, 2), np.asarray(similarities, dtype=np.float32)

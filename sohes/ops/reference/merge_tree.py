@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reference of the depth-first layout of a merge tree: two passes over the merges."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def tree_layout(
+    merges: np.ndarray, num_leaves: int, width: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Number the leaves depth-first, so that every node holds one interval of positions.
+
+    Roots follow each other by rising id; below a node its left child comes first.
+
+    Args:
+        merges: int32 [M, 2]; merge k joins two nodes into node num_leaves + k.
+        num_leaves: N.
+        width: leaf i lies at column i % width, row i // width.
+
+    Returns:
+        counts: int64 [R], the number of leaves below each of the R = N + M nodes.
+        starts: int64 [R], the first position of each node: it holds positions start .. start + count - 1.
+        order: int64 [N], the leaf at each position.
+        boxes: int32 [R, 4], (x0, y0, x1, y1) half-open.
+    """
+    num_nodes = num_leaves + len(merges)
+    pairs = merges.tolist()
+    columns, rows = np.arange(num_leaves) % width, np.arange(num_leaves) // width
+    counts = [1] * num_leaves
+    boxes = np.stack([columns, rows, columns + 1, rows + 1], axis=1).tolist()
+    is_root = [True] * num_nodes
+    for left, right in pairs:
+        counts.append(counts[left] + counts[right])
+        a, b = boxes[left], boxes[right]
+        boxes.append([min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])])
+        is_root[left] = is_root[right] = False
+
+    starts = [0] * num_nodes
+    position = 0
+    for node in range(num_nodes):
+        if is_root[node]:
+            starts[node] = position
+            position += counts[node]
+    for k in range(len(pairs) - 1, -1, -1):
+        left, right = pairs[k]
+        starts[left] = starts[num_leaves + k]
+        starts[right] = starts[left] + counts[left]
+
+    starts_array = np.asarray(starts, dtype=np.int64)
+    order = np.empty(num_leaves, dtype=np.int64)
+    order[starts_array[:num_leaves]] = np.arange(num_leaves)
+    boxes_array = np.asarray(boxes, dtype=np.int32).reshape(num_nodes, 4)
+    return np.asarray(counts, dtype=np.int64), starts_array, order, boxes_array
