@@ -16,11 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from sohes.errors import SohesError
+
 Phase = Literal["explore", "instruct", "correct"]
 PHASES: tuple[Phase, ...] = ("explore", "instruct", "correct")
 
 
-class ConfigError(ValueError):
+class ConfigError(SohesError, ValueError):
     """A setting that does not exist or does not fit; the message names it and what was expected."""
 
 
@@ -48,10 +50,58 @@ class ExploreConfig:
 
 @dataclass
 class ModelConfig:
-    """The segmentation model of phases 2 and 3."""
+    """The segmentation model of phases 2 and 3. Defaults are the paper-scale model."""
 
-    backbone: str = "vit_tiny_patch16_224"
-    """Name of a timm ViT (`vit_*`) or of a hierarchical timm backbone."""
+    backbone: str = "vit_base_patch8_224.dino"
+    """Name of a timm ViT (`vit_*`, gets a ViT-Adapter) or of a hierarchical timm backbone. [paper: DINO ViT-B/8]"""
+    backbone_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Passed on to `timm.create_model`, e.g. `{"depth": 4, "embed_dim": 128, "num_heads": 4}`."""
+    backbone_weights: str = ""
+    """Empty: random; `timm`: the published weights of that name; else a local file of a ViT's weights."""
+    vit_stride: int = 16
+    """Pixels of the model's input per patch; the ViT's own image is resized to fit, so that an /8 ViT sees half the
+    size and acts as /16. 8, 16 or 32. [cited]"""
+    adapter_interactions: int = 4
+    """Groups of ViT blocks between which ViT and adapter exchange features. [ViT-Adapter]"""
+    adapter_heads: int = 12
+    """Attention heads of injectors and extractors. [ViT-Adapter]"""
+    adapter_stem: int = 64
+    """Channels of the adapter's convolutional stem. [ViT-Adapter]"""
+    adapter_value_ratio: float = 0.5
+    """Channels of the adapter's attention values relative to the ViT's. [ViT-Adapter]"""
+    adapter_ffn_ratio: float = 0.25
+    """Hidden channels of the extractors' feed-forward layers relative to the ViT's. [ViT-Adapter]"""
+    deform_points: int = 4
+    """Points a head samples per level in every deformable attention. [Deformable DETR]"""
+    hidden_dim: int = 256
+    """Channels of pixel decoder, mask decoder and mask features. [Mask2Former]"""
+    num_heads: int = 8
+    """Attention heads of pixel and mask decoder. [Mask2Former]"""
+    encoder_layers: int = 6
+    """Deformable-attention layers of the pixel decoder. [Mask2Former]"""
+    encoder_ffn_dim: int = 1024
+    """Hidden channels of their feed-forward layers. [Mask2Former]"""
+    decoder_layers: int = 9
+    """Layers of the mask decoder. [Mask2Former]"""
+    decoder_ffn_dim: int = 2048
+    """Hidden channels of their feed-forward layers. [Mask2Former]"""
+    dropout: float = 0.0
+    """Dropout in both decoders. [Mask2Former]"""
+    query_init: Literal["learned", "grid"] = "learned"
+    """`learned`: free embeddings [Mask2Former]. `grid`: queries start from the features at a grid of anchor points,
+    and masks as affinity with the anchor; learns in a fraction of the steps. [ours]"""
+    num_queries: int = 1000
+    """Learned queries. AR counts up to 1000 masks; UnSAM trains 2000. [ours]"""
+    grid_size: int = 16
+    """Anchor points along each side of the image, for `grid`. [ours]"""
+    num_granularities: int = 4
+    """Queries per anchor point, from fine to coarse, for `grid`. [ours]"""
+    affinity_dim: int = 16
+    """Channels of the features in which `grid` masks start as distances to their anchor. [ours]"""
+    ancestor_head: bool = True
+    """Predict which mask is an ancestor of which. [paper]"""
+    activation_checkpointing: bool = False
+    """Recompute ViT blocks and decoder layers in the backward pass: less memory, about a third more time."""
 
 
 @dataclass
@@ -59,7 +109,21 @@ class LossConfig:
     """Matching and losses of phases 2 and 3."""
 
     num_points: int = 12544
-    """Points sampled for matching and for the mask losses. [sibling]"""
+    """Points sampled per mask for matching and for the mask losses. [sibling]"""
+    oversample_ratio: float = 3.0
+    """This many times more points are drawn before the most uncertain are kept, >= 1. [Mask2Former]"""
+    importance_ratio: float = 0.75
+    """Share of the points that are the most uncertain ones, 0..1; the rest is uniform. [Mask2Former]"""
+    class_weight: float = 2.0
+    """Weight of the class loss, also in matching. [sibling]"""
+    mask_weight: float = 5.0
+    """Weight of the pointwise binary cross-entropy, also in matching. [sibling]"""
+    dice_weight: float = 5.0
+    """Weight of the dice loss, also in matching. [sibling]"""
+    no_object_weight: float = 0.1
+    """Weight of queries without a mask in the class loss. [sibling]"""
+    ancestor_weight: float = 1.0
+    """Weight of the ancestor loss. [ours]"""
 
 
 @dataclass
@@ -157,7 +221,13 @@ class Config:
     """A run."""
 
     preset: str = "tiny"
-    """The preset that the other defaults came from: see `sohes/presets.py`."""
+    """The preset that the other defaults come from: see `sohes/presets.py`."""
+    images: Path | None = None
+    """Photos to learn from: a folder (nested is fine), or a .txt list. None: scenes are drawn."""
+    eval: Path | None = None
+    """Ground truth to score every phase on: a folder with annotations.json and images/, or a COCO JSON file."""
+    phases: tuple[Phase, ...] = PHASES
+    """Phases to run; those already finished in the run folder are not done again."""
     seed: int = 0
     """Of everything random: scenes, weights, views, sampled points."""
     scenes: SceneConfig = field(default_factory=SceneConfig)
@@ -171,12 +241,12 @@ class Config:
     infer: InferConfig = field(default_factory=InferConfig)
 
 
-def to_dict(config: Any) -> dict[str, Any]:  # noqa: ANN401 - any of the dataclasses above
+def to_dict(config: Any) -> dict[str, Any]:
     """A config as JSON-ready nested dictionaries."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))  # Path -> str
 
 
-def from_dict(cls: type, values: dict[str, Any], where: str = "config") -> Any:  # noqa: ANN401
+def from_dict(cls: type, values: dict[str, Any], where: str = "config") -> Any:
     """The inverse of `to_dict`. Raises ConfigError for an unknown key, naming the nearest known one."""
     hints = typing.get_type_hints(cls)
     known = {f.name for f in dataclasses.fields(cls)}
@@ -201,7 +271,7 @@ def load(path: Path) -> Config:
     return from_dict(Config, values, where=str(path))
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:  # noqa: ANN401
+def _convert(hint: Any, value: Any, where: str) -> Any:
     """JSON knows no tuples and no paths; everything else must already have the declared type."""
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value, where)

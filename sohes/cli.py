@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands share: typed arguments from a dataclass, and one clear line for an error a person can mend."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import tyro
+
+from sohes.errors import SohesError
+
+Arguments = TypeVar("Arguments")
+
+EXIT_BAD_INPUT = 2
+
+
+def parse(cls: type[Arguments], given: Sequence[str], prog: str, default: Arguments | None = None) -> Arguments:
+    """Command-line arguments as the dataclass `cls`.
+
+    The docstring below a field is its help text; an unknown option ends the program and names the nearest ones.
+    """
+    options = {} if default is None else {"default": default}
+    return tyro.cli(cls, args=list(given), prog=prog, **options)
+
+
+@contextmanager
+def fail_clearly(command: str) -> Iterator[None]:
+    """Turn a SohesError into one line on stderr and exit code 2. Any other error is a bug and keeps its traceback."""
+    try:
+        yield
+    except SohesError as error:
+        print(f"{command}: error: {error}", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        print(f"{command}: interrupted; what was written stays, go on with --resume", file=sys.stderr)
+        sys.exit(130)

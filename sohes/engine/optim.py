@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AdamW with the parameter groups and the schedule that both training phases share."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from sohes.config import OptimConfig
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over four groups: (pretrained backbone | the rest) x (weight decay | none).
+
+    A parameter is of the backbone when the model's `backbone_parameters()` yields it. Vectors, norms, biases and
+    embeddings are not decayed.
+    """
+    backbone = {id(p) for p in model.backbone_parameters()}
+    embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        factor = config.backbone_factor if id(parameter) in backbone else 1.0
+        decays = parameter.ndim > 1 and id(parameter) not in embeddings
+        groups.setdefault((factor, config.weight_decay if decays else 0.0), []).append(parameter)
+    rows = [{"params": ps, "lr_factor": factor, "weight_decay": decay} for (factor, decay), ps in groups.items()]
+    return torch.optim.AdamW(rows, lr=config.learning_rate, fused=True)
+
+
+def learning_rate_at(step: int, num_steps: int, config: OptimConfig) -> float:
+    """Linear warm-up, then half a cosine from `learning_rate` down to `final_factor` of it."""
+    warmup = min(config.warmup_steps, num_steps)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, num_steps - warmup)
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    return config.learning_rate * (config.final_factor + (1 - config.final_factor) * cosine)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group["lr_factor"]

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The folder of a run: what lies where, written so that a kill at any moment loses nothing already written."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from sohes import config as configuration
+from sohes.config import Config, Phase
+from sohes.engine.console import RunLog
+from sohes.errors import SohesError
+
+
+class RunError(SohesError, ValueError):
+    """A run folder that cannot be used as asked; the message says what to do."""
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON under a temporary name, then rename: readers never see half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+@dataclass
+class Run:
+    """A run folder. Which phases are finished is read from its files, never from a separate state."""
+
+    path: Path
+    log: RunLog = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.log = RunLog(self.path / "log.txt")
+
+    @property
+    def labels(self) -> Path:
+        return self.path / "labels"
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results.json"
+
+    def weights(self, phase: Phase) -> Path:
+        return self.path / "weights" / phase
+
+    def checkpoints(self, phase: Phase) -> Path:
+        return self.path / "checkpoints" / phase
+
+    def predictions(self, phase: Phase) -> Path:
+        return self.path / "predictions" / f"{phase}.json"
+
+    def is_trained(self, phase: Phase) -> bool:
+        return (self.weights(phase) / "model.safetensors").is_file()
+
+    def read_results(self) -> dict[str, dict[str, float | None]]:
+        """Scores per phase, {} before the first evaluation."""
+        return json.loads(self.results.read_text()) if self.results.is_file() else {}
+
+    def add_result(self, phase: Phase, scores: dict[str, float]) -> None:
+        """Record the scores of a phase; not-a-number becomes null."""
+        clean = {key: None if value != value else value for key, value in scores.items()}
+        write_json(self.results, {**self.read_results(), phase: clean})
+
+    def open_metrics(self, phase: Phase, start_step: int) -> Metrics:
+        return Metrics(self.path / "metrics.jsonl", phase, start_step)
+
+
+class Metrics:
+    """Appends rows to `metrics.jsonl`. On resume, rows at or past the step that is done again are dropped first."""
+
+    def __init__(self, path: Path, phase: Phase, start_step: int) -> None:
+        self.phase = phase
+        self.started = time.time()
+        if path.is_file():
+            _drop_rows(path, phase, start_step)
+        self._file: TextIO = path.open("a", buffering=1)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        row = {"phase": self.phase, "step": step, "time": round(time.time() - self.started, 3)}
+        self._file.write(json.dumps({**row, **{k: float(f"{v:.6g}") for k, v in values.items()}}) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _drop_rows(path: Path, phase: Phase, start_step: int) -> None:
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # the line a kill cut short
+        if row["phase"] != phase or row["step"] < start_step:
+            kept.append(line)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(line + "\n" for line in kept))
+    os.replace(temporary, path)
+
+
+def open_run(path: Path, config: Config, resume: bool) -> Run:
+    """Open a new run folder, or an old one with `resume`.
+
+    Raises RunError when a new run would write over an old one, when there is nothing to resume, or when a resumed run
+    is asked to change a setting (only `phases` may change).
+    """
+    stored = path / "config.json"
+    if stored.is_file() and not resume:
+        raise RunError(f"{path} already holds a run: go on with it by --resume, or give another --out")
+    if resume and not stored.is_file():
+        raise RunError(f"--resume: {path} holds no run (no config.json)")
+    if resume:
+        before, now = (configuration.to_dict(c) for c in (configuration.load(stored), config))
+        changed = [key for key in _flatten(now) if key != "phases" and _flatten(before).get(key) != _flatten(now)[key]]
+        if changed:
+            raise RunError(f"--resume: {path} was started with other settings: {', '.join(changed)}")
+    run = Run(path)
+    write_json(stored, configuration.to_dict(config))
+    return run
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat.update(_flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return flat

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m sohes.env`: versions, how the package was built, and which backend each operator uses and why."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import sohes
+import sohes.ops  # registers the operators
+from sohes import _binary
+from sohes.ops._library import OPERATORS
+
+_PACKAGES = ("torch", "torchvision", "triton", "numpy", "scipy", "timm", "pillow", "pycocotools", "safetensors")
+_OPTIONAL = ("xformers", "tensorboard", "segmentation-refinement")
+
+
+def collect_env() -> dict[str, Any]:
+    """Facts about this installation, JSON-ready. `operators` maps name -> device -> {uses, why_not}."""
+    found = _binary.find_binary()
+    return {
+        "sohes": sohes.__version__,
+        "package": str(Path(sohes.__file__).parent),
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "packages": {name: _version(name) for name in (*_PACKAGES, *_OPTIONAL)},
+        "binary": str(found.path) if found.path else None,
+        "binary_why_not": found.reason or None,
+        "binary_info": found.module.build_info() if found.module else None,
+        "build": _binary.build_facts(),
+        "operators": {name: _explain(name) for name in sorted(OPERATORS)},
+    }
+
+
+def _explain(name: str) -> dict[str, Any]:
+    devices = [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])
+    report = {}
+    for device in devices:
+        reasons = OPERATORS[name].explain(device, torch.float32)
+        uses = next(backend for backend, reason in reasons.items() if reason is None)
+        report[device.type] = {"uses": uses, "why_not": {b: r for b, r in reasons.items() if r is not None}}
+    return report
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def format_env(env: dict[str, Any]) -> str:
+    """The facts as text for a person."""
+    lines = [f"sohes {env['sohes']}  ({env['package']})", f"python {env['python']}, {env['platform']}"]
+    lines += [f"{env['cpus']} CPUs ({env['cpu_capability']}), torch uses {env['threads']} threads"]
+    lines += [f"GPUs: {', '.join(env['gpus']) or 'none'}"]
+    lines += ["packages: " + ", ".join(f"{k} {v or '-'}" for k, v in env["packages"].items())]
+    lines += [f"compiled module: {env['binary'] or 'none: ' + env['binary_why_not']}"]
+    if env["binary_info"]:
+        lines += ["  " + ", ".join(f"{k} {v}" for k, v in env["binary_info"].items())]
+    lines += [f"  not built: {variant}: {reason}" for variant, reason in env["build"].get("skipped", {}).items()]
+    lines += ["operators (float32):"]
+    for name, devices in env["operators"].items():
+        for device, report in devices.items():
+            lines += [f"  {name} on {device}: {report['uses']}"]
+            lines += [f"    not {backend}: {reason}" for backend, reason in report["why_not"].items()]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the report; `--json` prints it for machines."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if given not in ([], ["--json"]):
+        print("usage: python -m sohes.env [--json]", file=sys.stderr if given != ["--help"] else sys.stdout)
+        return 0 if given == ["--help"] else 2
+    env = collect_env()
+    print(json.dumps(env, indent=1) if given else format_env(env))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

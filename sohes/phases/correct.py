@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Phase 3, self-correction: a student learns from the initial labels and from its own, slower teacher."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from sohes.config import Config, CorrectConfig
+from sohes.data.coco import LabelSet
+from sohes.data.dataset import Batch, LabelDataset, Target
+from sohes.data.sampling import batches
+from sohes.engine.ema import ema_decay_at, make_teacher, update_teacher
+from sohes.engine.loop import Trainer, train
+from sohes.engine.run import Run
+from sohes.forest import build_forest
+from sohes.losses.criterion import Criterion
+from sohes.masks import PackedMasks, nms_masks
+from sohes.models.inference import score_masks
+from sohes.models.segmenter import Segmenter
+from sohes.models.segmenter_model import Outputs
+
+
+def correct(run: Run, config: Config, labels: LabelSet, device: torch.device) -> None:
+    """Teacher and student start from phase 2; the teacher becomes `weights/correct/`. Resumes like phase 2.
+
+    Both see the same crop, the teacher a weak and the student a strong view. One forward pass of the student serves
+    both branches [ours]: its loss against the initial labels and against the teacher's, weighted by cosine schedules.
+
+    Raises TrainingDiverged, CheckpointError, WeightsError.
+    """
+    student = Segmenter.from_pretrained(run.weights("instruct")).model.to(device).train()
+    teacher = make_teacher(student)
+    criterion = Criterion(config.loss)
+    dataset = LabelDataset(labels, config.views, seed=config.seed + 1, pairs=True)
+    settings = config.correct
+
+    def compute_loss(step: int, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        with torch.no_grad():
+            seen = teacher(batch.images, batch.valid)
+        corrected = teacher_targets(seen, batch, settings)
+        outputs = student(batch.strong_images, batch.valid)
+        progress = step / max(1, settings.num_steps - 1)
+        branches = {
+            "label": (cosine_between(*settings.label_weight, progress), batch.targets),
+            "teacher": (cosine_between(*settings.teacher_weight, progress), corrected),
+        }
+        losses = {"loss": outputs.class_logits.new_zeros(())}
+        for branch, (weight, targets) in branches.items():
+            if weight == 0:
+                continue
+            parts = criterion(outputs, targets, generator)
+            losses["loss"] = losses["loss"] + weight * parts["loss"]
+            losses |= {f"{branch}_{name}": value for name, value in parts.items()}
+        num_labels = sum(len(target.masks) for target in corrected) / len(corrected)
+        return losses | {"teacher_masks": torch.tensor(num_labels)}
+
+    def after_step(step: int) -> None:
+        update_teacher(teacher, student, ema_decay_at(step, settings.ema_decay))
+
+    train(
+        Trainer(
+            run=run,
+            phase="correct",
+            modules={"model": student, "teacher": teacher},
+            compute_loss=compute_loss,
+            make_batches=lambda start: batches(dataset, settings, config.views, config.seed + 1, start),
+            num_steps=settings.num_steps,
+            seed=config.seed,
+            optim=replace(
+                config.optim, learning_rate=config.optim.learning_rate * settings.learning_rate_factor
+            ),
+            after_step=after_step,
+        )
+    )
+    Segmenter(teacher, config.model, config.infer).save_pretrained(run.weights("correct"))
+
+
+def cosine_between(start: float, end: float, progress: float) -> float:
+    """`start` at progress 0, `end` at progress 1, half a cosine between."""
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@torch.no_grad()
+def teacher_targets(outputs: Outputs, batch: Batch, config: CorrectConfig) -> list[Target]:
+    """The teacher's predictions as labels: scored, thresholded by size, without duplicates, with a forest.
+
+    Thresholds depend on a mask's area [ours], measured as if the view's long side were 640 px.
+    """
+    height, width = batch.images.shape[-2:]
+    scale = (640 / max(height, width)) ** 2
+    limits = outputs.class_logits.new_tensor(config.size_limits)
+    thresholds = outputs.class_logits.new_tensor(config.score_thresholds)
+    targets = []
+    for b in range(len(batch.images)):
+        logits = outputs.mask_logits[b]  # [Q, h, w]
+        scores = score_masks(outputs.class_logits[b], logits)  # [Q]
+        candidates = (scores > thresholds.min()).nonzero().flatten()
+        masks = PackedMasks.from_logits(logits[candidates], (height, width))
+        areas = masks.areas.to(scores.device)
+        needed = thresholds[torch.bucketize(areas * scale, limits)]
+        keep = ((scores[candidates] > needed) & (areas > 0)).nonzero().flatten()
+        masks, kept_scores = masks[keep], scores[candidates][keep]
+        best = nms_masks(masks, 0.9, kept_scores)[: config.max_labels]
+        masks = masks[best]
+        parents = build_forest(masks, config.theta_cover)
+        targets.append(Target.from_forest(masks, parents, kept_scores[best]))
+    return targets
