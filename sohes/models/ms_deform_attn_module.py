@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sohes.ops import ms_deform_attn
+from sohes.ops.ms_deform_attn import ms_deform_attn
 
 
 def reference_points(shapes: list[tuple[int, int]], device: torch.device) -> Tensor:
@@ -91,11 +91,12 @@ class MSDeformAttn(nn.Module):
         if valid is not None:
             value = value.masked_fill(~valid[..., None], 0.0)
         value = value.unflatten(-1, (K, -1))  # [B, S, K, D]
-        # Coordinates stay in float32: half precision cannot tell neighbouring cells of a large map apart.
-        offsets = self.sampling_offsets(query).float().view(B, Q, K, L, P, 2)
-        size = query.new_tensor([(width, height) for height, width in shapes], dtype=torch.float32)  # [L, 2]
+        # Coordinates and weights stay in float32 beside half values: a half cannot tell cells of a large map apart.
+        precise = torch.promote_types(query.dtype, torch.float32)
+        offsets = self.sampling_offsets(query).to(precise).view(B, Q, K, L, P, 2)
+        size = torch.tensor([(width, height) for height, width in shapes], dtype=precise, device=query.device)
         locations = reference[None, :, None, None, None, :] + offsets / size[:, None, :]  # [B, Q, K, L, P, 2]
-        weights = self.attention_weights(query).view(B, Q, K, L * P)
+        weights = self.attention_weights(query).to(precise).view(B, Q, K, L * P)
         weights = F.softmax(weights, dim=-1).view(B, Q, K, L, P)
-        out = ms_deform_attn(value, shapes, locations.to(value.dtype), weights.to(value.dtype))  # [B, Q, K*D]
+        out = ms_deform_attn(value, shapes, locations, weights)  # [B, Q, K*D]
         return self.output_proj(out)

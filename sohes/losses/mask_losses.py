@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses of the class and of the mask of each query."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def class_loss(class_logits: Tensor, is_matched: Tensor, num_masks: Tensor, no_object_weight: float) -> Tensor:
+    """Cross-entropy of "entity" for matched queries and of "no object" for the others, which weigh less.
+
+    Args:
+        class_logits: [layers, B, Q, 2].
+        is_matched: bool [layers, B, Q].
+        num_masks: matched queries per layer, in expectation over processes where there are several.
+
+    Returns:
+        Scalar: weighted mean over queries, summed over layers.
+    """
+    _layers, B, Q, _ = class_logits.shape
+    label = (~is_matched).long()
+    loss = F.cross_entropy(class_logits.float().flatten(0, 2), label.flatten(), reduction="none")
+    weight = torch.where(is_matched, 1.0, no_object_weight).flatten()
+    return (loss * weight).sum() / (num_masks + no_object_weight * (B * Q - num_masks)).clamp(min=1e-6)
+
+
+def bce_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy at points [M, P], mean over points -> [M]."""
+    return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(dim=1)
+
+
+def dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """`1 - (2 sum(s t) + 1) / (sum(s) + sum(t) + 1)` at points [M, P] -> [M]."""
+    s = logits.sigmoid()
+    return 1.0 - (2.0 * (s * labels).sum(1) + 1.0) / (s.sum(1) + labels.sum(1) + 1.0)

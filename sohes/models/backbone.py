@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Backbones by timm name: a plain ViT inside a ViT-Adapter, or a hierarchical network as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import timm
+from timm.models import load_state_dict
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import Tensor, nn
+
+from sohes.config import ModelConfig
+from sohes.models.vit_adapter import ViTAdapter
+
+STRIDES = (4, 8, 16, 32)
+
+
+class WeightsError(RuntimeError):
+    """Weights are missing, unreadable, or do not fit the model."""
+
+
+class HierarchicalBackbone(nn.Module):
+    """A timm `features_only` network whose last four maps have strides 4, 8, 16 and 32."""
+
+    def __init__(self, network: nn.Module, name: str) -> None:
+        super().__init__()
+        reductions = network.feature_info.reduction()
+        if tuple(reductions[-4:]) != STRIDES:
+            raise ValueError(f"backbone {name!r} gives strides {reductions}, expected {list(STRIDES)} at the end")
+        self.network = network
+        self.channels: list[int] = network.feature_info.channels()[-4:]
+
+    def forward(self, images: Tensor, valid: Tensor | None = None) -> list[Tensor]:
+        """images [B, 3, H, W] -> four maps [B, C, h, w]. Convolutions have no use for `valid`."""
+        return self.network(images)[-4:]
+
+
+def key_differences(expected: dict[str, Tensor], found: dict[str, Tensor]) -> list[str]:
+    """One line per key that is missing, not expected, or of another shape."""
+    lines = [f"missing     {key} {list(expected[key].shape)}" for key in sorted(expected.keys() - found.keys())]
+    lines += [f"unexpected  {key} {list(found[key].shape)}" for key in sorted(found.keys() - expected.keys())]
+    for key in sorted(expected.keys() & found.keys()):
+        if expected[key].shape != found[key].shape:
+            lines.append(f"shape       {key} is {list(found[key].shape)}, expected {list(expected[key].shape)}")
+    return lines
+
+
+def load_strictly(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Copy `state` into `module`, or raise WeightsError with the difference of keys and touch nothing."""
+    lines = key_differences(module.state_dict(), state)
+    if lines:
+        shown = lines[:20] + ([f"... and {len(lines) - 20} more"] if len(lines) > 20 else [])
+        raise WeightsError(f"weights in {source} do not fit the model:\n  " + "\n  ".join(shown))
+    module.load_state_dict(state, strict=True)
+
+
+def load_vit_weights(vit: VisionTransformer, path: Path) -> None:
+    """Load timm or DINO weights from a local file; positions are resampled to the ViT's own grid.
+
+    Raises:
+        WeightsError: the file is absent or its keys do not fit (classifier heads are ignored).
+    """
+    if not path.is_file():
+        raise WeightsError(f"backbone weights not found: {path}")
+    state = checkpoint_filter_fn(load_state_dict(str(path), use_ema=False), vit)
+    state = {key: value for key, value in state.items() if not key.startswith(("head.", "fc_norm."))}
+    load_strictly(vit, state, str(path))
+
+
+def create_timm_model(config: ModelConfig, **kwargs: object) -> nn.Module:
+    """`timm.create_model` with the config's kwargs; published weights when `backbone_weights` is "timm"."""
+    pretrained = config.backbone_weights == "timm"
+    try:
+        return timm.create_model(config.backbone, pretrained=pretrained, **{**kwargs, **config.backbone_kwargs})
+    except OSError as error:
+        raise WeightsError(
+            f"could not fetch weights of {config.backbone!r} ({type(error).__name__}); without a network give a "
+            "local file as backbone_weights"
+        ) from error
+
+
+def build_backbone(config: ModelConfig) -> ViTAdapter | HierarchicalBackbone:
+    """The backbone a config names: module with `channels` (four ints) and `forward(images, valid) -> maps`.
+
+    Raises:
+        WeightsError: weights were asked for and cannot be had.
+        ValueError: the network is neither a plain ViT nor has strides 4, 8, 16, 32.
+    """
+    if not timm.is_model(config.backbone.split(".")[0]):
+        near = timm.list_models(config.backbone.split(".")[0][:8] + "*")[:5]
+        raise ValueError(f"timm knows no backbone {config.backbone!r}; near: {', '.join(near) or 'none'}")
+    local = Path(config.backbone_weights) if config.backbone_weights not in ("", "timm") else None
+    if not config.backbone.startswith("vit_"):
+        if local is not None:
+            raise ValueError(f"local backbone weights are for plain ViTs (vit_*), not {config.backbone!r}")
+        network = create_timm_model(config, features_only=True)
+        return HierarchicalBackbone(network, config.backbone)
+
+    vit = create_timm_model(config, num_classes=0, global_pool="", dynamic_img_size=True)
+    if not isinstance(vit, VisionTransformer):
+        raise ValueError(f"backbone {config.backbone!r} is {type(vit).__name__}, expected a plain VisionTransformer")
+    if local is not None:
+        load_vit_weights(vit, local)
+    return ViTAdapter(
+        vit,
+        vit_stride=config.vit_stride,
+        num_interactions=config.adapter_interactions,
+        num_heads=config.adapter_heads,
+        num_points=config.deform_points,
+        stem_channels=config.adapter_stem,
+        value_ratio=config.adapter_value_ratio,
+        ffn_ratio=config.adapter_ffn_ratio,
+        activation_checkpointing=config.activation_checkpointing,
+    )

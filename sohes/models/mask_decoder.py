@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mask decoder: queries look at the pixels inside their own mask, at each other, and predict again after each layer.
+
+The structure is that of Mask2Former (Cheng et al., CVPR 2022), without multiplying out masks: both the attention masks
+at coarse strides and the outputs use that bilinear resizing and the product with an embedding can change places.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from sohes.models.ancestor_head import AncestorHead
+from sohes.models.anchor_affinity import AnchorAffinity
+from sohes.models.layers import MLP, Attention, sine_position_map
+from sohes.models.outputs import Outputs
+from sohes.models.pixel_decoder import PixelFeatures, valid_cells
+from sohes.models.queries import GridQueries, LearnedQueries
+
+
+class DecoderLayer(nn.Module):
+    """Masked cross-attention, self-attention, feed-forward; norms come after the residuals."""
+
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.cross_attn = Attention(dim, num_heads, dropout)
+        self.cross_attn_layer_norm = nn.LayerNorm(dim)
+        self.self_attn = Attention(dim, num_heads, dropout)
+        self.self_attn_layer_norm = nn.LayerNorm(dim)
+        self.fc1 = nn.Linear(dim, ffn_dim)
+        self.fc2 = nn.Linear(ffn_dim, dim)
+        self.final_layer_norm = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+
+    def forward(self, x: Tensor, position: Tensor, source: Tensor, source_position: Tensor, attend: Tensor) -> Tensor:
+        """x, position [B,Q,C]; source [B,S,C]; source_position [S,C]; attend bool [B,Q,S] -> [B,Q,C]."""
+        cross = self.cross_attn(x + position, source + source_position, source, attend)
+        x = self.cross_attn_layer_norm(x + self.dropout(cross))
+        x = self.self_attn_layer_norm(x + self.dropout(self.self_attn(x + position, x + position, x)))
+        hidden = self.dropout(F.relu(self.fc1(x)))
+        return self.final_layer_norm(x + self.dropout(self.fc2(hidden)))
+
+
+def attention_mask(embeddings: Tensor, features: Tensor, valid: Tensor | None) -> Tensor:
+    """Where each query may look: inside its mask, or anywhere when its mask is empty.
+
+    Args:
+        embeddings: [B, Q, E].
+        features: [B, E, h*w], mask features at the size of the level looked at.
+        valid: bool [B, h*w] or None.
+
+    Returns:
+        bool [B, Q, h*w].
+    """
+    attend = torch.bmm(embeddings, features) >= 0
+    if valid is None:
+        return attend | ~attend.any(dim=-1, keepdim=True)
+    attend = attend & valid[:, None]
+    return torch.where(attend.any(dim=-1, keepdim=True), attend, valid[:, None])
+
+
+class MaskDecoder(nn.Module):
+    """`PixelFeatures` in, `Outputs` of every layer out.
+
+    Args:
+        queries: where they come from.
+        affinity: adds masks that start as likeness with an anchor; for grid queries.
+        num_levels: the layers look at these in turn, coarse first.
+    """
+
+    def __init__(
+        self,
+        queries: LearnedQueries | GridQueries,
+        affinity: AnchorAffinity | None,
+        dim: int,
+        *,
+        num_layers: int,
+        num_heads: int,
+        ffn_dim: int,
+        dropout: float,
+        ancestor_head: bool,
+        activation_checkpointing: bool,
+        num_levels: int = 3,
+    ) -> None:
+        super().__init__()
+        self.dim = dim
+        self.activation_checkpointing = activation_checkpointing
+        self.queries = queries
+        self.affinity = affinity
+        self.level_embed = nn.Embedding(num_levels, dim)
+        self.layers = nn.ModuleList([DecoderLayer(dim, num_heads, ffn_dim, dropout) for _ in range(num_layers)])
+        self.layernorm = nn.LayerNorm(dim)
+        self.mask_embedder = MLP(dim, dim, dim, 3)
+        self.class_predictor = nn.Linear(dim, 2)
+        self.ancestor_head = AncestorHead(dim) if ancestor_head else None
+
+    def forward(self, pixels: PixelFeatures, image_size: tuple[int, int], valid: Tensor | None = None) -> Outputs:
+        """image_size: (H, W) before padding; valid: bool [B, H', W'] of the padded batch, or None."""
+        shapes = [(x.shape[2], x.shape[3]) for x in pixels.levels]
+        positions = [sine_position_map(h, w, self.dim, pixels.fine.device) for h, w in shapes]
+        sources = [
+            x.flatten(2).transpose(1, 2) + embed  # [B, h*w, C]
+            for x, embed in zip(pixels.levels, self.level_embed.weight, strict=True)
+        ]
+        valid_levels = [None] * len(shapes) if valid is None else valid_cells(valid, shapes)
+        features = pixels.mask_features  # [B, E, H/4, W/4]
+        if self.affinity is not None:
+            features = torch.cat((features, self.affinity.maps(pixels)), dim=1)
+        with torch.no_grad():
+            small = [
+                F.interpolate(features, size=shape, mode="bilinear", align_corners=False).flatten(2) for shape in shapes
+            ]
+
+        start = self.queries(pixels)
+        x = start.content  # [B, Q, C]
+        normed = [self.layernorm(x)]
+        embeddings = [self.embed_masks(normed[0], features)]
+        for index, layer in enumerate(self.layers):
+            level = index % len(shapes)
+            attend = attention_mask(embeddings[-1].detach(), small[level], valid_levels[level])
+            arguments = (x, start.position, sources[level], positions[level], attend)
+            if self.activation_checkpointing and self.training:
+                x = checkpoint(layer, *arguments, use_reentrant=False)
+            else:
+                x = layer(*arguments)
+            normed.append(self.layernorm(x))
+            embeddings.append(self.embed_masks(normed[-1], features))
+        return self.collect(torch.stack(normed), embeddings, features, image_size)
+
+    def embed_masks(self, queries: Tensor, features: Tensor) -> Tensor:
+        """Normalised queries [B, Q, C], mask features [B, E, h, w] -> mask embeddings [B, Q, E]."""
+        embedding = self.mask_embedder(queries)
+        if self.affinity is None:
+            return embedding
+        return torch.cat((embedding, self.affinity.embeddings(queries, features[:, self.dim :])), dim=-1)
+
+    def collect(
+        self, normed: Tensor, embeddings: list[Tensor], features: Tensor, image_size: tuple[int, int]
+    ) -> Outputs:
+        """Class and ancestor heads over all layers at once; normed [layers + 1, B, Q, C]."""
+        features = features[:, :, : -(-image_size[0] // 4), : -(-image_size[1] // 4)]
+        class_logits = self.class_predictor(normed)  # [layers + 1, B, Q, 2]
+        ancestor = [None] * len(embeddings) if self.ancestor_head is None else self.ancestor_head(normed)
+        layers = [
+            Outputs(c, e, features, a, image_size) for c, e, a in zip(class_logits, embeddings, ancestor, strict=True)
+        ]
+        last = layers[-1]
+        return Outputs(last.class_logits, last.mask_embeddings, features, last.ancestor_logits, image_size, layers[:-1])

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the model returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Predictions of one decoder layer; the last layer's carries those of the earlier ones in `aux`.
+
+    Mask logits are the product of a small embedding per query and a feature map. They are kept in that form, because
+    losses read a few points and matched queries only; `mask_logits` multiplies them out.
+    """
+
+    class_logits: Tensor
+    """[B, Q, 2]: entity, no object."""
+    mask_embeddings: Tensor
+    """[B, Q, E]."""
+    mask_features: Tensor
+    """[B, E, ceil(H/4), ceil(W/4)], shared by all layers."""
+    ancestor_logits: Tensor | None
+    """[B, Q, Q]: [i, j] says that i is an ancestor of j; None without the head."""
+    image_size: tuple[int, int]
+    """(H, W) of the images. The map's last row and column reach past the image where 4 does not divide H or W."""
+    aux: list[Outputs] = field(default_factory=list)
+    """The earlier layers, first layer first, starting with the queries before any layer."""
+
+    @property
+    def mask_logits(self) -> Tensor:
+        """[B, Q, ceil(H/4), ceil(W/4)]; over 0 is inside the mask."""
+        return torch.einsum("bqe,behw->bqhw", self.mask_embeddings, self.mask_features)
+
+    @property
+    def entity_probability(self) -> Tensor:
+        """[B, Q] in float32."""
+        return self.class_logits.float().softmax(dim=-1)[..., 0]

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pixel decoder: deformable attention over strides 8, 16, 32, then one feature-pyramid step to stride 4.
+
+The structure, and the parameter names as transformers has them, are those of Mask2Former (Cheng et al., CVPR 2022).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sohes.models.layers import group_norm, sine_position_map
+from sohes.models.ms_deform_attn_module import MSDeformAttn, reference_points
+from sohes.models.vit_adapter import Shapes, split_levels
+
+
+@dataclass(frozen=True)
+class PixelFeatures:
+    """What the mask decoder looks at."""
+
+    levels: list[Tensor]
+    """[B, C, h, w] of stride 32, 16 and 8, coarse first."""
+    fine: Tensor
+    """[B, C, H/4, W/4]."""
+    mask_features: Tensor
+    """[B, C, H/4, W/4], `fine` projected for the product with mask embeddings."""
+
+
+class EncoderLayer(nn.Module):
+    """Deformable self-attention over all levels, then a feed-forward layer; norms come after the residuals."""
+
+    def __init__(
+        self, dim: int, num_heads: int, num_levels: int, num_points: int, ffn_dim: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.self_attn = MSDeformAttn(dim, num_heads, num_levels, num_points)
+        self.self_attn_layer_norm = nn.LayerNorm(dim)
+        self.fc1 = nn.Linear(dim, ffn_dim)
+        self.fc2 = nn.Linear(ffn_dim, dim)
+        self.final_layer_norm = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, tokens: Tensor, position: Tensor, reference: Tensor, shapes: Shapes, valid: Tensor | None
+    ) -> Tensor:
+        """tokens [B, S, C], position [S, C], reference [S, 2] -> tokens [B, S, C]."""
+        attended = self.self_attn(tokens + position, reference, tokens, shapes, valid)
+        tokens = self.self_attn_layer_norm(tokens + self.dropout(attended))
+        hidden = self.dropout(F.relu(self.fc1(tokens)))
+        return self.final_layer_norm(tokens + self.dropout(self.fc2(hidden)))
+
+
+class PixelDecoder(nn.Module):
+    """Backbone maps of stride 4, 8, 16, 32 in, `PixelFeatures` out.
+
+    Args:
+        channels: of the four backbone maps.
+        dim: C of everything that comes out.
+    """
+
+    def __init__(
+        self,
+        channels: list[int],
+        dim: int,
+        *,
+        num_layers: int,
+        num_heads: int,
+        num_points: int,
+        ffn_dim: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        fine, *coarse = channels
+        self.dim = dim
+        self.input_projections = nn.ModuleList(
+            [nn.Sequential(nn.Conv2d(c, dim, 1), group_norm(dim)) for c in reversed(coarse)]
+        )
+        self.level_embed = nn.Parameter(torch.randn(len(coarse), dim))
+        self.layers = nn.ModuleList(
+            [EncoderLayer(dim, num_heads, len(coarse), num_points, ffn_dim, dropout) for _ in range(num_layers)]
+        )
+        self.adapter_1 = nn.Sequential(nn.Conv2d(fine, dim, 1, bias=False), group_norm(dim))
+        self.layer_1 = nn.Sequential(nn.Conv2d(dim, dim, 3, padding=1, bias=False), group_norm(dim), nn.ReLU())
+        self.mask_projection = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, maps: list[Tensor], valid: Tensor | None = None) -> PixelFeatures:
+        """maps: four [B, c, h, w] of stride 4, 8, 16, 32; valid: bool [B, H, W] or None."""
+        fine, *coarse = maps
+        coarse = [project(x) for project, x in zip(self.input_projections, reversed(coarse), strict=True)]
+        shapes = [(x.shape[2], x.shape[3]) for x in coarse]
+        device = fine.device
+        position = torch.cat(
+            [sine_position_map(h, w, self.dim, device) + e for (h, w), e in zip(shapes, self.level_embed, strict=True)]
+        )  # [S, C]
+        tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in coarse], dim=1)  # [B, S, C]
+        valid_tokens = None if valid is None else torch.cat(valid_cells(valid, shapes), dim=1)  # [B, S]
+        reference = reference_points(shapes, device)
+        for layer in self.layers:
+            tokens = layer(tokens, position, reference, shapes, valid_tokens)
+        levels = split_levels(tokens, shapes)
+        lateral = self.adapter_1(fine)
+        up = F.interpolate(levels[-1], size=lateral.shape[2:], mode="bilinear", align_corners=False)
+        fine = self.layer_1(lateral + up)
+        return PixelFeatures(levels, fine, self.mask_projection(fine))
+
+
+def valid_cells(valid: Tensor, shapes: Shapes) -> list[Tensor]:
+    """bool [B, H, W] -> per level bool [B, h*w]: cells that hold at least one valid pixel."""
+    dense = valid[:, None].float()  # [B, 1, H, W]
+    return [F.adaptive_max_pool2d(dense, shape).flatten(1) > 0 for shape in shapes]

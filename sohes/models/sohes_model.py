@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network: backbone, pixel decoder, mask decoder."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sohes.config import ModelConfig
+from sohes.models.anchor_affinity import AnchorAffinity
+from sohes.models.backbone import build_backbone
+from sohes.models.mask_decoder import MaskDecoder
+from sohes.models.outputs import Outputs
+from sohes.models.pixel_decoder import PixelDecoder
+from sohes.models.queries import GridQueries, LearnedQueries
+
+PAD_MULTIPLE = 32  # the coarsest stride
+
+
+class SohesModel(nn.Module):
+    """Images in, masks with scores and ancestors out. Holds no state between calls."""
+
+    def __init__(self, backbone: nn.Module, pixel_decoder: PixelDecoder, mask_decoder: MaskDecoder) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.pixel_decoder = pixel_decoder
+        self.mask_decoder = mask_decoder
+
+    def forward(self, images: Tensor, valid: Tensor | None = None) -> Outputs:
+        """Predict the masks of a batch.
+
+        Args:
+            images: float [B, 3, H, W], normalised, any H and W >= 1; padded here to a multiple of 32.
+            valid: bool [B, H, W], False where a pixel is padding; None means that all are real.
+
+        Returns:
+            Outputs of the last decoder layer, those of the earlier ones in `aux`.
+        """
+        height, width = images.shape[2:]
+        pad = (0, -width % PAD_MULTIPLE, 0, -height % PAD_MULTIPLE)
+        if any(pad):
+            if valid is None:
+                valid = images.new_ones((images.shape[0], height, width), dtype=torch.bool)
+            images, valid = F.pad(images, pad), F.pad(valid, pad)
+        maps = self.backbone(images, valid)
+        pixels = self.pixel_decoder(maps, valid)
+        return self.mask_decoder(pixels, (height, width), valid)
+
+
+def build_model(config: ModelConfig) -> SohesModel:
+    """The model a config describes, with random weights except the backbone's where the config names some.
+
+    Raises:
+        sohes.models.backbone.WeightsError: backbone weights cannot be had.
+        ValueError: sizes that do not fit together.
+    """
+    dim = config.hidden_dim
+    if dim % 4 or dim % config.num_heads:
+        raise ValueError(f"hidden_dim {dim} must be divisible by 4 and by num_heads {config.num_heads}")
+    if PAD_MULTIPLE % config.vit_stride:
+        raise ValueError(f"vit_stride must divide {PAD_MULTIPLE}, got {config.vit_stride}")
+    backbone = build_backbone(config)
+    pixel_decoder = PixelDecoder(
+        backbone.channels,
+        dim,
+        num_layers=config.encoder_layers,
+        num_heads=config.num_heads,
+        num_points=config.deform_points,
+        ffn_dim=config.encoder_ffn_dim,
+        dropout=config.dropout,
+    )
+    if config.query_init == "grid":
+        queries = GridQueries(config.grid_size, config.num_granularities, dim)
+        affinity = AnchorAffinity(dim, config.affinity_dim, queries.anchors, config.num_granularities)
+    else:
+        queries, affinity = LearnedQueries(config.num_queries, dim), None
+    mask_decoder = MaskDecoder(
+        queries,
+        affinity,
+        dim,
+        num_layers=config.decoder_layers,
+        num_heads=config.num_heads,
+        ffn_dim=config.decoder_ffn_dim,
+        dropout=config.dropout,
+        ancestor_head=config.ancestor_head,
+        activation_checkpointing=config.activation_checkpointing,
+    )
+    return SohesModel(backbone, pixel_decoder, mask_decoder)
