@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How well a predicted forest agrees with the true one, among the masks that were found. [ours]
+
+Matching. Pairs of a prediction and a true mask (crowds left out) with IoU >= 0.5 are taken from the largest IoU
+down, of equals the lower true index, then the lower prediction; each mask is used once. So a true mask ``g`` gets
+the prediction ``m(g)`` that fits it best, or none. Scores play no part: the hierarchy is judged on the best masks
+there are.
+
+Parent recall. ``E`` holds the true (parent, child) pairs::
+
+    parent_recall = |{(p, c) in E : m(p), m(c) exist and m(p) is an ancestor of m(c)}| / |E|
+
+Any ancestor will do, as a prediction may have found a level in between that nobody drew. A pair of which a member
+is not matched counts as missed, so this cannot exceed the recall of the masks themselves. Pairs with a crowd are
+left out of E.
+
+Ancestor F1. ``S`` holds the matched true masks. ``T = {(i, j) in S x S : i is an ancestor of j}`` and
+``P = {(i, j) in S x S : m(i) is an ancestor of m(j)}``::
+
+    ancestor_f1 = 2 |T & P| / (|T| + |P|)
+
+It asks only whether the masks that were found are nested as they should be. Both are summed over all images that
+have a true hierarchy before they are divided, and NaN when the denominator is 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+
+import numpy as np
+
+from sohes.evaluation.overlap import Pairs
+
+MATCH_IOU = 0.5
+
+
+@dataclass(frozen=True)
+class HierarchyCounts:
+    """The numbers above, of one image or summed over many."""
+
+    parent_pairs: int = 0  # |E|
+    parent_pairs_found: int = 0
+    true_ancestors: int = 0  # |T|
+    pred_ancestors: int = 0  # |P|
+    shared_ancestors: int = 0  # |T & P|
+
+    def __add__(self, other: HierarchyCounts) -> HierarchyCounts:
+        return HierarchyCounts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    @property
+    def parent_recall(self) -> float:
+        return self.parent_pairs_found / self.parent_pairs if self.parent_pairs else float("nan")
+
+    @property
+    def ancestor_f1(self) -> float:
+        total = self.true_ancestors + self.pred_ancestors
+        return 2 * self.shared_ancestors / total if total else float("nan")
+
+
+def match_by_iou(pairs: Pairs, num_gt: int, crowd: np.ndarray) -> np.ndarray:
+    """The prediction matched to each true mask, int64 [M], -1 for none (see the top of this file)."""
+    match = np.full(num_gt, -1, np.int64)  # [M]
+    fit = (pairs.iou >= MATCH_IOU) & ~crowd[pairs.gt]  # [P]
+    pred, gt, iou = pairs.pred[fit], pairs.gt[fit], pairs.iou[fit]
+    used: set[int] = set()
+    for k in np.lexsort((pred, gt, -iou)).tolist():
+        if match[gt[k]] < 0 and pred[k] not in used:
+            match[gt[k]] = pred[k]
+            used.add(pred[k])
+    return match
+
+
+def count_hierarchy(
+    match: np.ndarray, gt_parents: np.ndarray, pred_parents: np.ndarray, crowd: np.ndarray
+) -> HierarchyCounts:
+    """match int64 [M] (index into N predictions or -1), gt_parents int64 [M] and pred_parents int64 [N] (-1 is a
+    root), crowd bool [M] -> the counts of one image. Raises ValueError when ``gt_parents`` is not a forest."""
+    true_above = [set(chain) for chain in ancestor_chains(gt_parents, range(len(gt_parents)))]  # [M]
+    found = np.flatnonzero(match >= 0).tolist()
+    true_of = {pred: true for true, pred in enumerate(match.tolist()) if pred >= 0}
+    chains = ancestor_chains(pred_parents, match[found].tolist())
+    # Per matched true mask, the matched true masks whose predictions are above its own.
+    pred_above = {
+        true: {true_of[pred] for pred in chain if pred in true_of} for true, chain in zip(found, chains, strict=True)
+    }
+    edges = [(p, c) for c, p in enumerate(gt_parents.tolist()) if p >= 0 and not crowd[p] and not crowd[c]]
+    among_found = {true: true_above[true].intersection(found) for true in found}
+    return HierarchyCounts(
+        parent_pairs=len(edges),
+        parent_pairs_found=sum(p in pred_above.get(c, ()) for p, c in edges),
+        true_ancestors=sum(map(len, among_found.values())),
+        pred_ancestors=sum(map(len, pred_above.values())),
+        shared_ancestors=sum(len(among_found[true] & pred_above[true]) for true in found),
+    )
+
+
+def ancestor_chains(parents: np.ndarray, starts: range | list[int]) -> list[list[int]]:
+    """For each start the masks above it, nearest first. Raises ValueError for a parent out of range or a cycle."""
+    above = parents.tolist()
+    if above and not (min(above) >= -1 and max(above) < len(above)):
+        raise ValueError(f"expected parents from -1 to {len(above) - 1}, got {above}")
+    chains = []
+    for start in starts:
+        chain, index = [], above[start]
+        while index >= 0:
+            if len(chain) == len(above):
+                raise ValueError(f"parents hold a cycle above mask {start}")
+            chain.append(index)
+            index = above[index]
+        chains.append(chain)
+    return chains
