@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The run folder: refusing to overwrite, resuming, metrics cut short by a kill."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from sohes.config import Config, InstructConfig
+from sohes.engine.run import RunError, open_run
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_new_run_never_writes_over_an_old_one(tmp_path):
+    open_run(tmp_path / "run", Config(), resume=False)
+    with pytest.raises(RunError, match="already holds a run: go on with it by --resume, or give another --out"):
+        open_run(tmp_path / "run", Config(), resume=False)
+
+
+def test_resuming_nothing_is_an_error(tmp_path):
+    with pytest.raises(RunError, match="holds no run"):
+        open_run(tmp_path / "run", Config(), resume=True)
+
+
+def test_resume_refuses_other_settings_and_names_them(tmp_path):
+    open_run(tmp_path, Config(), resume=False)
+    changed = Config(seed=3, instruct=InstructConfig(num_steps=7))
+    with pytest.raises(RunError, match="started with other settings: seed, instruct.num_steps"):
+        open_run(tmp_path, changed, resume=True)
+    open_run(tmp_path, replace(Config(), phases=("explore",)), resume=True)  # phases may change
+
+
+def test_results_turn_nan_into_null(tmp_path):
+    run = open_run(tmp_path, Config(), resume=False)
+    run.add_result("explore", {"AR@1000": 0.25, "AR-large": float("nan")})
+    run.add_result("instruct", {"AR@1000": 0.5})
+    assert run.read_results() == {"explore": {"AR@1000": 0.25, "AR-large": None}, "instruct": {"AR@1000": 0.5}}
+
+
+def test_metrics_of_repeated_steps_are_replaced(tmp_path):
+    run = open_run(tmp_path, Config(), resume=False)
+    for phase in ("instruct", "correct"):
+        metrics = run.open_metrics(phase, 0)
+        for step in range(4):
+            metrics.write(step, {"loss": step + 0.123456789})
+        metrics.close()
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"phase": "correct", "st')  # a kill in the middle of a line
+    run.open_metrics("correct", 2).close()
+    assert [(r["phase"], r["step"]) for r in rows(path)] == [
+        *(("instruct", step) for step in range(4)),
+        ("correct", 0),
+        ("correct", 1),
+    ]
+    assert rows(path)[1]["loss"] == 1.12346

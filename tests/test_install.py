@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which compiled module is used, and that a checkout neither shadows the installed one nor takes a stale one."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sohes import _binary
+
+ROOT = Path(__file__).resolve().parents[1]
+IN_CHECKOUT = (ROOT / "csrc" / "bindings.cpp").is_file()
+
+SHOW_BINARY = """
+import json, sohes
+from sohes import _binary
+found = _binary.find_binary()
+print(json.dumps({"package": sohes.__file__, "path": str(found.path), "reason": found.reason}))
+"""
+
+
+def run_python(code, cwd, **env):
+    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "SOHES_BINARY")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, env={**clean, **env}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def installed_folder():
+    """Where site-packages holds the package, or None when it is only a checkout."""
+    folders = [f for f in _binary._installed_packages() if f.parent != ROOT]
+    return folders[0] if folders else None
+
+
+def installed_variant():
+    folder = installed_folder()
+    return None if folder is None else json.loads((folder / "_build.json").read_text())["variant"]
+
+
+@pytest.mark.skipif(installed_variant() in (None, "none"), reason="no compiled module is installed")
+@pytest.mark.skipif(not IN_CHECKOUT, reason="not run from a checkout")
+def test_checkout_uses_installed_binary():
+    shown = json.loads(run_python(SHOW_BINARY, ROOT))
+    assert Path(shown["package"]).parent == ROOT / "sohes"
+    assert shown["reason"] == ""
+    assert Path(shown["path"]).parent == installed_folder()
+
+
+@pytest.mark.skipif(installed_variant() in (None, "none"), reason="no compiled module is installed")
+def test_outside_checkout_uses_installed_binary(tmp_path):
+    shown = json.loads(run_python(SHOW_BINARY, tmp_path))
+    assert Path(shown["package"]).parent == installed_folder()
+    assert Path(shown["path"]).parent == installed_folder()
+
+
+@pytest.mark.skipif(installed_variant() in (None, "none"), reason="no compiled module is installed")
+@pytest.mark.skipif(not IN_CHECKOUT, reason="not run from a checkout")
+def test_checkout_refuses_binary_of_other_sources(tmp_path):
+    for folder in ("sohes", "csrc"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    header = tmp_path / "csrc" / "include" / "sohes" / "tensor_view.h"
+    header.write_text(header.read_text() + "// changed\n")
+    shown = json.loads(run_python(SHOW_BINARY, tmp_path))
+    assert Path(shown["package"]).parent == tmp_path / "sohes"
+    assert shown["path"] == "None"
+    assert "was compiled from other sources" in shown["reason"]
+    assert shown["reason"].endswith("run `pip install .` again")
+
+
+@pytest.mark.skipif(installed_variant() != "none", reason="the package was installed with kernels")
+def test_without_kernels_the_reason_is_told(tmp_path):
+    shown = json.loads(run_python(SHOW_BINARY, tmp_path))
+    assert shown["reason"] == "no compiled module: installed with SOHES_BUILD=none"
+
+
+def test_forced_binary_that_is_missing_is_told(tmp_path):
+    shown = json.loads(run_python(SHOW_BINARY, ROOT, SOHES_BINARY=str(tmp_path / "none.so")))
+    assert shown["reason"] == f"no file {tmp_path / 'none.so'}"
+
+
+def test_source_digest_depends_on_names_and_contents(tmp_path):
+    (tmp_path / "a.cpp").write_text("int x;")
+    first = _binary.source_digest(tmp_path)
+    (tmp_path / "notes.txt").write_text("not a source")
+    assert _binary.source_digest(tmp_path) == first
+    (tmp_path / "a.cpp").rename(tmp_path / "b.cpp")
+    renamed = _binary.source_digest(tmp_path)
+    (tmp_path / "b.cpp").write_text("int y;")
+    assert len({first, renamed, _binary.source_digest(tmp_path)}) == 3
+
+
+def test_importing_is_quiet_and_changes_nothing(tmp_path):
+    code = """
+import logging, sys, threading, signal
+before = (len(logging.root.handlers), threading.active_count(), signal.getsignal(signal.SIGINT))
+import sohes
+assert "torch" not in sys.modules, "import sohes must not import torch"
+import sohes.ops, sohes.forest, sohes.models.segmenter
+after = (len(logging.root.handlers), threading.active_count(), signal.getsignal(signal.SIGINT))
+assert before == after, (before, after)
+"""
+    assert run_python(code, ROOT if IN_CHECKOUT else tmp_path) == ""
+
+
+@pytest.mark.skipif(not IN_CHECKOUT, reason="needs the sources")
+@pytest.mark.parametrize("value", ["gpu", "CPU", ""])
+def test_build_refuses_unknown_variant(value, tmp_path):
+    pytest.importorskip("setuptools")
+    done = subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--build-lib", str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "SOHES_BUILD": value},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert f"SOHES_BUILD={value!r} is not one of auto, cuda, cpu, none" in done.stderr
+
+
+@pytest.mark.skipif(not IN_CHECKOUT, reason="needs the sources")
+def test_build_without_toolchain(tmp_path):
+    """Asking for kernels without CMake fails and says so; `auto` installs without them and records why."""
+    pytest.importorskip("setuptools")
+    env = {**os.environ, "PATH": str(tmp_path), "CUDACXX": "", "CUDA_HOME": ""}
+
+    def build(mode, out):
+        command = [sys.executable, "setup.py", "build_ext", "--build-lib", str(out)]
+        return subprocess.run(
+            command, cwd=ROOT, env={**env, "SOHES_BUILD": mode}, capture_output=True, text=True, check=False
+        )
+
+    asked = build("cpu", tmp_path / "asked")
+    assert asked.returncode != 0
+    assert "SOHES_BUILD=cpu was asked for, but: cmake is not on PATH" in asked.stderr
+    auto = build("auto", tmp_path / "auto")
+    assert auto.returncode == 0, auto.stderr
+    facts = json.loads((tmp_path / "auto" / "sohes" / "_build.json").read_text())
+    assert facts["variant"] == "none"
+    assert facts["skipped"]["cpu"] == "cmake is not on PATH"
+    assert not list((tmp_path / "auto").rglob("_C*"))
