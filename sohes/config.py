@@ -214,6 +214,10 @@ class InferConfig:
     """Probability from which mask i counts as an ancestor of mask j. [ours]"""
     theta_cover: float = 0.9
     """Share of a child that must lie in its parent. [sibling]"""
+    min_area: int = 10
+    """Masks with fewer pixels, at the photo's own size, are dropped. [ours]"""
+    batch_size: int = 8
+    """Photos of one working size that go through the model together."""
 
 
 @dataclass
@@ -284,6 +288,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         if value not in typing.get_args(hint):
             raise ConfigError(f"{where} = {value!r}, expected one of {typing.get_args(hint)}")
+        return value
+    if origin is dict and isinstance(value, dict):
         return value
     if hint is Path:
         return Path(value)

@@ -111,9 +111,7 @@ def _read_list(path: Path) -> list[Path]:
     if not listed:
         raise FileNotFoundError(f"no images in {path} (expected one image path a line)")
     if not any(entry.exists() for entry in listed):
-        raise FileNotFoundError(
-            f"none of the {len(listed)} files listed in {path} exists; the first is {listed[0]}"
-        )
+        raise FileNotFoundError(f"none of the {len(listed)} files listed in {path} exists; the first is {listed[0]}")
     return listed
 
 
@@ -160,7 +158,12 @@ def read_image(path: str | os.PathLike, apply_exif: bool = True, max_pixels: int
         raise UnreadableImage(path, str(error) or type(error).__name__) from error
     if orientation in _EXIF_TRANSPOSE:
         rgb = rgb.transpose(_EXIF_TRANSPOSE[orientation])
-    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous()  # [H, W, 3] -> [3, H, W]
+    return image_to_tensor(rgb)
+
+
+def image_to_tensor(image: Image.Image) -> Tensor:
+    """A Pillow image of any mode as RGB, uint8 [3, H, W]; colours as in `read_image`, orientation as stored."""
+    return torch.from_numpy(np.array(_to_rgb(image))).permute(2, 0, 1).contiguous()  # [H, W, 3] -> [3, H, W]
 
 
 def _orientation(image: Image.Image) -> int:

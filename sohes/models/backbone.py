@@ -12,12 +12,9 @@ from torch import Tensor, nn
 
 from sohes.config import ModelConfig
 from sohes.models.vit_adapter import ViTAdapter
+from sohes.models.weights import WeightsError, load_strictly
 
 STRIDES = (4, 8, 16, 32)
-
-
-class WeightsError(RuntimeError):
-    """Weights are missing, unreadable, or do not fit the model."""
 
 
 class HierarchicalBackbone(nn.Module):
@@ -34,25 +31,6 @@ class HierarchicalBackbone(nn.Module):
     def forward(self, images: Tensor, valid: Tensor | None = None) -> list[Tensor]:
         """images [B, 3, H, W] -> four maps [B, C, h, w]. Convolutions have no use for `valid`."""
         return self.network(images)[-4:]
-
-
-def key_differences(expected: dict[str, Tensor], found: dict[str, Tensor]) -> list[str]:
-    """One line per key that is missing, not expected, or of another shape."""
-    lines = [f"missing     {key} {list(expected[key].shape)}" for key in sorted(expected.keys() - found.keys())]
-    lines += [f"unexpected  {key} {list(found[key].shape)}" for key in sorted(found.keys() - expected.keys())]
-    for key in sorted(expected.keys() & found.keys()):
-        if expected[key].shape != found[key].shape:
-            lines.append(f"shape       {key} is {list(found[key].shape)}, expected {list(expected[key].shape)}")
-    return lines
-
-
-def load_strictly(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Copy `state` into `module`, or raise WeightsError with the difference of keys and touch nothing."""
-    lines = key_differences(module.state_dict(), state)
-    if lines:
-        shown = lines[:20] + ([f"... and {len(lines) - 20} more"] if len(lines) > 20 else [])
-        raise WeightsError(f"weights in {source} do not fit the model:\n  " + "\n  ".join(shown))
-    module.load_state_dict(state, strict=True)
 
 
 def load_vit_weights(vit: VisionTransformer, path: Path) -> None:

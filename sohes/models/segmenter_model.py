@@ -52,7 +52,7 @@ def build_model(config: ModelConfig) -> SohesModel:
     """The model a config describes, with random weights except the backbone's where the config names some.
 
     Raises:
-        sohes.models.backbone.WeightsError: backbone weights cannot be had.
+        sohes.models.weights.WeightsError: backbone weights cannot be had.
         ValueError: sizes that do not fit together.
     """
     dim = config.hidden_dim

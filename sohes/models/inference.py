@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From photos to forests: resize, predict, score, drop duplicates, link parents."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sohes.config import InferConfig
+from sohes.forest import Forest, build_forest
+from sohes.masks import PackedMasks, mask_coverage, nms_masks
+from sohes.models.outputs import Outputs
+from sohes.models.segmenter_model import SohesModel
+
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+"""Of ImageNet, in 0..1: what published backbones were trained with."""
+
+
+@torch.no_grad()
+def predict(model: SohesModel, images: Sequence[Tensor], config: InferConfig) -> list[Forest]:
+    """Segment photos of any sizes. Pure: touches neither the model nor anything global, so threads may share it.
+
+    Photos of one working size go through the model together, others apart: a photo's masks do not depend on its
+    company.
+
+    Args:
+        model: in eval mode.
+        images: uint8 [3, H, W] each.
+
+    Returns:
+        One forest per photo, on the CPU, at the photo's own size, best scores first.
+    """
+    device = next(model.parameters()).device
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for index, image in enumerate(images):
+        groups[working_size((image.shape[1], image.shape[2]), config.size)].append(index)
+    forests: dict[int, Forest] = {}
+    for size, members in groups.items():
+        for start in range(0, len(members), config.batch_size):
+            part = members[start : start + config.batch_size]
+            batch = torch.stack([prepare(images[i].to(device), size) for i in part])  # [B, 3, h, w]
+            outputs = model(batch)
+            for row, index in enumerate(part):
+                shape = (images[index].shape[1], images[index].shape[2])
+                forests[index] = extract_forest(outputs, row, shape, config)
+    return [forests[index] for index in range(len(images))]
+
+
+def working_size(size: tuple[int, int], long_side: int) -> tuple[int, int]:
+    """(H, W) scaled so that the longer side is about `long_side`, aspect kept, each side a multiple of 4.
+
+    A multiple of the mask stride makes the mask map cover the photo exactly.
+    """
+    scale = long_side / max(size)
+    height, width = (max(4, round(side * scale / 4) * 4) for side in size)
+    return height, width
+
+
+def prepare(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 [3, H, W] -> normalised float32 [3, *size]."""
+    if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3 or 0 in image.shape:
+        raise ValueError(f"expected an image of uint8 [3, H, W], got {image.dtype} {list(image.shape)}")
+    pixels = F.interpolate(
+        image[None].float() / 255.0, size=size, mode="bilinear", align_corners=False, antialias=True
+    )[0]
+    mean = pixels.new_tensor(IMAGE_MEAN)[:, None, None]
+    return (pixels - mean) / pixels.new_tensor(IMAGE_STD)[:, None, None]
+
+
+def score_masks(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
+    """Entity probability x mean mask probability inside the mask. [sibling]
+
+    Args:
+        class_logits: [Q, 2].
+        mask_logits: [Q, h, w].
+
+    Returns:
+        float32 [Q]; 0 for a mask without a cell, or with numbers that are not finite.
+    """
+    logits = mask_logits.float()
+    inside = logits > 0
+    total = (logits.sigmoid() * inside).sum(dim=(1, 2))
+    mean = total / inside.sum(dim=(1, 2)).clamp(min=1)
+    return (class_logits.float().softmax(-1)[:, 0] * mean).nan_to_num(0.0)
+
+
+def extract_forest(outputs: Outputs, row: int, size: tuple[int, int], config: InferConfig) -> Forest:
+    """The forest of one image of a batch, at `size` (H, W)."""
+    logits = torch.einsum("qe,ehw->qhw", outputs.mask_embeddings[row], outputs.mask_features[row]).float()
+    scores = score_masks(outputs.class_logits[row], logits)  # [Q]
+    kept = (scores > max(config.min_score, 0.0)).nonzero().flatten()
+    kept = kept[scores[kept].argsort(descending=True, stable=True)][: config.max_masks]
+    masks = PackedMasks.from_logits(logits[kept], size)
+
+    large = masks.areas >= config.min_area
+    kept, masks = kept[large.to(kept.device)], masks[large]
+    best = nms_masks(masks, config.nms_iou, scores[kept])
+    kept, masks = kept[best.to(kept.device)], masks[best]
+    if outputs.ancestor_logits is None:
+        parents = build_forest(masks, config.theta_cover)
+    else:
+        logits = outputs.ancestor_logits[row][kept][:, kept].float()
+        parents = link_parents(masks, logits.sigmoid(), config.ancestor_threshold, config.theta_cover)
+    return Forest(masks.to("cpu"), scores[kept].cpu(), parents.cpu())
+
+
+def link_parents(masks: PackedMasks, ancestor_probability: Tensor, threshold: float, theta_cover: float) -> Tensor:
+    """Parent of each mask: the smallest larger mask that the head calls its ancestor and that covers it.
+
+    Parents are strictly larger than their children, so there are no cycles.
+
+    Args:
+        masks: N of them.
+        ancestor_probability: float [N, N]; [i, j]: i is an ancestor of j.
+
+    Returns:
+        int64 [N], -1 for a root.
+    """
+    N = len(masks)
+    if N == 0:
+        return torch.zeros(0, dtype=torch.int64)
+    areas = masks.areas
+    covered = mask_coverage(masks, masks) >= theta_cover  # [N, N]; [j, i]: j lies in i
+    larger = areas[None, :] > areas[:, None]
+    is_ancestor = (ancestor_probability > threshold).T.to(areas.device)
+    legal = covered & larger & is_ancestor
+    area = areas[None, :].expand(N, N).masked_fill(~legal, torch.iinfo(torch.int64).max)
+    return torch.where(legal.any(dim=1), area.argmin(dim=1), -1)
