@@ -74,8 +74,7 @@ class TestListImages:
         with pytest.raises(ValueError) as error:
             list_images(tmp_path / "a.csv")
         assert (
-            str(error.value)
-            == f"{tmp_path}/a.csv is neither a folder, an image ({wanted}) nor a .txt list of images"
+            str(error.value) == f"{tmp_path}/a.csv is neither a folder, an image ({wanted}) nor a .txt list of images"
         )
 
     def test_errors_of_lists(self, tmp_path):
@@ -84,9 +83,7 @@ class TestListImages:
         with pytest.raises(FileNotFoundError, match="expected one image path a line"):
             list_images(listing)
         listing.write_text("x/1.jpg\nx/2.jpg\n")
-        with pytest.raises(
-            FileNotFoundError, match=r"none of the 2 files listed in .* the first is .*x/1.jpg"
-        ):
+        with pytest.raises(FileNotFoundError, match=r"none of the 2 files listed in .* the first is .*x/1.jpg"):
             list_images(listing)
         listing.write_bytes(b"\xff\xfe\x00")
         with pytest.raises(ValueError, match="not a UTF-8 text list"):
@@ -116,9 +113,7 @@ class TestOrientation:
         assert torch.equal(read_image(path), to_tensor(upright))
         assert torch.equal(read_image(path, apply_exif=False), to_tensor(stored))
 
-    @pytest.mark.parametrize(
-        "block", [b"Exif\x00\x00garbage", b"Exif\x00\x00II*\x00\xff\xff\xff\xff", b"\x00"]
-    )
+    @pytest.mark.parametrize("block", [b"Exif\x00\x00garbage", b"Exif\x00\x00II*\x00\xff\xff\xff\xff", b"\x00"])
     def test_damaged_exif_counts_as_none(self, tmp_path, block):
         path = save(tmp_path / "a.png", gradient(), exif=block)
         assert torch.equal(read_image(path), to_tensor(gradient()))
@@ -144,9 +139,7 @@ class TestModes:
 
     def test_gray_and_one_bit(self, tmp_path):
         gray = gradient()[..., 1]
-        assert torch.equal(
-            read_image(save(tmp_path / "g.png", gray)), to_tensor(gray[..., None].repeat(3, -1))
-        )
+        assert torch.equal(read_image(save(tmp_path / "g.png", gray)), to_tensor(gray[..., None].repeat(3, -1)))
         bits = np.array([[True, False, True]])
         image = read_image(save(tmp_path / "b.png", bits))
         assert image.tolist() == [[[255, 0, 255]]] * 3
@@ -233,9 +226,7 @@ class TestUnreadable:
 
     @pytest.mark.parametrize("extension", ["jpg", "png", "tif", "bmp", "webp"])
     def test_truncated(self, tmp_path, extension):
-        path = save(
-            tmp_path / f"a.{extension}", np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
-        )
+        path = save(tmp_path / f"a.{extension}", np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
         assert "\n" not in self.reason(path)
 
@@ -256,11 +247,7 @@ class TestUnreadable:
         chunk = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
         path = tmp_path / "bomb.png"
         path.write_bytes(
-            b"\x89PNG\r\n\x1a\n"
-            + chunk
-            + struct.pack(">I", 0)
-            + b"IDAT"
-            + struct.pack(">I", zlib.crc32(b"IDAT"))
+            b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
         )
         assert "10000000000 pixels" in self.reason(path)
 

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""COCO JSON in and out: label sets held as compact bytes, and files written whole or not at all."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+from sohes.forest import Forest
+
+CATEGORIES = [{"id": 1, "name": "entity"}]
+IMAGE_KEYS = ("id", "file_name", "width", "height")
+ANNOTATION_KEYS = ("id", "segmentation", "score", "parent", "iscrowd", "annotator")
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImage:
+    """The labels of one image, N masks in the order of the file.
+
+    path: of the image file, which is not opened. image_id: as in the file. size: (H, W) in pixels.
+    forest: masks, scores (1 where the file has none) and parents. crowd: bool [N], COCO's `iscrowd`.
+    annotator: int64 [N], which human drew each mask; None when the file does not say.
+    """
+
+    path: Path
+    image_id: int
+    forest: Forest
+    size: tuple[int, int]
+    crowd: Tensor
+    annotator: Tensor | None
+
+
+class LabelSet:
+    """The images of one COCO JSON file, with their forests; or of a folder with label shards (`shard-*.json`) or
+    an `annotations.json`.
+
+    Each file is parsed once; what stays in memory is one block of bytes with the JSON record of every image and its
+    annotations, and a few arrays: no Python object per annotation, and nothing that worker processes would copy by
+    merely reading it. Masks are decoded when an image is asked for. While a file is being parsed its whole content is
+    in memory as Python objects, so shards of moderate size are kinder than one huge file.
+
+    `annotations` may hold `score`, `parent` (an annotation id or null), `iscrowd` and `annotator`; `category_id` and
+    `level` are ignored (levels follow from parents). A segmentation is an RLE (compressed or not) or polygons.
+
+    Args:
+        source: the JSON file or the folder.
+        image_root: folder that `file_name`s are relative to. Default: `images/` beside the JSON file if there is
+            such a folder, else the folder of the JSON file.
+
+    Raises:
+        FileNotFoundError: `source` does not exist, or is a folder without labels.
+        ValueError: a file is not COCO JSON; the message names the file and what was expected.
+    """
+
+    def __init__(self, source: str | os.PathLike, image_root: str | os.PathLike | None = None):
+        self.source = Path(source)
+        self._files = _label_files(self.source)
+        self._roots = [_image_root(file) if image_root is None else Path(image_root) for file in self._files]
+        records, image_ids, files = bytearray(), [], []
+        offsets = [0]
+        for index, file in enumerate(self._files):
+            for image_id, record in _image_records(file):
+                records += record
+                offsets.append(len(records))
+                image_ids.append(image_id)
+                files.append(index)
+        self._records = np.frombuffer(bytes(records), dtype=np.uint8)
+        self._offsets = np.array(offsets, dtype=np.int64)
+        self._file_of = np.array(files, dtype=np.int32)
+        self.image_ids = np.array(image_ids, dtype=np.int64)
+        """int64 [number of images], in the order of the set."""
+        self._refuse_repeated_ids()
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __getitem__(self, index: int) -> LabelledImage:
+        """The labels of image `index`.
+
+        Raises:
+            IndexError: there is no such image.
+            ValueError: a segmentation cannot be decoded or has another size than its image.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of a label set of {len(self)}")
+        record = json.loads(self._records[self._offsets[index] : self._offsets[index + 1]].tobytes())
+        size = (record["height"], record["width"])
+        annotations = record["annotations"]
+        try:
+            for annotation in annotations:
+                annotation["segmentation"] = _to_rle(annotation, size)
+            forest = Forest.from_coco(annotations, size)
+        except ValueError as error:
+            file = self._files[self._file_of[index]]
+            raise ValueError(f"{file}, image {record['id']} ({record['file_name']}): {error}") from error
+        annotators = [annotation.get("annotator") for annotation in annotations]
+        return LabelledImage(
+            path=self._roots[self._file_of[index]] / record["file_name"],
+            image_id=record["id"],
+            forest=forest,
+            size=size,
+            crowd=torch.tensor([bool(annotation.get("iscrowd")) for annotation in annotations], dtype=torch.bool),
+            annotator=None if not annotators or None in annotators else torch.tensor(annotators, dtype=torch.int64),
+        )
+
+    def __iter__(self) -> Iterator[LabelledImage]:
+        return (self[index] for index in range(len(self)))
+
+    def _refuse_repeated_ids(self) -> None:
+        unique, count = np.unique(self.image_ids, return_counts=True)
+        for image_id in unique[count > 1][:1]:
+            places = np.flatnonzero(self.image_ids == image_id)[:2]
+            files = " and ".join(str(self._files[self._file_of[place]]) for place in places)
+            raise ValueError(f"image id {image_id} occurs twice, in {files}; expected every image once")
+
+
+def write_coco(
+    path: str | os.PathLike,
+    images: Iterable[Mapping[str, Any]],
+    annotations: Iterable[Mapping[str, Any]],
+    info: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a COCO file with the one category "entity", whole or not at all; missing folders are made.
+
+    Keys are sorted and nothing depends on the clock, so equal content gives equal bytes. One record a line. The
+    iterables are consumed as the file is written.
+
+    Raises:
+        ValueError: a value is NaN or infinite. TypeError: a value is not JSON.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        # ASCII only: file names that are not valid UTF-8 survive as escapes.
+        with open(temporary, "w", encoding="ascii") as file:
+            file.write(f'{{"info": {_dump(info or {})},\n"categories": {_dump(CATEGORIES)},\n"images": [')
+            _write_lines(file, images)
+            file.write('],\n"annotations": [')
+            _write_lines(file, annotations)
+            file.write("]}\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _dump(value: Mapping[str, Any] | list) -> str:
+    return json.dumps(value, sort_keys=True, allow_nan=False)
+
+
+def _write_lines(file: TextIO, records: Iterable[Mapping[str, Any]]) -> None:
+    for index, record in enumerate(records):
+        file.write((",\n" if index else "\n") + _dump(record))
+
+
+def _label_files(source: Path) -> list[Path]:
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise FileNotFoundError(f"no such file or folder: {source} (expected COCO JSON)")
+    shards = sorted(source.glob("shard-*.json"))
+    if shards:
+        return shards
+    if (source / "annotations.json").is_file():
+        return [source / "annotations.json"]
+    raise FileNotFoundError(f"no labels in {source} (expected annotations.json or shard-*.json)")
+
+
+def _image_root(file: Path) -> Path:
+    beside = file.parent / "images"
+    return beside if beside.is_dir() else file.parent
+
+
+def _image_records(file: Path) -> Iterator[tuple[int, bytes]]:
+    """Parse one COCO file: for every image its id, and its record with its annotations as JSON bytes."""
+    try:
+        content = json.loads(file.read_bytes())
+    except ValueError as error:  # also bytes that are not UTF-8
+        raise ValueError(f"{file} is not JSON: {error}") from error
+    for key in ("images", "annotations"):
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise ValueError(f'{file}: expected COCO JSON, an object with a list "{key}"')
+    of_image: dict[int, list[dict]] = {}
+    for image in content["images"]:
+        if not _has(image, id=int, file_name=str, width=int, height=int):
+            raise ValueError(f"{file}: expected images with id, file_name, width and height, got {_short(image)}")
+        if image["id"] in of_image:
+            raise ValueError(f"{file}: image id {image['id']} occurs twice; expected every image once")
+        of_image[image["id"]] = []
+    for annotation in content["annotations"]:
+        if not _has(annotation, image_id=int) or not isinstance(annotation.get("segmentation"), dict | list):
+            raise ValueError(f"{file}: expected annotations with image_id and segmentation, got {_short(annotation)}")
+        if annotation["image_id"] not in of_image:
+            raise ValueError(f"{file}: {_short(annotation)} has an image_id that is not among the images")
+        kept = {key: annotation[key] for key in ANNOTATION_KEYS if key in annotation}
+        of_image[annotation["image_id"]].append(kept)
+    for image in content["images"]:
+        record = {key: image[key] for key in IMAGE_KEYS} | {"annotations": of_image[image["id"]]}
+        yield image["id"], json.dumps(record, separators=(",", ":")).encode("ascii")
+
+
+def _has(record: Any, **types: type) -> bool:
+    """Whether a JSON value is an object with these keys, of these types."""
+    return isinstance(record, dict) and all(isinstance(record.get(key), kind) for key, kind in types.items())
+
+
+def _short(record: Any) -> str:
+    text = json.dumps(record)
+    return text if len(text) <= 100 else text[:100] + "..."
+
+
+def _to_rle(annotation: Mapping, size: tuple[int, int]) -> dict:
+    """The segmentation of an annotation as RLE, polygons drawn into `size` (H, W)."""
+    segmentation = annotation["segmentation"]
+    if isinstance(segmentation, dict):
+        if not _has(segmentation, size=list) or "counts" not in segmentation:
+            raise ValueError(f"expected an RLE with size and counts, got {_short(segmentation)}")
+        return segmentation
+    if not segmentation:
+        return {"size": size, "counts": [size[0] * size[1]]}  # no polygons: an empty mask
+    if not all(isinstance(corners, list) and len(corners) >= 6 for corners in segmentation):
+        raise ValueError(f"expected polygons of three corners or more, got {_short(segmentation)}")
+    return coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
