@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "sohes/mask_ops.h"
 #include "sohes/tensor_view.h"
 #include "sohes/torch_caster.h"
 
@@ -37,6 +38,25 @@ PYBIND11_MODULE(_C, m) {
   // --- merge_regions ---
 
   // --- mask_ops ---
+  m.def("mask_pack", &sohes::mask_pack, ReleaseGil());
+  m.def("mask_unpack", &sohes::mask_unpack, ReleaseGil());
+  m.def("mask_pack_logits_scratch", &sohes::mask_pack_logits_scratch);
+  m.def("mask_pack_logits", &sohes::mask_pack_logits, ReleaseGil());
+  m.def("mask_stats", &sohes::mask_stats, ReleaseGil());
+  m.def("mask_overlap", &sohes::mask_overlap, ReleaseGil());
+#ifdef SOHES_WITH_CUDA
+  m.def("mask_overlap_cuda", &sohes::mask_overlap_cuda, ReleaseGil());
+#endif
+  m.def("mask_num_runs", &sohes::mask_num_runs, ReleaseGil());
+  m.def("rle_encode", &sohes::rle_encode, ReleaseGil());
+  m.def("rle_decode", &sohes::rle_decode, ReleaseGil());
+  m.def("mask_count_components", &sohes::mask_count_components, ReleaseGil());
+  m.def("mask_components", &sohes::mask_components, ReleaseGil());
+  m.def("mask_largest_component", &sohes::mask_largest_component, ReleaseGil());
+  m.def("mask_fill_holes", &sohes::mask_fill_holes, ReleaseGil());
+  m.def("mask_boundary", &sohes::mask_boundary, ReleaseGil());
+  m.def("mask_resize", &sohes::mask_resize, ReleaseGil());
+  m.attr("RLE_SLACK") = sohes::kRleSlack;
 
   // --- ms_deform_attn ---
 }

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+// Sets of packed binary masks: N masks of H x W pixels as int64 words [N, V], V = ceil(H * W / 64).
+// Pixel (y, x) is flat bit i = x * H + y (column-major, as in COCO RLE), in word i / 64 at position i % 64;
+// the bits past H * W are zero. Boxes are int64 [N, 4]: x0, y0, x1, y1, half-open, zeros for an empty mask.
+// All offsets are 64 bits wide. Every function allocates nothing, is bitwise repeatable for any number of
+// threads, and takes contiguous tensors where it does not say otherwise. Edges (N = 0, H * W = 0) are legal.
+#pragma once
+
+#include "sohes/tensor_view.h"
+
+namespace sohes {
+
+// dense bool / uint8 [N, H, W] of any strides (non-zero is inside) -> words, areas [N], boxes.
+void mask_pack(const TensorView& dense, const TensorView& words, const TensorView& areas,
+               const TensorView& boxes, int num_threads);
+
+// words -> dense bool [N, H, W], every byte written.
+void mask_unpack(const TensorView& words, const TensorView& dense, int num_threads);
+
+// Bilinear upsampling, threshold and packing in one pass; no upsampled mask ever exists.
+//   d = clamp(logits - threshold, -1e30, 1e30), NaN as -1e30, 0 < d < 1e-30 as 0                   [h, w]
+//   c[y', x] = d[y', k] * (1 - col_weight[x]) + d[y', min(k + 1, w - 1)] * col_weight[x],  k = col_index[x]
+//   inside(y, x) = c[j, x] * (1 - row_weight[y]) + c[min(j + 1, h - 1), x] * row_weight[y] > 0
+// where j is the source row of y: row_start[j] <= y < row_start[j + 1]. logits float32 [N, h, w]; row_start
+// int64 [h + 1], col_index int64 [W]; weights float32 [H] and [W] in 0..1; scratch int64 [num_threads,
+// mask_pack_logits_scratch].
+int64_t mask_pack_logits_scratch(int64_t height, int64_t width);
+void mask_pack_logits(const TensorView& logits, float threshold, const TensorView& row_start,
+                      const TensorView& row_weight, const TensorView& col_index, const TensorView& col_weight,
+                      const TensorView& scratch, const TensorView& words, const TensorView& areas,
+                      const TensorView& boxes, int num_threads);
+
+// words -> areas [N], boxes.
+void mask_stats(const TensorView& words, int64_t height, int64_t width, const TensorView& areas,
+                const TensorView& boxes, int num_threads);
+
+// out[i, j] = sum_v popcount(a[i, v] & b[j, v]), int64 [N, M]. Pairs whose boxes are apart cost nothing,
+// others only the words of the columns that both boxes hold. One set against itself costs half.
+void mask_overlap(const TensorView& words_a, const TensorView& boxes_a, const TensorView& words_b,
+                  const TensorView& boxes_b, int64_t height, const TensorView& out, int num_threads);
+
+// The same on a CUDA device, on the caller's stream.
+void mask_overlap_cuda(const TensorView& words_a, const TensorView& boxes_a, const TensorView& words_b,
+                       const TensorView& boxes_b, int64_t height, const TensorView& out, uintptr_t stream);
+
+// Runs that COCO RLE needs for each mask (the first may be of length 0), int64 [N].
+void mask_num_runs(const TensorView& words, int64_t num_pixels, const TensorView& num_runs, int num_threads);
+
+// Compressed COCO RLE. Mask n is written to text[offsets[n]..] and its length to lengths[n]. Its slot must
+// hold, for each of its runs, the characters that num_pixels with a sign needs (bits / 5 + 1), and kRleSlack
+// more. H * W < 2^38.
+constexpr int64_t kRleSlack = 8;
+void rle_encode(const TensorView& words, int64_t num_pixels, const TensorView& offsets,
+                const TensorView& text, const TensorView& lengths, int num_threads);
+
+// Compressed COCO RLE, mask n at text[offsets[n]..offsets[n + 1]] -> words. ok[n] (bool) is false, and the
+// words of that mask undefined, where the text is no RLE of exactly num_pixels pixels.
+void rle_decode(const TensorView& text, const TensorView& offsets, int64_t num_pixels,
+                const TensorView& words, const TensorView& ok, int num_threads);
+
+// Foreground is 8-connected and background 4-connected, so that a closed line has an inside.
+// scratch int64 [num_threads, 4 * (runs + W)], runs the most that mask_num_runs gave.
+void mask_count_components(const TensorView& words, int64_t height, int64_t width, const TensorView& scratch,
+                           const TensorView& counts, int num_threads);
+// Component k of mask n, in the order of their first pixels, goes to row first[n] + k of out.
+void mask_components(const TensorView& words, int64_t height, int64_t width, const TensorView& scratch,
+                     const TensorView& first, const TensorView& out, int num_threads);
+// The component with the most pixels; of equals the one whose first pixel comes first.
+void mask_largest_component(const TensorView& words, int64_t height, int64_t width, const TensorView& scratch,
+                            const TensorView& out, int num_threads);
+// The mask and every background region that does not reach the border of the image.
+void mask_fill_holes(const TensorView& words, int64_t height, int64_t width, const TensorView& scratch,
+                     const TensorView& out, int num_threads);
+
+// Pixels inside with one of their 4 neighbours outside; what lies beyond the image is outside.
+void mask_boundary(const TensorView& words, int64_t height, int64_t width, const TensorView& out,
+                   int num_threads);
+
+// Nearest pixel by centres: out(y, x) = in(row(y), col_index[x]), row(y) = r where row_start[r] <= y <
+// row_start[r + 1]. row_start int64 [H_in + 1], col_index int64 [W_out].
+void mask_resize(const TensorView& words, int64_t height, const TensorView& row_start,
+                 const TensorView& col_index, int64_t out_height, const TensorView& out, int num_threads);
+
+}  // namespace sohes

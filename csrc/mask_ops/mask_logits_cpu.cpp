@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+// Upsampled, thresholded and packed logits, without the upsampled image. Between two neighbouring source rows
+// a column is a blend of two numbers: of one sign, the whole stretch is inside or outside; only where the
+// sign changes are its pixels computed. The work follows the length of the outlines and not the number of
+// pixels.
+#include <algorithm>
+#include <cstring>
+
+#include "bits.h"
+#include "parallel.h"
+#include "rows.h"
+#include "simd.h"
+#include "sohes/mask_ops.h"
+#include "stats.h"
+
+// The definition rounds each product: no fused multiply-add.
+#if defined(__clang__)
+#pragma clang fp contract(off)
+#elif defined(__GNUC__)
+#pragma GCC optimize("fp-contract=off")
+#endif
+
+namespace sohes {
+namespace mask_ops {
+namespace {
+
+// Distance above the threshold, so bounded that a blend of two of one sign keeps their sign.
+inline float distance(float logit, float threshold) {
+  float d = logit - threshold;
+  if (!(d > -kFar)) d = -kFar;  // NaN too
+  if (d > kFar) d = kFar;
+  return d > 0.0f && d < kNear ? 0.0f : d;
+}
+
+struct Grid {
+  int64_t height, width;          // of the source
+  int64_t out_height, out_width;  // of the mask
+  const int64_t* row_start;       // [height + 1]
+  const float* row_weight;        // [out_height]
+  const int64_t* col_index;       // [out_width]
+  const float* col_weight;        // [out_width]
+};
+
+struct Scratch {
+  uint64_t* any;    // [ceil(width / 64)], bit x: some pixel of source column x is inside
+  uint64_t* signs;  // [ceil(max(width, height) / 64)]
+  float* turned;    // [width * height], distances, columns first
+  float* column;    // [height]
+
+  static int64_t size(int64_t height, int64_t width) {  // in int64
+    return num_words(width) + num_words(std::max(height, width)) + (height * (width + 1) + 1) / 2;
+  }
+
+  Scratch(int64_t* memory, int64_t height, int64_t width)
+      : any(reinterpret_cast<uint64_t*>(memory)),
+        signs(any + num_words(width)),
+        turned(reinterpret_cast<float*>(signs + num_words(std::max(height, width)))),
+        column(turned + height * width) {}
+};
+
+// The part of the source that matters: half-open, one pixel wider than what is inside.
+struct Band {
+  int64_t x0, y0, x1, y1;
+};
+
+// Finds the band and fills scratch.any. An empty mask has an empty band.
+Band find_band(const Grid& grid, const float* source, float threshold, const Scratch& scratch) {
+  const int64_t words = num_words(grid.width);
+  std::fill(scratch.any, scratch.any + words, 0);
+  Band band = {0, grid.height, 0, 0};
+  for (int64_t y = 0; y < grid.height; ++y) {
+    simd().above(source + y * grid.width, threshold, grid.width, scratch.signs);
+    uint64_t hit = 0;
+    for (int64_t k = 0; k < words; ++k) {
+      hit |= scratch.signs[k];
+      scratch.any[k] |= scratch.signs[k];
+    }
+    if (hit) {
+      band.y0 = std::min(band.y0, y);
+      band.y1 = y + 1;
+    }
+  }
+  if (band.y1 == 0) return {0, 0, 0, 0};
+  band.x0 = std::max<int64_t>(find_bit(scratch.any, 0, grid.width, true) - 1, 0);
+  band.x1 = std::min(find_last_set(scratch.any, 0, grid.width) + 2, grid.width);
+  band.y0 = std::max<int64_t>(band.y0 - 1, 0);
+  band.y1 = std::min(band.y1 + 1, grid.height);
+  return band;
+}
+
+// The band of source [height, width] -> turned [x1 - x0, y1 - y0], as distances.
+void turn(const Grid& grid, const float* source, float threshold, const Band& band, float* turned) {
+  constexpr int64_t kTile = 16;
+  const int64_t rows = band.y1 - band.y0;
+  for (int64_t left = band.x0; left < band.x1; left += kTile) {
+    const int64_t right = std::min(left + kTile, band.x1);
+    for (int64_t y = 0; y < rows; ++y) {
+      const float* from = source + (band.y0 + y) * grid.width;
+      for (int64_t x = left; x < right; ++x) turned[(x - band.x0) * rows + y] = distance(from[x], threshold);
+    }
+  }
+}
+
+// Output pixels between source rows j and j + 1, one by one; upper and lower are the column there.
+void blend_pixels(const Grid& grid, float upper, float lower, int64_t j, int64_t base, uint64_t* words) {
+  for (int64_t y = grid.row_start[j]; y < grid.row_start[j + 1]; ++y) {
+    const float above = upper * (1.0f - grid.row_weight[y]);
+    const float below = lower * grid.row_weight[y];
+    const uint64_t inside = above + below > 0.0f;
+    words[(base + y) >> 6] |= inside << ((base + y) & 63);
+  }
+}
+
+// One output column, whose first bit is `base`, from its source column and the signs of that within the band.
+void fill_column(const Grid& grid, const Band& band, const Scratch& scratch, int64_t base, uint64_t* words) {
+  const int64_t rows = band.y1 - band.y0;
+  for_each_run(scratch.signs, 0, rows, true, [&](int64_t start, int64_t stop) {
+    // The band is a row wider than the mask, unless the image ends there; beyond its last row the sign stays.
+    const int64_t last = stop < rows ? stop - 1 : stop;
+    const float* column = scratch.column;
+    if (start > 0) blend_pixels(grid, column[start - 1], column[start], band.y0 + start - 1, base, words);
+    fill_bits(words, base + grid.row_start[band.y0 + start], base + grid.row_start[band.y0 + last]);
+    if (stop < rows) blend_pixels(grid, column[last], column[stop], band.y0 + last, base, words);
+  });
+}
+
+void pack_one(const Grid& grid, const float* source, float threshold, const Scratch& scratch,
+              uint64_t* words) {
+  const Band band = find_band(grid, source, threshold, scratch);
+  if (band.x1 == 0) return;
+  turn(grid, source, threshold, band, scratch.turned);
+  const int64_t rows = band.y1 - band.y0;
+  for (int64_t x = 0; x < grid.out_width; ++x) {
+    const int64_t left = grid.col_index[x];
+    const int64_t right = std::min(left + 1, grid.width - 1);
+    if (!get_bit(scratch.any, left) && !get_bit(scratch.any, right)) continue;
+    const float weight = grid.col_weight[x];
+    simd().blend(scratch.turned + (left - band.x0) * rows, 1.0f - weight,
+                 scratch.turned + (right - band.x0) * rows, weight, rows, scratch.column, scratch.signs);
+    fill_column(grid, band, scratch, x * grid.out_height, words);
+  }
+}
+
+}  // namespace
+}  // namespace mask_ops
+
+using namespace mask_ops;
+
+int64_t mask_pack_logits_scratch(int64_t height, int64_t width) { return Scratch::size(height, width); }
+
+void mask_pack_logits(const TensorView& logits, float threshold, const TensorView& row_start,
+                      const TensorView& row_weight, const TensorView& col_index, const TensorView& col_weight,
+                      const TensorView& scratch, const TensorView& words, const TensorView& areas,
+                      const TensorView& boxes, int num_threads) {
+  require(logits.ndim == 3 && logits.dtype == DType::kFloat32 && logits.is_contiguous(),
+          "mask_pack_logits: expected contiguous float32 [N, h, w]");
+  const Grid grid = {logits.shape[1],         logits.shape[2],         row_weight.shape[0],
+                     col_index.shape[0],      row_start.as<int64_t>(), row_weight.as<float>(),
+                     col_index.as<int64_t>(), col_weight.as<float>()};
+  require_words(words, grid.out_height * grid.out_width);
+  require(scratch.shape[0] >= num_threads && scratch.shape[1] >= Scratch::size(grid.height, grid.width),
+          "mask_pack_logits: scratch is too small");
+  parallel_for(logits.shape[0], 1, num_threads, [&](int thread, int64_t n, int64_t) {
+    const Scratch own(scratch.as<int64_t>() + thread * scratch.shape[1], grid.height, grid.width);
+    uint64_t* out = row(words, n);
+    std::memset(out, 0, sizeof(uint64_t) * words.shape[1]);
+    pack_one(grid, logits.as<float>() + n * grid.height * grid.width, threshold, own, out);
+    stats_of(out, grid.out_height, grid.out_width, areas.as<int64_t>() + n, boxes.as<int64_t>() + 4 * n);
+  });
+}
+
+}  // namespace sohes

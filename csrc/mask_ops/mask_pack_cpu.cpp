@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+// Dense masks to packed ones and back. A mask is 8 times larger dense than packed, so reading (or writing)
+// the dense side once, row after row, is the floor; the bits are turned from rows to columns in 64 x 64
+// blocks in registers.
+#include <algorithm>
+#include <cstring>
+
+#include "bits.h"
+#include "parallel.h"
+#include "rows.h"
+#include "simd.h"
+#include "sohes/mask_ops.h"
+#include "stats.h"
+
+namespace sohes {
+namespace mask_ops {
+namespace {
+
+constexpr int64_t kBlocks = 16;  // 64-column blocks of one strip: 8 KB of bits on the stack
+
+struct Dense {
+  uint8_t* data;
+  int64_t row_stride;
+  int64_t col_stride;
+};
+
+// Rows with columns side by side: strips of 64 rows are read in the order of memory.
+void pack_rows(const Dense& dense, int64_t height, int64_t width, uint64_t* words) {
+  uint64_t bits[kBlocks * 64];  // bits[block * 64 + y]: 64 columns of row y
+  for (int64_t x0 = 0; x0 < width; x0 += kBlocks * 64) {
+    const int64_t columns = std::min(kBlocks * 64, width - x0);
+    for (int64_t y0 = 0; y0 < height; y0 += 64) {
+      const int64_t rows = std::min<int64_t>(64, height - y0);
+      for (int64_t y = 0; y < rows; ++y) {
+        simd().bytes_to_bits(dense.data + (y0 + y) * dense.row_stride + x0, columns, bits + y, 64);
+      }
+      for (int64_t block = 0; 64 * block < columns; ++block) {
+        uint64_t* square = bits + 64 * block;
+        std::fill(square + rows, square + 64, 0);
+        uint64_t any = 0;
+        for (int64_t y = 0; y < 64; ++y) any |= square[y];
+        if (any == 0) continue;
+        transpose64(square);
+        const int64_t first = x0 + 64 * block;
+        const int64_t inside = std::min<int64_t>(64, width - first);
+        for (int64_t x = 0; x < inside; ++x) {
+          if (square[x]) or_bits(words, (first + x) * height + y0, square[x]);
+        }
+      }
+    }
+  }
+}
+
+// Any strides, a pixel at a time.
+void pack_any(const Dense& dense, int64_t height, int64_t width, uint64_t* words) {
+  for (int64_t x = 0; x < width; ++x) {
+    for (int64_t y = 0; y < height; ++y) {
+      const int64_t i = x * height + y;
+      const uint64_t bit = dense.data[y * dense.row_stride + x * dense.col_stride] != 0;
+      words[i >> 6] |= bit << (i & 63);
+    }
+  }
+}
+
+void unpack_rows(const uint64_t* words, int64_t height, int64_t width, uint8_t* dense) {
+  uint64_t bits[kBlocks * 64];  // bits[block * 64 + y]: 64 columns of row y
+  for (int64_t x0 = 0; x0 < width; x0 += kBlocks * 64) {
+    const int64_t columns = std::min(kBlocks * 64, width - x0);
+    for (int64_t y0 = 0; y0 < height; y0 += 64) {
+      const int64_t rows = std::min<int64_t>(64, height - y0);
+      for (int64_t block = 0; 64 * block < columns; ++block) {
+        uint64_t* square = bits + 64 * block;
+        uint64_t any = 0;
+        for (int64_t x = 0; x < 64; ++x) {
+          const int64_t column = x0 + 64 * block + x;
+          square[x] = column < width ? read_bits(words, column * height + y0, rows) : 0;
+          any |= square[x];
+        }
+        if (any != 0) transpose64(square);
+      }
+      for (int64_t y = 0; y < rows; ++y) {
+        simd().bits_to_bytes(bits + y, 64, columns, dense + (y0 + y) * width + x0);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void stats_of(const uint64_t* words, int64_t height, int64_t width, int64_t* area, int64_t* box) {
+  const int64_t num_pixels = height * width;
+  *area = simd().and_popcount(words, words, num_words(num_pixels));
+  std::fill(box, box + 4, 0);
+  if (*area == 0) return;
+  const int64_t x0 = find_bit(words, 0, num_pixels, true) / height;
+  const int64_t x1 = find_last_set(words, 0, num_pixels) / height + 1;
+  // Each column is searched only above the highest and below the lowest row found so far.
+  int64_t y0 = height, y1 = 0;
+  for (int64_t x = x0; x < x1 && (y0 > 0 || y1 < height); ++x) {
+    const int64_t top = x * height;
+    y0 = find_bit(words, top, top + y0, true) - top;
+    y1 = find_last_set(words, top + y1, top + height) - top + 1;
+  }
+  const int64_t found[4] = {x0, y0, x1, y1};
+  std::copy(found, found + 4, box);
+}
+
+}  // namespace mask_ops
+
+using namespace mask_ops;
+
+void mask_pack(const TensorView& dense, const TensorView& words, const TensorView& areas,
+               const TensorView& boxes, int num_threads) {
+  const int64_t height = dense.shape[1], width = dense.shape[2];
+  require(dense.ndim == 3 && (dense.dtype == DType::kBool || dense.dtype == DType::kUInt8),
+          "mask_pack: expected bool or uint8 [N, H, W]");
+  require_words(words, height * width);
+  parallel_for(dense.shape[0], 1, num_threads, [&](int, int64_t n, int64_t) {
+    const Dense one = {dense.as<uint8_t>() + n * dense.stride[0], dense.stride[1], dense.stride[2]};
+    uint64_t* out = row(words, n);
+    std::memset(out, 0, sizeof(uint64_t) * words.shape[1]);
+    if (one.row_stride == 1 && (one.col_stride == height || width == 1)) {
+      simd().bytes_to_bits(one.data, height * width, out, 1);  // columns first, as packed masks are
+    } else if (one.col_stride == 1) {
+      pack_rows(one, height, width, out);
+    } else {
+      pack_any(one, height, width, out);
+    }
+    stats_of(out, height, width, areas.as<int64_t>() + n, boxes.as<int64_t>() + 4 * n);
+  });
+}
+
+void mask_unpack(const TensorView& words, const TensorView& dense, int num_threads) {
+  const int64_t height = dense.shape[1], width = dense.shape[2];
+  require_words(words, height * width);
+  require(dense.is_contiguous() && dense.dtype == DType::kBool,
+          "mask_unpack: expected contiguous bool [N, H, W]");
+  parallel_for(words.shape[0], 1, num_threads, [&](int, int64_t n, int64_t) {
+    unpack_rows(row(words, n), height, width, dense.as<uint8_t>() + n * height * width);
+  });
+}
+
+void mask_stats(const TensorView& words, int64_t height, int64_t width, const TensorView& areas,
+                const TensorView& boxes, int num_threads) {
+  require_words(words, height * width);
+  parallel_for(words.shape[0], 4, num_threads, [&](int, int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      stats_of(row(words, n), height, width, areas.as<int64_t>() + n, boxes.as<int64_t>() + 4 * n);
+    }
+  });
+}
+
+}  // namespace sohes

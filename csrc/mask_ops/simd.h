@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+// The inner loops that gain from vector instructions, in one version per instruction set. The best one this
+// processor has is chosen at run time, so one binary serves every machine. All versions agree to the bit.
+#pragma once
+
+#include <cstdint>
+
+namespace sohes::mask_ops {
+
+// Distances of logits from their threshold: what is nearer counts as 0, what is farther is cut.
+constexpr float kNear = 1e-30f;
+constexpr float kFar = 1e30f;
+
+struct Simd {
+  const char* name;
+
+  // sum_k popcount(a[k] & b[k]), k < count.
+  int64_t (*and_popcount)(const uint64_t* a, const uint64_t* b, int64_t count);
+
+  // Bit i of the stream out[0], out[stride], out[2 * stride], ... is bytes[i] != 0; the last word is padded
+  // with zeros.
+  void (*bytes_to_bits)(const uint8_t* bytes, int64_t count, uint64_t* out, int64_t stride);
+
+  // The inverse: bytes[i] = bit i of that stream, 0 or 1.
+  void (*bits_to_bytes)(const uint64_t* bits, int64_t stride, int64_t count, uint8_t* bytes);
+
+  // Bit i of bits: a[i] - threshold >= kNear; false for NaN.
+  void (*above)(const float* a, float threshold, int64_t count, uint64_t* bits);
+
+  // out[i] = a[i] * weight_a + b[i] * weight_b, each product rounded (no fused multiply-add); bit i of signs:
+  // out[i] > 0.
+  void (*blend)(const float* a, float weight_a, const float* b, float weight_b, int64_t count, float* out,
+                uint64_t* signs);
+};
+
+// The versions this processor can run, plainest first; ends with nullptr.
+const Simd* const* simd_versions();
+
+// The best of them.
+const Simd& simd();
+
+}  // namespace sohes::mask_ops
