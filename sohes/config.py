@@ -232,6 +232,10 @@ class Config:
     """Ground truth to score every phase on: a folder with annotations.json and images/, or a COCO JSON file."""
     phases: tuple[Phase, ...] = PHASES
     """Phases to run; those already finished in the run folder are not done again."""
+    checkpoint_seconds: float = 60.0
+    """Training writes a checkpoint about this often, in seconds; a killed run goes on from the newest."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept per phase, >= 1."""
     seed: int = 0
     """Of everything random: scenes, weights, views, sampled points."""
     scenes: SceneConfig = field(default_factory=SceneConfig)

@@ -70,6 +70,8 @@ def correct(run: Run, config: Config, labels: LabelSet, device: torch.device) ->
             make_batches=lambda start: batches(dataset, settings, config.views, config.seed + 1, start),
             num_steps=settings.num_steps,
             seed=config.seed,
+            checkpoint_seconds=config.checkpoint_seconds,
+            keep_checkpoints=config.keep_checkpoints,
             optim=replace(
                 config.optim, learning_rate=config.optim.learning_rate * settings.learning_rate_factor
             ),

@@ -39,6 +39,8 @@ def instruct(run: Run, config: Config, labels: LabelSet, device: torch.device) -
             make_batches=lambda start: batches(dataset, config.instruct, config.views, config.seed, start),
             num_steps=config.instruct.num_steps,
             seed=config.seed,
+            checkpoint_seconds=config.checkpoint_seconds,
+            keep_checkpoints=config.keep_checkpoints,
             optim=config.optim,
         )
     )

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole job at the smallest scale: all phases, resume after a kill, and every kind of bad input."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from sohes.data.scenes import draw_scene
+from sohes.segment import main as segment_main
+from sohes.train import main
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Everything as small as it can be while every part still works.
+MICRO = """--scenes.num-train 4 --scenes.num-eval 2 --scenes.size 64 --views.size 64 --infer.size 64
+    --instruct.num-steps 4 --instruct.batch-size 2 --correct.num-steps 4 --correct.batch-size 2
+    --loss.num-points 64 --device cpu""".split()
+
+
+def run_main(*arguments):
+    """Exit code of the command run in this process."""
+    try:
+        return main([str(a) for a in arguments])
+    except SystemExit as stop:
+        return stop.code
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished micro run on drawn scenes."""
+    out = tmp_path_factory.mktemp("train") / "run"
+    assert run_main(*MICRO, "--out", out) == 0
+    return out
+
+
+def test_a_run_leaves_everything_it_promises(finished):
+    results = json.loads((finished / "results.json").read_text())
+    assert list(results) == ["explore", "instruct", "correct"]
+    for scores in results.values():
+        assert scores["num_images"] == 2
+        assert 0 <= scores["AR@1000"] <= 1
+        assert {"AR@10", "AR@100", "AR-small", "AR-medium", "AR-large", "AP", "parent_recall"} <= set(scores)
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["phase"], r["step"]) for r in rows] == [(p, s) for p in ("instruct", "correct") for s in range(4)]
+    assert all(r["loss"] > 0 for r in rows)
+    manifest = [json.loads(line) for line in (finished / "labels" / "manifest.jsonl").read_text().splitlines()]
+    assert len(manifest) == 4
+    for phase in ("explore", "instruct", "correct"):
+        assert (finished / "predictions" / f"{phase}.json").is_file()
+    assert (finished / "report.html").stat().st_size > 10_000
+    assert json.loads((finished / "env.json").read_text())["operators"]
+
+
+def test_finished_run_resumes_to_itself_and_is_not_overwritten(finished, capsys):
+    before = {p: p.read_bytes() for p in finished.rglob("*.safetensors")}
+    assert run_main("--out", finished, "--resume", "--device", "cpu") == 0
+    assert before == {p: p.read_bytes() for p in finished.rglob("*.safetensors")}
+    capsys.readouterr()
+    assert run_main(*MICRO, "--out", finished) == 2
+    assert capsys.readouterr().err == (
+        f"sohes.train: error: {finished} already holds a run: go on with it by --resume, or give another --out\n"
+    )
+    assert run_main("--out", finished, "--resume", "--seed", "5") == 2
+    assert "was started with other settings: seed" in capsys.readouterr().err
+
+
+def test_the_same_seed_gives_the_same_weights(finished, tmp_path):
+    assert run_main(*MICRO, "--out", tmp_path / "again", "--phases", "explore", "instruct") == 0
+    ours, theirs = (load_file(run / "weights" / "instruct" / "model.safetensors") for run in (finished, tmp_path / "again"))
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_killed_run_goes_on_to_the_same_weights(finished, tmp_path):
+    """SIGKILL as soon as phase 3 has a checkpoint; resumed, it ends in the weights of the run never killed."""
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "sohes.train", *MICRO, "--checkpoint-seconds", "0", "--out", str(out)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list((out / "checkpoints" / "correct").glob("step-*.pt")):
+        assert process.poll() is None, "ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert run_main("--out", out, "--resume", "--device", "cpu") == 0
+    for phase in ("instruct", "correct"):
+        ours, theirs = (load_file(run / "weights" / phase / "model.safetensors") for run in (finished, out))
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            assert torch.equal(ours[key], theirs[key]), (phase, key)
+
+
+def test_segment_with_the_weights_of_a_run(finished, tmp_path):
+    photos = tmp_path / "my photos"
+    photos.mkdir()
+    Image.fromarray(draw_scene(9, 96).image.permute(1, 2, 0).numpy()).save(photos / "a b.png")
+    assert segment_main([str(photos), "--weights", str(finished), "--out", str(tmp_path / "segments")]) == 0
+    coco = json.loads((tmp_path / "segments" / "segments.json").read_text())
+    assert [i["file_name"] for i in coco["images"]] == ["a b.png"]
+
+
+def test_photos_as_the_world_has_them(tmp_path):
+    """A nested folder with odd names, sizes and modes, and one broken file: it is told in the manifest."""
+    photos = tmp_path / "Fotos für alle" / "2026 (neu)"
+    photos.mkdir(parents=True)
+    scene = Image.fromarray(draw_scene(1, 96).image.permute(1, 2, 0).numpy())
+    scene.save(photos / "eins.JPG", "JPEG")
+    scene.convert("L").resize((120, 50)).save(photos / "grau.png")
+    scene.convert("CMYK").save(photos / "druck.tif")
+    (photos / "kaputt.jpg").write_bytes((photos / "eins.JPG").read_bytes()[:300])
+    out = tmp_path / "run"
+    assert run_main(*MICRO, "--images", tmp_path / "Fotos für alle", "--out", out) == 0
+    rows = [json.loads(line) for line in (out / "labels" / "manifest.jsonl").read_text().splitlines()]
+    status = {Path(row["file_name"]).name: row["status"] for row in rows}
+    assert set(status) == {"eins.JPG", "grau.png", "druck.tif", "kaputt.jpg"}
+    assert status["kaputt.jpg"].startswith("failed")
+    assert status["eins.JPG"] == "ok"
+    assert not (out / "results.json").exists()  # there was nothing to score on
+    assert (out / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--images", "{tmp}/absent"], r"{tmp}/absent"),
+        (["--images", "{tmp}/empty"], r"{tmp}/empty.*no image"),
+        (["--eval", "{tmp}/empty"], r"--eval {tmp}/empty: no ground truth there \(expected .*annotations.json"),
+        (["--preset", "tinny"], r"unknown preset 'tinny': did you mean 'tiny'"),
+        (["--resume"], r"run/config.json does not exist"),
+        (["--phases", "correct"], r"has no labels yet: add explore to --phases"),
+        (["--phases"], r"--phases: name at least one of explore, instruct, correct"),
+    ],
+)
+def test_bad_input_is_one_clear_line(arguments, message, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    arguments = [a.format(tmp=tmp_path) for a in arguments]
+    code = run_main(*arguments, "--out", tmp_path / "run")
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert code == 2, error
+    assert re.search(message.format(tmp=re.escape(str(tmp_path))), error), error
+
+
+def test_correct_needs_instruct(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run_main(*MICRO, "--out", out, "--phases", "explore", "correct") == 2
+    assert "weights" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert run_main("--out", out, "--resume", "--phases", "instruct", "correct", "--device", "cpu") == 0
+    assert set(json.loads((out / "results.json").read_text())) == {"explore", "instruct", "correct"}
+
+
+def test_unknown_option_names_the_nearest(capsys):
+    assert run_main("--instruct.num-step", "3") == 2
+    assert "--instruct.num-steps" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_told(tmp_path, capsys):
+    assert run_main("--device", "cuda", "--out", tmp_path / "run") == 2
+    assert capsys.readouterr().err == "sohes.train: error: --device cuda: torch sees no CUDA device\n"
+    assert not (tmp_path / "run").exists()
