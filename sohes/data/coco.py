@@ -13,6 +13,7 @@ import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
+from sohes.data.errors import DataError, DataNotFoundError
 from sohes.forest import Forest
 
 CATEGORIES = [{"id": 1, "name": "entity"}]
@@ -55,8 +56,8 @@ class LabelSet:
             such a folder, else the folder of the JSON file.
 
     Raises:
-        FileNotFoundError: `source` does not exist, or is a folder without labels.
-        ValueError: a file is not COCO JSON; the message names the file and what was expected.
+        DataNotFoundError: `source` does not exist, or is a folder without labels.
+        DataError: a file is not COCO JSON; the message names the file and what was expected.
     """
 
     def __init__(self, source: str | os.PathLike, image_root: str | os.PathLike | None = None):
@@ -86,7 +87,7 @@ class LabelSet:
 
         Raises:
             IndexError: there is no such image.
-            ValueError: a segmentation cannot be decoded or has another size than its image.
+            DataError: a segmentation cannot be decoded or has another size than its image.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of a label set of {len(self)}")
@@ -99,7 +100,7 @@ class LabelSet:
             forest = Forest.from_coco(annotations, size)
         except ValueError as error:
             file = self._files[self._file_of[index]]
-            raise ValueError(f"{file}, image {record['id']} ({record['file_name']}): {error}") from error
+            raise DataError(f"{file}, image {record['id']} ({record['file_name']}): {error}") from error
         annotators = [annotation.get("annotator") for annotation in annotations]
         return LabelledImage(
             path=self._roots[self._file_of[index]] / record["file_name"],
@@ -118,7 +119,7 @@ class LabelSet:
         for image_id in unique[count > 1][:1]:
             places = np.flatnonzero(self.image_ids == image_id)[:2]
             files = " and ".join(str(self._files[self._file_of[place]]) for place in places)
-            raise ValueError(f"image id {image_id} occurs twice, in {files}; expected every image once")
+            raise DataError(f"image id {image_id} occurs twice, in {files}; expected every image once")
 
 
 def write_coco(
@@ -164,13 +165,13 @@ def _label_files(source: Path) -> list[Path]:
     if source.is_file():
         return [source]
     if not source.is_dir():
-        raise FileNotFoundError(f"no such file or folder: {source} (expected COCO JSON)")
+        raise DataNotFoundError(f"no such file or folder: {source} (expected COCO JSON)")
     shards = sorted(source.glob("shard-*.json"))
     if shards:
         return shards
     if (source / "annotations.json").is_file():
         return [source / "annotations.json"]
-    raise FileNotFoundError(f"no labels in {source} (expected annotations.json or shard-*.json)")
+    raise DataNotFoundError(f"no labels in {source} (expected annotations.json or shard-*.json)")
 
 
 def _image_root(file: Path) -> Path:
@@ -183,22 +184,22 @@ def _image_records(file: Path) -> Iterator[tuple[int, bytes]]:
     try:
         content = json.loads(file.read_bytes())
     except ValueError as error:  # also bytes that are not UTF-8
-        raise ValueError(f"{file} is not JSON: {error}") from error
+        raise DataError(f"{file} is not JSON: {error}") from error
     for key in ("images", "annotations"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise ValueError(f'{file}: expected COCO JSON, an object with a list "{key}"')
+            raise DataError(f'{file}: expected COCO JSON, an object with a list "{key}"')
     of_image: dict[int, list[dict]] = {}
     for image in content["images"]:
         if not _has(image, id=int, file_name=str, width=int, height=int):
-            raise ValueError(f"{file}: expected images with id, file_name, width and height, got {_short(image)}")
+            raise DataError(f"{file}: expected images with id, file_name, width and height, got {_short(image)}")
         if image["id"] in of_image:
-            raise ValueError(f"{file}: image id {image['id']} occurs twice; expected every image once")
+            raise DataError(f"{file}: image id {image['id']} occurs twice; expected every image once")
         of_image[image["id"]] = []
     for annotation in content["annotations"]:
         if not _has(annotation, image_id=int) or not isinstance(annotation.get("segmentation"), dict | list):
-            raise ValueError(f"{file}: expected annotations with image_id and segmentation, got {_short(annotation)}")
+            raise DataError(f"{file}: expected annotations with image_id and segmentation, got {_short(annotation)}")
         if annotation["image_id"] not in of_image:
-            raise ValueError(f"{file}: {_short(annotation)} has an image_id that is not among the images")
+            raise DataError(f"{file}: {_short(annotation)} has an image_id that is not among the images")
         kept = {key: annotation[key] for key in ANNOTATION_KEYS if key in annotation}
         of_image[annotation["image_id"]].append(kept)
     for image in content["images"]:
@@ -221,10 +222,10 @@ def _to_rle(annotation: Mapping, size: tuple[int, int]) -> dict:
     segmentation = annotation["segmentation"]
     if isinstance(segmentation, dict):
         if not _has(segmentation, size=list) or "counts" not in segmentation:
-            raise ValueError(f"expected an RLE with size and counts, got {_short(segmentation)}")
+            raise DataError(f"expected an RLE with size and counts, got {_short(segmentation)}")
         return segmentation
     if not segmentation:
         return {"size": size, "counts": [size[0] * size[1]]}  # no polygons: an empty mask
     if not all(isinstance(corners, list) and len(corners) >= 6 for corners in segmentation):
-        raise ValueError(f"expected polygons of three corners or more, got {_short(segmentation)}")
+        raise DataError(f"expected polygons of three corners or more, got {_short(segmentation)}")
     return coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))

@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sohes.data.errors import DataError, DataNotFoundError
+
 IMAGE_EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 # Above this many pixels a header is taken for a decompression bomb. Pillow itself refuses from here on.
@@ -45,7 +47,7 @@ _DECODE_ERRORS = (
 )
 
 
-class UnreadableImage(ValueError):
+class UnreadableImage(DataError):
     """An image file that cannot be used. `path` says which, `reason` why, in one line."""
 
     def __init__(self, path: str | os.PathLike, reason: str):
@@ -67,23 +69,23 @@ def list_images(root: str | os.PathLike) -> list[Path]:
     that begin with a dot are skipped.
 
     Raises:
-        FileNotFoundError: `root` does not exist, holds no image, or none of the listed files exists.
-        ValueError: `root` is a file that is neither an image nor a list.
+        DataNotFoundError: `root` does not exist, holds no image, or none of the listed files exists.
+        DataError: `root` is a file that is neither an image nor a list.
     """
     root = Path(root)
     wanted = " ".join(IMAGE_EXTENSIONS)
     if root.is_dir():
         found = _walk(root)
         if not found:
-            raise FileNotFoundError(f"no images in {root} (looked recursively for {wanted})")
+            raise DataNotFoundError(f"no images in {root} (looked recursively for {wanted})")
         return found
     if not root.exists():
-        raise FileNotFoundError(f"no such file or folder: {root} (expected a folder of images: {wanted})")
+        raise DataNotFoundError(f"no such file or folder: {root} (expected a folder of images: {wanted})")
     if root.suffix.lower() in IMAGE_EXTENSIONS:
         return [root]
     if root.suffix.lower() == ".txt":
         return _read_list(root)
-    raise ValueError(f"{root} is neither a folder, an image ({wanted}) nor a .txt list of images")
+    raise DataError(f"{root} is neither a folder, an image ({wanted}) nor a .txt list of images")
 
 
 def _walk(root: Path) -> list[Path]:
@@ -105,13 +107,13 @@ def _read_list(path: Path) -> list[Path]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a UTF-8 text list of images: {error}") from error
+        raise DataError(f"{path} is not a UTF-8 text list of images: {error}") from error
     entries = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     listed = list(dict.fromkeys(path.parent / entry for entry in entries))
     if not listed:
-        raise FileNotFoundError(f"no images in {path} (expected one image path a line)")
+        raise DataNotFoundError(f"no images in {path} (expected one image path a line)")
     if not any(entry.exists() for entry in listed):
-        raise FileNotFoundError(f"none of the {len(listed)} files listed in {path} exists; the first is {listed[0]}")
+        raise DataNotFoundError(f"none of the {len(listed)} files listed in {path} exists; the first is {listed[0]}")
     return listed
 
 

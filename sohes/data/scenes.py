@@ -30,6 +30,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from sohes.data.coco import write_coco
+from sohes.data.errors import DataError
 from sohes.data.scene_layout import Node, backdrop_nodes, object_nodes
 from sohes.data.scene_paint import paint, smooth_noise
 from sohes.forest import Forest
@@ -184,7 +185,7 @@ def write_scenes(folder: str | os.PathLike, num: int, size: int, seed: int) -> P
 
     Raises:
         ValueError: `num` < 1 or > 1_000_000, or a bad seed or size.
-        FileExistsError: the folder holds something that is not a set of scenes.
+        DataError: the folder holds something that is not a set of scenes.
     """
     if not 1 <= num <= SCENES_PER_SEED:
         raise ValueError(f"write_scenes: expected num from 1 to {SCENES_PER_SEED}, got {num}")
@@ -193,7 +194,7 @@ def write_scenes(folder: str | os.PathLike, num: int, size: int, seed: int) -> P
     if _holds(folder, request):
         return folder / "annotations.json"
     if folder.exists() and any(folder.iterdir()) and not (folder / STAMP).is_file():
-        raise FileExistsError(f"{folder} is not empty and holds no drawn scenes ({STAMP}); choose another folder")
+        raise DataError(f"{folder} is not empty and holds no drawn scenes ({STAMP}); choose another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:

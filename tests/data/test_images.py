@@ -8,7 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from sohes.data.errors import DataNotFoundError
 from sohes.data.images import UnreadableImage, list_images, read_image
+from sohes.errors import SohesError
 
 
 def gradient(height=6, width=9):
@@ -113,6 +115,7 @@ class TestOrientation:
         assert torch.equal(read_image(path), to_tensor(upright))
         assert torch.equal(read_image(path, apply_exif=False), to_tensor(stored))
 
+    @pytest.mark.filterwarnings("ignore:Corrupt EXIF:UserWarning")
     @pytest.mark.parametrize("block", [b"Exif\x00\x00garbage", b"Exif\x00\x00II*\x00\xff\xff\xff\xff", b"\x00"])
     def test_damaged_exif_counts_as_none(self, tmp_path, block):
         path = save(tmp_path / "a.png", gradient(), exif=block)
@@ -273,3 +276,10 @@ class TestUnreadable:
     def test_survives_pickling(self, tmp_path):
         error = pickle.loads(pickle.dumps(UnreadableImage(tmp_path / "a.jpg", "why")))
         assert (error.path, error.reason) == (tmp_path / "a.jpg", "why")
+
+
+def test_errors_are_of_the_kinds_that_commands_report_in_one_line():
+    assert issubclass(UnreadableImage, SohesError)
+    assert issubclass(UnreadableImage, ValueError)
+    assert issubclass(DataNotFoundError, SohesError)
+    assert issubclass(DataNotFoundError, FileNotFoundError)

@@ -10,6 +10,7 @@ import torch
 from numpy.random import PCG64, Generator
 
 from sohes.data.coco import LabelSet
+from sohes.data.errors import DataError
 from sohes.data.images import list_images, read_image
 from sohes.data.scene_objects import FAMILIES, Part
 from sohes.data.scenes import MIN_FRAGMENT, SAME_AS_PARENT, draw_scene, write_scenes
@@ -158,7 +159,7 @@ class TestWriteScenes:
 
     def test_other_folders_are_left_alone(self, tmp_path):
         (tmp_path / "holiday.jpg").write_bytes(b"x")
-        with pytest.raises(FileExistsError, match="holds no drawn scenes"):
+        with pytest.raises(DataError, match="holds no drawn scenes"):
             write_scenes(tmp_path, num=1, size=32, seed=0)
         assert (tmp_path / "holiday.jpg").exists()
 

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training samples and batches: photos with their forests, as views of one size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from numpy.random import PCG64, Generator, SeedSequence
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sohes.config import ViewConfig
+from sohes.data.coco import LabelledImage, LabelSet
+from sohes.data.errors import DataError
+from sohes.data.images import read_image
+from sohes.data.transforms import (
+    StrongView,
+    draw_geometry,
+    normalise,
+    strong_view,
+    view_image,
+    view_masks,
+    view_valid,
+    visible_masks,
+)
+from sohes.forest import Forest
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """What is to be found in one image; N may be 0.
+
+    masks: bool [N, H, W]. ancestors: bool [N, N], [i, j] says that mask i is an ancestor of mask j, transitively
+    closed. scores: float32 [N], the trust in each mask.
+    """
+
+    masks: Tensor
+    ancestors: Tensor
+    scores: Tensor
+
+    @classmethod
+    def from_forest(cls, forest: Forest) -> Target:
+        return cls(forest.masks.to_dense(), forest.ancestors(), forest.scores)
+
+    def to(self, device: torch.device | str) -> Target:
+        return Target(self.masks.to(device), self.ancestors.to(device), self.scores.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One view of one photo, before batching.
+
+    name: the path of the photo. image: uint8 [3, H, W]. strong: its strong twin of the same shape, where asked for.
+    valid: bool [H, W], False on padding.
+    """
+
+    name: str
+    image: Tensor
+    strong: Tensor | None
+    valid: Tensor
+    target: Target
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """B samples.
+
+    names: the paths of the photos. images: float32 [B, 3, H, W], normalised, 0 on padding. strong_images: the strong
+    views of the same crops, or None. valid: bool [B, H, W], False on padding. targets: B of them, for both views.
+    """
+
+    names: list[str]
+    images: Tensor
+    strong_images: Tensor | None
+    valid: Tensor
+    targets: list[Target]
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(
+            names=self.names,
+            images=self.images.to(device),
+            strong_images=None if self.strong_images is None else self.strong_images.to(device),
+            valid=self.valid.to(device),
+            targets=[target.to(device) for target in self.targets],
+        )
+
+
+class LabelDataset(Dataset):
+    """Random views of labelled photos. A sample is a pure function of (seed, epoch, index).
+
+    Crowd regions are no targets. Decoded photos and masks are kept in memory up to `views.cache_mb` megabytes, in
+    each process by itself; what is kept changes no sample.
+
+    Args:
+        labels: photos and their forests.
+        views: size, scale range and cache of the views.
+        seed: >= 0.
+        strong: samples show the strong view only.
+        pairs: samples have both views, the weak one as `image`.
+        strong_settings: how strong is strong.
+        min_area: masks with fewer pixels left in a view are dropped. [ours]
+    """
+
+    def __init__(
+        self,
+        labels: LabelSet,
+        views: ViewConfig,
+        seed: int,
+        *,
+        strong: bool = False,
+        pairs: bool = False,
+        strong_settings: StrongView | None = None,
+        min_area: int = 8,
+    ):
+        if strong and pairs:
+            raise ValueError("LabelDataset: pairs=True has the strong view already; expected one of strong and pairs")
+        if not 0 < views.scale[0] <= views.scale[1]:
+            raise ValueError(f"LabelDataset: expected a scale range 0 < low <= high, got {views.scale}")
+        self.labels = labels
+        self.views = views
+        self.seed = seed
+        self.strong = strong
+        self.pairs = pairs
+        self.strong_settings = strong_settings or StrongView()
+        self.min_area = min_area
+        self._cache: dict[int, tuple[LabelledImage, Tensor]] = {}
+        self._cache_room = views.cache_mb * 10**6
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+        """Sample `index` of epoch 0, or sample (epoch, index)."""
+        epoch, index = (0, key) if isinstance(key, int) else key
+        return self.sample(index, epoch)
+
+    def sample(self, index: int, epoch: int) -> Sample:
+        """View number `epoch` of photo `index`.
+
+        Raises:
+            IndexError: there is no such photo.
+            UnreadableImage: its file cannot be read.
+            DataError: its size is not that of its labels.
+        """
+        labelled, image = self._load(index)
+        rng = Generator(PCG64(SeedSequence([self.seed, epoch, index])))
+        geometry = draw_geometry(rng, labelled.size, self.views.size, self.views.scale)
+        weak = view_image(image, geometry)
+        strong = strong_view(rng, weak, self.strong_settings) if self.strong or self.pairs else None
+        masks = view_masks(labelled.forest.masks, geometry)  # [N, size, size]
+        ancestors = labelled.forest.ancestors()  # [N, N]
+        keep = visible_masks(masks, ancestors, self.min_area)
+        # Some rows and columns of a closure are a closure: grandparents of a lost parent stay ancestors.
+        target = Target(masks[keep], ancestors[keep][:, keep], labelled.forest.scores[keep])
+        return Sample(
+            name=str(labelled.path),
+            image=strong if self.strong else weak,
+            strong=strong if self.pairs else None,
+            valid=view_valid(geometry),
+            target=target,
+        )
+
+    def _load(self, index: int) -> tuple[LabelledImage, Tensor]:
+        """Labels without crowds, and the photo uint8 [3, H, W]."""
+        if index in self._cache:
+            return self._cache[index]
+        labelled = self.labels[index]
+        image = read_image(labelled.path)
+        if image.shape[1:] != labelled.size:
+            raise DataError(
+                f"{labelled.path} has {image.shape[2]}x{image.shape[1]} pixels, but its labels in {self.labels.source} "
+                f"are for {labelled.size[1]}x{labelled.size[0]}"
+            )
+        if labelled.crowd.any():
+            keep = ~labelled.crowd
+            labelled = replace(
+                labelled,
+                forest=labelled.forest.select(keep),
+                crowd=labelled.crowd[keep],
+                annotator=None if labelled.annotator is None else labelled.annotator[keep],
+            )
+        num_bytes = image.nbytes + labelled.forest.masks.words.nbytes
+        if num_bytes <= self._cache_room:
+            self._cache_room -= num_bytes
+            self._cache[index] = (labelled, image)
+        return labelled, image
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Samples of one size and kind -> Batch; pixels are normalised here, so that workers pass them on as float32."""
+    valid = torch.stack([sample.valid for sample in samples])  # [B, H, W]
+    strong = [sample.strong for sample in samples if sample.strong is not None]
+    return Batch(
+        names=[sample.name for sample in samples],
+        images=normalise(torch.stack([sample.image for sample in samples]), valid),
+        strong_images=normalise(torch.stack(strong), valid) if strong else None,
+        valid=valid,
+        targets=[sample.target for sample in samples],
+    )

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The order of training: which photos make the batch of a step, from any step on, on any number of processes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from itertools import count
+
+import numpy as np
+import torch
+from numpy.random import PCG64, Generator, SeedSequence
+from torch.utils.data import DataLoader, Dataset
+
+from sohes.data.dataset import Batch, LabelDataset, collate
+from sohes.data.errors import DataError
+from sohes.errors import SohesError
+
+
+def epoch_order(num: int, epoch: int, seed: int) -> np.ndarray:
+    """The order of `num` photos in an epoch, int64 [num]: a pure function of its arguments."""
+    return Generator(PCG64(SeedSequence([seed, epoch]))).permutation(num)
+
+
+def step_samples(num: int, batch_size: int, step: int, seed: int) -> list[tuple[int, int]]:
+    """The (epoch, index) pairs of the global batch of a step.
+
+    Epochs follow one another without a gap: a batch may hold the end of one and the start of the next, and with fewer
+    photos than `batch_size` several views of one photo.
+    """
+    positions = range(step * batch_size, (step + 1) * batch_size)
+    orders = {epoch: epoch_order(num, epoch, seed) for epoch in {position // num for position in positions}}
+    return [(position // num, int(orders[position // num][position % num])) for position in positions]
+
+
+def batches(
+    dataset: LabelDataset,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    stop_step: int | None = None,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    num_workers: int = 0,
+) -> Iterator[tuple[int, Batch]]:
+    """Yield (step, batch) for the steps from `start_step` up to `stop_step`, or for ever.
+
+    The batch of a step depends on nothing but (seed, step, batch_size) and the dataset: a stream that starts later goes
+    on as one that never stopped, and the `world` processes share out one global batch, process `rank` its `rank`-th
+    slice, whatever their number.
+
+    Args:
+        batch_size: of the global batch; a multiple of `world`.
+        num_workers: processes that make samples ahead of time; 0: this process, when a batch is asked for. On Linux
+            they are forked, so that the labels are in memory once.
+
+    Raises:
+        DataError: no photos.
+        ValueError: a `batch_size` or `rank` that does not fit `world`.
+    """
+    if len(dataset) == 0:
+        raise DataError(f"no images to learn from in {dataset.labels.source}")
+    if batch_size < 1 or batch_size % world:
+        raise ValueError(
+            f"batch size {batch_size} cannot be shared by {world} processes; expected a multiple of {world}"
+        )
+    if not 0 <= rank < world:
+        raise ValueError(f"expected a rank from 0 to {world - 1}, got {rank}")
+    return _stream(dataset, batch_size, seed, start_step, stop_step, rank, world, num_workers)
+
+
+def _stream(
+    dataset: LabelDataset,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    stop_step: int | None,
+    rank: int,
+    world: int,
+    num_workers: int,
+) -> Iterator[tuple[int, Batch]]:
+    share = batch_size // world
+
+    def steps() -> Iterator[int]:
+        return count(start_step) if stop_step is None else iter(range(start_step, stop_step))
+
+    def own_samples() -> Iterator[list[tuple[int, int]]]:
+        for step in steps():
+            yield step_samples(len(dataset), batch_size, step, seed)[rank * share : (rank + 1) * share]
+
+    if num_workers == 0:
+        made = (collate([dataset[key] for key in keys]) for keys in own_samples())
+    else:
+        made = DataLoader(
+            _Batches(dataset),
+            sampler=own_samples(),
+            batch_size=None,  # an item is a batch already
+            num_workers=num_workers,
+            multiprocessing_context="fork" if sys.platform == "linux" else None,
+            generator=torch.Generator(),  # else the loader would draw from, and so shift, the global one
+        )
+    for step, batch in zip(steps(), made, strict=True):
+        if isinstance(batch, Exception):
+            raise batch
+        yield step, batch
+
+
+class _Batches(Dataset):
+    """Batches by their samples' keys, for worker processes. An error comes back as itself, not as a traceback."""
+
+    def __init__(self, dataset: LabelDataset):
+        self.dataset = dataset
+
+    def __getitem__(self, keys: list[tuple[int, int]]) -> Batch | SohesError:
+        try:
+            return collate([self.dataset[key] for key in keys])
+        except SohesError as error:
+            return error

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training views of a photo: one random crop, seen weakly (as it is) or strongly (colours, blur, holes).
+
+Geometry and appearance are drawn apart, so that the two views of a photo and its masks always line up. All randomness
+comes from the numpy Generator passed in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from numpy.random import Generator
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as colour
+
+from sohes.masks import PackedMasks
+
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+"""Of ImageNet, in 0..1: what published backbones were trained with."""
+
+MAX_DENSE_BYTES = 2**25  # masks are unpacked in chunks of about this size
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Which part of a photo a square view shows: resize, perhaps mirror, crop, then pad at the right and the bottom."""
+
+    source: tuple[int, int]
+    """(H, W) of the photo."""
+    resized: tuple[int, int]
+    """(H, W) after resizing; the aspect is the photo's, up to rounding."""
+    top: int
+    left: int
+    """First row and column of the resized photo that are seen."""
+    mirrored: bool
+    size: int
+    """Side of the view in pixels."""
+
+    @property
+    def seen(self) -> tuple[int, int]:
+        """(height, width) of the view that shows photo; the rest is padding."""
+        return min(self.size, self.resized[0] - self.top), min(self.size, self.resized[1] - self.left)
+
+
+@dataclass(frozen=True)
+class StrongView:
+    """How far the strong view may depart from the weak one. Probabilities in 0..1."""
+
+    jitter_probability: float = 0.8
+    """Of changing brightness, contrast, saturation and hue. [sibling]"""
+    brightness: float = 0.4
+    """Factor drawn from 1 - value to 1 + value. [sibling]"""
+    contrast: float = 0.4
+    """Likewise. [sibling]"""
+    saturation: float = 0.4
+    """Likewise. [sibling]"""
+    hue: float = 0.1
+    """Shift drawn from -value to value, in turns of the colour circle. [sibling]"""
+    gray_probability: float = 0.2
+    """Of losing all colour. [sibling]"""
+    blur_probability: float = 0.5
+    """Of a Gaussian blur. [sibling]"""
+    blur_sigma: tuple[float, float] = (0.0005, 0.004)
+    """Range of its sigma, as a share of the view's side. [ours: that of the sibling at 512 px]"""
+    max_holes: int = 3
+    """Up to so many gray rectangles are cut out; masks stay as they are. [sibling]"""
+    hole_side: tuple[float, float] = (0.05, 0.2)
+    """Range of the sides of a hole, as a share of the view's side. [ours]"""
+
+
+def draw_geometry(rng: Generator, source: tuple[int, int], size: int, scale: tuple[float, float]) -> Geometry:
+    """A random view of a photo of `source` (H, W).
+
+    The longer side of the photo becomes `size` times a factor uniform in `scale`; where the result is larger than the
+    view a random window is cropped. Half of the views are mirrored.
+    """
+    factor = rng.uniform(*scale) * size / max(source)
+    resized = (max(1, round(source[0] * factor)), max(1, round(source[1] * factor)))
+    top, left = (int(rng.integers(0, max(0, side - size) + 1)) for side in resized)
+    return Geometry(source, resized, top, left, bool(rng.random() < 0.5), size)
+
+
+def view_image(image: Tensor, geometry: Geometry) -> Tensor:
+    """uint8 [3, H, W] -> uint8 [3, size, size], resized with antialiasing; padding is 0."""
+    height, width = geometry.seen
+    resized = F.interpolate(image[None], geometry.resized, mode="bilinear", antialias=True)[0]  # [3, h, w]
+    if geometry.mirrored:
+        resized = resized.flip(-1)
+    window = resized[:, geometry.top : geometry.top + height, geometry.left : geometry.left + width]
+    return F.pad(window, (0, geometry.size - width, 0, geometry.size - height))
+
+
+def view_masks(masks: PackedMasks, geometry: Geometry) -> Tensor:
+    """N masks of the photo -> bool [N, size, size] by nearest neighbour; padding is False."""
+    height, width = geometry.seen
+    rows = _nearest(geometry.top + torch.arange(height), geometry.resized[0], geometry.source[0])  # [height]
+    columns = geometry.left + torch.arange(width)
+    if geometry.mirrored:
+        columns = geometry.resized[1] - 1 - columns
+    columns = _nearest(columns, geometry.resized[1], geometry.source[1])  # [width]
+    view = torch.zeros((len(masks), geometry.size, geometry.size), dtype=torch.bool)
+    chunk = max(1, MAX_DENSE_BYTES // (geometry.source[0] * geometry.source[1]))
+    for start in range(0, len(masks), chunk):
+        dense = masks[start : start + chunk].to_dense()  # [n, H, W]
+        view[start : start + chunk, :height, :width] = dense[:, rows][:, :, columns]
+    return view
+
+
+def _nearest(position: Tensor, resized: int, source: int) -> Tensor:
+    """Pixel of a source of that length under the centre of a pixel of the resized one, int64."""
+    return ((2 * position + 1) * source).div(2 * resized, rounding_mode="floor")
+
+
+def view_valid(geometry: Geometry) -> Tensor:
+    """bool [size, size], False on padding."""
+    height, width = geometry.seen
+    valid = torch.zeros((geometry.size, geometry.size), dtype=torch.bool)
+    valid[:height, :width] = True
+    return valid
+
+
+def visible_masks(masks: Tensor, ancestors: Tensor, min_area: int) -> Tensor:
+    """Indices int64 of the masks that are still worth learning after a crop.
+
+    A mask goes when fewer than `min_area` pixels are left, or when nothing of it is left but one of its parts: masks
+    equal to the pixel would be one target twice, and the part is what is seen.
+
+    Args:
+        masks: bool [N, H, W]. ancestors: bool [N, N], [i, j]: i is an ancestor of j.
+    """
+    areas = masks.flatten(1).sum(1)  # [N]
+    keep = areas >= min_area
+    pairs = ancestors & keep[:, None] & keep[None, :] & (areas[:, None] == areas[None, :])
+    for whole, part in pairs.nonzero().tolist():
+        if torch.equal(masks[whole], masks[part]):
+            keep[whole] = False
+    return keep.nonzero().flatten()
+
+
+def strong_view(rng: Generator, image: Tensor, settings: StrongView) -> Tensor:
+    """The strong twin of a weak view: uint8 [3, size, size] -> the same shape, the same places."""
+    size = image.shape[-1]
+    if rng.random() < settings.jitter_probability:
+        image = colour.adjust_brightness(image, rng.uniform(1 - settings.brightness, 1 + settings.brightness))
+        image = colour.adjust_contrast(image, rng.uniform(1 - settings.contrast, 1 + settings.contrast))
+        image = colour.adjust_saturation(image, rng.uniform(1 - settings.saturation, 1 + settings.saturation))
+        image = colour.adjust_hue(image, rng.uniform(-settings.hue, settings.hue))
+    if rng.random() < settings.gray_probability:
+        image = colour.rgb_to_grayscale(image, num_output_channels=3)
+    if rng.random() < settings.blur_probability:
+        sigma = size * rng.uniform(*settings.blur_sigma)
+        image = colour.gaussian_blur(image, 2 * max(1, round(3 * sigma)) + 1, [sigma, sigma])
+    image = image.clone()
+    for _ in range(rng.integers(0, settings.max_holes + 1)):
+        height, width = (max(1, round(size * rng.uniform(*settings.hole_side))) for _ in range(2))
+        top, left = (int(rng.integers(0, size - side + 1)) for side in (height, width))
+        image[:, top : top + height, left : left + width] = 128
+    return image
+
+
+def normalise(images: Tensor, valid: Tensor | None = None) -> Tensor:
+    """uint8 [..., 3, H, W] -> float32, by ImageNet's mean and deviation; 0 where `valid` bool [..., H, W] is False."""
+    mean = torch.tensor(IMAGE_MEAN, device=images.device)[:, None, None] * 255
+    std = torch.tensor(IMAGE_STD, device=images.device)[:, None, None] * 255
+    normal = (images.float() - mean) / std
+    return normal if valid is None else normal * valid.unsqueeze(-3)
