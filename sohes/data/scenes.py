@@ -181,7 +181,7 @@ def write_scenes(folder: str | os.PathLike, num: int, size: int, seed: int) -> P
     as they are; scenes of another request are replaced.
 
     Returns:
-        The path of `annotations.json`.
+        `folder`, as a Path; `LabelSet(folder)` reads it.
 
     Raises:
         ValueError: `num` < 1 or > 1_000_000, or a bad seed or size.
@@ -192,7 +192,7 @@ def write_scenes(folder: str | os.PathLike, num: int, size: int, seed: int) -> P
     folder = Path(folder)
     request = {"version": SCENES_VERSION, "num": num, "size": size, "seed": seed}
     if _holds(folder, request):
-        return folder / "annotations.json"
+        return folder
     if folder.exists() and any(folder.iterdir()) and not (folder / STAMP).is_file():
         raise DataError(f"{folder} is not empty and holds no drawn scenes ({STAMP}); choose another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -205,7 +205,7 @@ def write_scenes(folder: str | os.PathLike, num: int, size: int, seed: int) -> P
         os.replace(building, folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    return folder / "annotations.json"
+    return folder
 
 
 def _holds(folder: Path, request: dict[str, int]) -> bool:

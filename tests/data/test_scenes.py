@@ -124,9 +124,10 @@ def test_families_fill_their_frame_and_have_parts(family):
 
 class TestWriteScenes:
     def test_files_hold_the_scenes(self, tmp_path):
-        path = write_scenes(tmp_path / "new/scenes", num=3, size=48, seed=7)
-        assert path == tmp_path / "new/scenes/annotations.json"
-        labels = LabelSet(path)
+        folder = write_scenes(str(tmp_path / "new/scenes"), num=3, size=48, seed=7)
+        assert folder == tmp_path / "new/scenes"
+        path = folder / "annotations.json"
+        labels = LabelSet(folder)
         assert [item.path for item in labels] == list_images(path.parent / "images")
         for index, item in enumerate(labels):
             scene = draw_scene(7_000_000 + index, 48)
@@ -141,7 +142,7 @@ class TestWriteScenes:
 
     def test_same_request_is_reused_and_another_replaces(self, tmp_path):
         folder = tmp_path / "scenes"
-        path = write_scenes(folder, num=3, size=32, seed=0)
+        path = write_scenes(folder, num=3, size=32, seed=0) / "annotations.json"
         before = path.stat().st_mtime_ns
         content = path.read_bytes()
         write_scenes(folder, num=3, size=32, seed=0)
