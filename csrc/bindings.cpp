@@ -39,6 +39,7 @@ PYBIND11_MODULE(_C, m) {
 
   // --- mask_ops ---
   m.def("mask_pack", &sohes::mask_pack, ReleaseGil());
+  m.def("mask_from_index", &sohes::mask_from_index, ReleaseGil());
   m.def("mask_unpack", &sohes::mask_unpack, ReleaseGil());
   m.def("mask_pack_logits_scratch", &sohes::mask_pack_logits_scratch);
   m.def("mask_pack_logits", &sohes::mask_pack_logits, ReleaseGil());

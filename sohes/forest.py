@@ -68,7 +68,7 @@ class Forest:
         return matrix
 
     def select(self, indices: Tensor) -> Forest:
-        """The forest of some masks, in the order asked for; a mask whose parent is gone moves to its nearest kept ancestor.
+        """The forest of some masks, in the order asked for. Where a parent is gone, the nearest kept ancestor follows.
 
         indices: int64 [kept] without repeats, or bool [N].
         """
@@ -85,7 +85,7 @@ class Forest:
         return Forest(self.masks[indices], self.scores[indices], parents)
 
     def to_coco(self, image_id: int | str, first_id: int = 1) -> list[dict]:
-        """COCO annotations, ids counting from ``first_id``; ``parent`` is an annotation id or None, ``bbox`` is x, y, w, h."""
+        """COCO annotations, ids from `first_id` on; `parent` is an annotation id or None, `bbox` is x, y, w, h."""
         x0, y0, x1, y1 = self.masks.boxes.cpu().unbind(1)  # [N] each
         rows = zip(
             self.masks.to_rle(),
@@ -114,8 +114,10 @@ class Forest:
 
     @classmethod
     def from_coco(cls, annotations: Sequence[Mapping], size: Size) -> Forest:
-        """The forest of one image's annotations (RLE segmentations). A missing score is 1; a missing parent, or one that is
-        not among the annotations, is a root."""
+        """The forest of one image's annotations (RLE segmentations).
+
+        A missing score is 1. Without a parent, or with one that is not among the annotations, a mask is a root.
+        """
         masks = PackedMasks.from_rle([annotation["segmentation"] for annotation in annotations], size)
         index_of = {annotation["id"]: index for index, annotation in enumerate(annotations) if "id" in annotation}
         scores = torch.tensor([annotation.get("score", 1.0) for annotation in annotations], dtype=torch.float32)
@@ -125,8 +127,8 @@ class Forest:
     def to_label_map(self, depth: int | None = None) -> Tensor:
         """One label per pixel, int64 [H, W]: the index of the deepest mask there, -1 where there is none.
 
-        depth: the deepest level to show; None shows all. At one level a smaller mask lies over a larger one, of equals the
-        lower index.
+        depth: the deepest level to show; None shows all. Within a level a smaller mask lies over a larger one, of
+            equals the lower index over the higher.
         """
         shown = torch.arange(len(self), device=self.parents.device)  # [N]
         if depth is not None:
@@ -140,7 +142,7 @@ class Forest:
         return labels
 
     def to_sam(self) -> list[dict]:
-        """Records in the form of SAM's automatic mask generator, with ``parent`` (index or None) and ``level`` added."""
+        """Records in the form of SAM's automatic mask generator, with `parent` (index or None) and `level` added."""
         return [
             {
                 "segmentation": annotation["segmentation"],
@@ -160,9 +162,9 @@ class Forest:
 def build_forest(masks: PackedMasks, theta_cover: float = 0.9) -> Tensor:
     """Parents int64 [N] of masks by coverage, -1 for a root.
 
-    A lies inside B when at least ``theta_cover`` of A lies in B and not the other way round; its parent is the smallest such
-    B, of equals the lower index. B then has more pixels than A, so there are no cycles. An empty mask is a root without
-    children. (The rule of the paper, with the coverage of its sibling HASSOD.)
+    A lies inside B when at least `theta_cover` of A lies in B and not the other way round; its parent is the smallest
+    such B, of equals the lower index. B then has more pixels than A, so there are no cycles. An empty mask is a root
+    without children. (The rule of SOHES, with the coverage of its sibling HASSOD.)
 
     Raises ValueError unless 0 < theta_cover <= 1.
     """

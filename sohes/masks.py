@@ -11,18 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sohes.ops import mask_pack, mask_regions, mask_rle
 from sohes.ops.mask_overlap import mask_overlap
-from sohes.ops.reference import mask_pack, mask_rle
+from sohes.ops.mask_pack import num_words
 
 Size = tuple[int, int]
 
 
 @dataclass(frozen=True, eq=False)
 class PackedMasks:
-    """N masks of one size (H, W), 64 pixels a word; any number of masks and any size are legal, zero too.
+    """N masks of one size (H, W), 64 pixels a word. Any number of masks and any size are legal, zero too.
 
-    words: int64 [N, ceil(H*W/64)]. Pixel (y, x) is flat bit ``i = x*H + y`` (column-major, as COCO RLE), in word ``i // 64``
-    at position ``i % 64``; bits past H*W are zero.
+    words: int64 [N, ceil(H*W/64)]. Pixel (y, x) is flat bit `i = x*H + y` (column-major, as COCO RLE), in word
+        `i // 64` at position `i % 64`; bits past H*W are zero.
     size: (H, W) in pixels.
     """
 
@@ -30,65 +31,64 @@ class PackedMasks:
     size: Size
 
     def __post_init__(self) -> None:
-        expected = mask_pack.num_words(self.size)
+        expected = num_words(self.size)
         if self.words.dtype != torch.int64 or self.words.ndim != 2 or self.words.shape[1] != expected:
-            got = f"{str(self.words.dtype).removeprefix('torch.')} {list(self.words.shape)}"
-            raise ValueError(f"PackedMasks: expected words int64 [N, {expected}] for size {self.size}, got {got}")
+            got = f"{self.words.dtype} {list(self.words.shape)}"
+            raise ValueError(f"PackedMasks: expected int64 words [N, {expected}] for {self.size}, got {got}")
 
     @classmethod
     def empty(cls, size: Size, device: torch.device | str | None = None) -> PackedMasks:
         """No masks at all, of this size."""
-        return cls(torch.zeros((0, mask_pack.num_words(size)), dtype=torch.int64, device=device), tuple(size))
+        return cls(torch.zeros((0, num_words(size)), dtype=torch.int64, device=device), tuple(size))
 
     @classmethod
     def from_dense(cls, masks: Tensor | np.ndarray) -> PackedMasks:
-        """bool or uint8 [N, H, W], tensor or array, of any strides; non-zero is inside."""
-        dense = torch.from_numpy(masks) if isinstance(masks, np.ndarray) else masks
-        if dense.ndim != 3 or dense.dtype not in (torch.bool, torch.uint8):
-            got = f"{str(dense.dtype).removeprefix('torch.')} {list(dense.shape)}"
-            raise ValueError(f"PackedMasks.from_dense: expected bool or uint8 [N, H, W], got {got}")
-        return cls(mask_pack.pack_dense(dense), (dense.shape[1], dense.shape[2]))
+        """bool or uint8 [N, H, W], a tensor or an array of any strides; non-zero is inside."""
+        dense = _as_tensor(masks) if isinstance(masks, np.ndarray) else masks
+        packed = mask_pack.mask_pack(dense)
+        return _with_stats(cls(packed[0], (dense.shape[1], dense.shape[2])), *packed[1:])
 
     @classmethod
     def from_logits(cls, logits: Tensor, size: Size, threshold: float = 0.0) -> PackedMasks:
-        """Logits [N, h, w] -> masks of ``size`` where the bilinear upsampling (align_corners False) is > ``threshold``.
+        """Logits [N, h, w] -> masks of `size` where the bilinear upsampling (align_corners False) is > `threshold`.
 
-        A chunk of masks is upsampled at a time, so memory does not grow with N. NaN is outside.
+        Upsampled masks never exist in full, so memory does not grow with N. NaN is outside.
         """
-        if logits.ndim != 3 or not logits.is_floating_point():
-            got = f"{str(logits.dtype).removeprefix('torch.')} {list(logits.shape)}"
-            raise ValueError(f"PackedMasks.from_logits: expected floating-point [N, h, w], got {got}")
-        return cls(mask_pack.pack_logits(logits.detach(), tuple(size), threshold), tuple(size))
+        size = (int(size[0]), int(size[1]))
+        packed = mask_pack.mask_pack_logits(logits, size, threshold)
+        return _with_stats(cls(packed[0], size), *packed[1:])
 
     @classmethod
     def from_label_map(cls, labels: Tensor, ids: Tensor) -> PackedMasks:
-        """Labels int [H, W] and ids [N] -> mask n is where the label equals ids[n]."""
-        parts = [
-            mask_pack.pack_dense(labels[None] == ids[part, None, None])
-            for part in mask_pack.chunks(len(ids), tuple(labels.shape))
-        ]
-        masks = cls.empty(tuple(labels.shape), labels.device)
-        return cls(torch.cat([masks.words, *parts]), masks.size)
+        """Integer labels [H, W] and ids [N] -> mask n is where the label equals ids[n]."""
+        if labels.ndim != 2 or labels.is_floating_point():
+            raise ValueError(f"from_label_map: expected integer [H, W], got {labels.dtype} {list(labels.shape)}")
+        distinct, place = torch.unique(ids.to(labels.device), return_inverse=True)  # [ids], [N]
+        if len(distinct) == 0:
+            return cls.empty(tuple(labels.shape), labels.device)
+        index = torch.searchsorted(distinct, labels.contiguous()).clamp(max=len(distinct) - 1)  # [H, W]
+        index = torch.where(distinct[index] == labels, index, -1)  # [H, W]
+        masks = cls(mask_pack.mask_from_index(index, len(distinct)), tuple(labels.shape))
+        return masks if torch.equal(place, torch.arange(len(distinct), device=place.device)) else masks[place]
 
     @classmethod
     def from_rle(cls, rles: Sequence[Mapping], size: Size | None = None) -> PackedMasks:
-        """COCO RLE ({"size": [H, W], "counts": str, bytes or list of run lengths}). ``size`` is needed only for no RLE at all.
+        """COCO RLE: {"size": [H, W], "counts": str, bytes or list of run lengths}; `size` is needed for no RLE at all.
 
-        Raises ValueError when the sizes differ or the runs do not add up to H * W.
+        Raises ValueError when sizes differ, a string is no RLE, or the runs do not add up to H * W.
         """
-        if size is None:
-            if len(rles) == 0:
-                raise ValueError("PackedMasks.from_rle: expected a size when there is no RLE")
-            size = rles[0]["size"]
-        size = (int(size[0]), int(size[1]))
+        if size is None and len(rles) == 0:
+            raise ValueError("PackedMasks.from_rle: expected a size beside an empty list")
+        height, width = rles[0]["size"] if size is None else size
+        size = (int(height), int(width))
         for index, rle in enumerate(rles):
             if tuple(rle["size"]) != size:
                 raise ValueError(f"PackedMasks.from_rle: expected size {size}, got {tuple(rle['size'])} at {index}")
-        return cls(mask_rle.decode_rle([rle["counts"] for rle in rles], size), size)
+        return cls(mask_rle.decode_rle([rle["counts"] for rle in rles], size[0] * size[1]), size)
 
     @classmethod
     def cat(cls, sets: Sequence[PackedMasks]) -> PackedMasks:
-        """One set after the other. At least one set; all of one size."""
+        """One set after the other: at least one set, all of one size and device."""
         sizes = {masks.size for masks in sets}
         if len(sizes) != 1:
             raise ValueError(f"PackedMasks.cat: expected sets of one size, got {sorted(sizes)}")
@@ -96,22 +96,26 @@ class PackedMasks:
 
     def to_dense(self) -> Tensor:
         """bool [N, H, W]."""
-        return mask_pack.unpack_dense(self.words, self.size)
+        return mask_pack.mask_unpack(self.words, self.size)
 
     def to_rle(self) -> list[dict]:
-        """Compressed COCO RLE, ``counts`` as str, equal to pycocotools' to the bit."""
-        counts = mask_rle.encode_rle(self.words.cpu(), self.size)
+        """Compressed COCO RLE, `counts` as str, equal to pycocotools' to the bit."""
+        counts = mask_rle.encode_rle(self.words, self.size[0] * self.size[1])
         return [{"size": list(self.size), "counts": one} for one in counts]
 
     @cached_property
+    def _stats(self) -> tuple[Tensor, Tensor]:
+        return mask_pack.mask_stats(self.words, self.size)
+
+    @property
     def areas(self) -> Tensor:
         """Pixels of each mask, int64 [N]."""
-        return mask_pack.mask_areas(self.words)
+        return self._stats[0]
 
-    @cached_property
+    @property
     def boxes(self) -> Tensor:
         """Boxes int64 [N, 4] in pixels: x0, y0, x1, y1, half-open; zeros for an empty mask."""
-        return mask_pack.mask_boxes(self.words, self.size)
+        return self._stats[1]
 
     @property
     def device(self) -> torch.device:
@@ -119,7 +123,8 @@ class PackedMasks:
 
     def to(self, device: torch.device | str) -> PackedMasks:
         """The same masks on another device."""
-        return PackedMasks(self.words.to(device), self.size)
+        masks = PackedMasks(self.words.to(device), self.size)
+        return _with_stats(masks, self.areas.to(device), self.boxes.to(device))
 
     def __len__(self) -> int:
         return len(self.words)
@@ -130,14 +135,56 @@ class PackedMasks:
             if not -len(self) <= index < len(self):
                 raise IndexError(f"mask {index} of {len(self)}")
             index = slice(index, index + 1 or None)
-        return PackedMasks(self.words[index], self.size)
+        return _with_stats(PackedMasks(self.words[index], self.size), self.areas[index], self.boxes[index])
+
+    def fill_holes(self) -> PackedMasks:
+        """With every background region (4-connected) that does not reach the border of the image."""
+        return PackedMasks(mask_regions.mask_fill_holes(self.words, self.size), self.size)
+
+    def largest_component(self) -> PackedMasks:
+        """Of each mask the component (8-connected) with the most pixels; of equals the first, column by column."""
+        return PackedMasks(mask_regions.mask_largest_component(self.words, self.size), self.size)
+
+    def components(self) -> tuple[PackedMasks, Tensor]:
+        """All components (8-connected) of all masks, R in number, and the mask int64 [R] that each is of."""
+        words, owner = mask_regions.mask_components(self.words, self.size)
+        return PackedMasks(words, self.size), owner
+
+    def boundary(self) -> PackedMasks:
+        """Pixels inside with one of their 4 neighbours outside; what lies beyond the image is outside."""
+        return PackedMasks(mask_regions.mask_boundary(self.words, self.size), self.size)
+
+    def resize(self, size: Size) -> PackedMasks:
+        """Masks of another size, each pixel the nearest one by centres."""
+        size = (int(size[0]), int(size[1]))
+        return PackedMasks(mask_regions.mask_resize(self.words, self.size, size), size)
+
+    def num_corners(self) -> Tensor:
+        """How many of the image's four corner pixels each mask holds, int64 [N]."""
+        height, width = self.size
+        if height * width == 0:
+            return self.words.new_zeros(len(self))
+        corners = [0, height - 1, (width - 1) * height, width * height - 1]  # flat bits
+        return torch.stack([(self.words[:, i // 64] >> (i % 64)) & 1 for i in corners]).sum(0)
+
+
+def _with_stats(masks: PackedMasks, areas: Tensor, boxes: Tensor) -> PackedMasks:
+    """Hands over areas and boxes that are known already, so that they are not counted again."""
+    masks.__dict__["_stats"] = (areas, boxes)
+    return masks
+
+
+def _as_tensor(array: np.ndarray) -> Tensor:
+    # torch cannot share an array that runs backwards, and warns about one that is read-only.
+    shareable = array.flags.writeable and min(array.strides, default=0) >= 0
+    return torch.from_numpy(array if shareable else array.copy())
 
 
 def mask_iou(a: PackedMasks, b: PackedMasks) -> Tensor:
     """Intersection over union of every pair, float32 [N, M]; 0 where both masks are empty."""
-    overlap = mask_overlap(a, b).double()  # [N, M]
+    overlap = mask_overlap(a, b)  # [N, M]
     union = a.areas[:, None] + b.areas[None, :] - overlap  # [N, M]
-    return (overlap / union.clamp(min=1)).float()
+    return (overlap.double() / union.clamp(min=1)).float()
 
 
 def mask_coverage(a: PackedMasks, b: PackedMasks) -> Tensor:
@@ -148,19 +195,19 @@ def mask_coverage(a: PackedMasks, b: PackedMasks) -> Tensor:
 def nms_masks(masks: PackedMasks, iou_threshold: float = 0.9, scores: Tensor | None = None) -> Tensor:
     """Indices int64 [kept] of the masks that no better one duplicates, best first.
 
-    Better is a higher score, or more pixels where ``scores`` is None; of equals the lower index. A mask is dropped when its
-    IoU with a kept one is over ``iou_threshold``. Two empty masks have IoU 0, so none drops the other.
+    Better is a higher score, or more pixels where `scores` is None; of equals the lower index. A mask is dropped when
+    its IoU with a kept one is over `iou_threshold`. Two empty masks have IoU 0, so neither drops the other.
     """
     rank = masks.areas if scores is None else scores
     if rank.shape != (len(masks),):
         raise ValueError(f"nms_masks: expected scores [{len(masks)}], got {list(rank.shape)}")
     order = rank.argsort(descending=True, stable=True).to(masks.device)  # [N]
     ranked = masks[order]
-    overlap = mask_overlap(ranked, ranked).double()  # [N, N]
+    overlap = mask_overlap(ranked, ranked)  # [N, N]
     union = ranked.areas[:, None] + ranked.areas[None, :] - overlap  # [N, N]
-    duplicate = (overlap > iou_threshold * union).triu(1).cpu().numpy()  # [N, N], row is the better one
+    duplicate = (overlap > iou_threshold * union.double()).cpu().numpy()  # [N, N]
     alive = np.ones(len(masks), bool)
     for index in range(len(masks)):
         if alive[index]:
-            alive &= ~duplicate[index]
+            alive[index + 1 :] &= ~duplicate[index, index + 1 :]
     return order[torch.from_numpy(alive).to(order.device)]

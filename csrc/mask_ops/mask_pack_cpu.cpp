@@ -18,21 +18,15 @@ namespace {
 
 constexpr int64_t kBlocks = 16;  // 64-column blocks of one strip: 8 KB of bits on the stack
 
-struct Dense {
-  uint8_t* data;
-  int64_t row_stride;
-  int64_t col_stride;
-};
-
 // Rows with columns side by side: strips of 64 rows are read in the order of memory.
-void pack_rows(const Dense& dense, int64_t height, int64_t width, uint64_t* words) {
+void pack_rows(const uint8_t* dense, int64_t row_stride, int64_t height, int64_t width, uint64_t* words) {
   uint64_t bits[kBlocks * 64];  // bits[block * 64 + y]: 64 columns of row y
   for (int64_t x0 = 0; x0 < width; x0 += kBlocks * 64) {
     const int64_t columns = std::min(kBlocks * 64, width - x0);
     for (int64_t y0 = 0; y0 < height; y0 += 64) {
       const int64_t rows = std::min<int64_t>(64, height - y0);
       for (int64_t y = 0; y < rows; ++y) {
-        simd().bytes_to_bits(dense.data + (y0 + y) * dense.row_stride + x0, columns, bits + y, 64);
+        simd().bytes_to_bits(dense + (y0 + y) * row_stride + x0, columns, bits + y, 64);
       }
       for (int64_t block = 0; 64 * block < columns; ++block) {
         uint64_t* square = bits + 64 * block;
@@ -47,17 +41,6 @@ void pack_rows(const Dense& dense, int64_t height, int64_t width, uint64_t* word
           if (square[x]) or_bits(words, (first + x) * height + y0, square[x]);
         }
       }
-    }
-  }
-}
-
-// Any strides, a pixel at a time.
-void pack_any(const Dense& dense, int64_t height, int64_t width, uint64_t* words) {
-  for (int64_t x = 0; x < width; ++x) {
-    for (int64_t y = 0; y < height; ++y) {
-      const int64_t i = x * height + y;
-      const uint64_t bit = dense.data[y * dense.row_stride + x * dense.col_stride] != 0;
-      words[i >> 6] |= bit << (i & 63);
     }
   }
 }
@@ -115,19 +98,35 @@ void mask_pack(const TensorView& dense, const TensorView& words, const TensorVie
   require(dense.ndim == 3 && (dense.dtype == DType::kBool || dense.dtype == DType::kUInt8),
           "mask_pack: expected bool or uint8 [N, H, W]");
   require_words(words, height * width);
+  const bool columns_first = dense.stride[1] == 1 && (dense.stride[2] == height || width == 1);
+  require(columns_first || dense.stride[2] == 1 || width == 1,
+          "mask_pack: expected pixels side by side in memory");
   parallel_for(dense.shape[0], 1, num_threads, [&](int, int64_t n, int64_t) {
-    const Dense one = {dense.as<uint8_t>() + n * dense.stride[0], dense.stride[1], dense.stride[2]};
+    const uint8_t* one = dense.as<uint8_t>() + n * dense.stride[0];
     uint64_t* out = row(words, n);
-    std::memset(out, 0, sizeof(uint64_t) * words.shape[1]);
-    if (one.row_stride == 1 && (one.col_stride == height || width == 1)) {
-      simd().bytes_to_bits(one.data, height * width, out, 1);  // columns first, as packed masks are
-    } else if (one.col_stride == 1) {
-      pack_rows(one, height, width, out);
+    if (columns_first) {
+      simd().bytes_to_bits(one, height * width, out, 1);  // as packed masks are
     } else {
-      pack_any(one, height, width, out);
+      std::memset(out, 0, sizeof(uint64_t) * words.shape[1]);
+      pack_rows(one, dense.stride[1], height, width, out);
     }
     stats_of(out, height, width, areas.as<int64_t>() + n, boxes.as<int64_t>() + 4 * n);
   });
+}
+
+void mask_from_index(const TensorView& index, const TensorView& words) {
+  const int64_t num_pixels = index.shape[0] * index.shape[1];
+  require_words(words, num_pixels);
+  require(index.is_contiguous() && index.dtype == DType::kInt64,
+          "mask_from_index: expected contiguous int64 [W, H]");
+  std::memset(words.data, 0, sizeof(uint64_t) * words.numel());
+  const int64_t* at = index.as<int64_t>();
+  for (int64_t start = 0; start < num_pixels;) {
+    int64_t stop = start + 1;
+    while (stop < num_pixels && at[stop] == at[start]) ++stop;
+    if (at[start] >= 0) fill_bits(row(words, at[start]), start, stop);
+    start = stop;
+  }
 }
 
 void mask_unpack(const TensorView& words, const TensorView& dense, int num_threads) {

@@ -1,20 +1,70 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exact intersections of two sets of packed masks."""
+"""mask_overlap: exact intersections of two sets of packed masks."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
-from sohes.ops.reference.mask_overlap import mask_overlap as reference
+from sohes._binary import require_binary
+from sohes.ops._library import define_op, why_not_cpp, why_not_cuda, why_not_triton
+from sohes.ops.reference import mask_overlap as reference
 
 if TYPE_CHECKING:
     from sohes.masks import PackedMasks
 
 
 def mask_overlap(a: PackedMasks, b: PackedMasks, backend: str = "auto") -> Tensor:
-    """Pixels shared by every pair: int64 [N, M] of N masks ``a`` and M masks ``b`` of one size."""
+    """Pixels that each mask of `a` shares with each mask of `b`: int64 [N, M], exact. No gradient.
+
+    Args:
+        a, b: N and M masks of one size on one device; zero masks and masks without pixels are legal.
+        backend: "auto", "cpp", "cuda", "triton" or "reference".
+
+    Raises:
+        ValueError: sizes or devices differ. BackendUnavailable: see `sohes.ops._library`.
+    """
     if a.size != b.size:
         raise ValueError(f"mask_overlap: expected masks of one size, got {a.size} and {b.size}")
-    return reference(a.words, a.boxes, b.words, b.boxes)
+    if a.words.device != b.words.device:
+        raise ValueError(f"mask_overlap: expected one device, got {a.words.device} and {b.words.device}")
+    return _overlap(a.words, a.boxes, b.words, b.boxes, a.size[0], backend)
+
+
+def _run_cpp(words_a: Tensor, boxes_a: Tensor, words_b: Tensor, boxes_b: Tensor, height: int) -> Tensor:
+    out = words_a.new_empty((len(words_a), len(words_b)))
+    inputs = (t.contiguous() for t in (words_a, boxes_a, words_b, boxes_b))
+    require_binary().mask_overlap(*inputs, height, out, torch.get_num_threads())
+    return out
+
+
+def _run_cuda(words_a: Tensor, boxes_a: Tensor, words_b: Tensor, boxes_b: Tensor, height: int) -> Tensor:
+    out = words_a.new_empty((len(words_a), len(words_b)))
+    inputs = (t.contiguous() for t in (words_a, boxes_a, words_b, boxes_b))
+    with torch.cuda.device(words_a.device):
+        stream = torch.cuda.current_stream().cuda_stream
+        require_binary().mask_overlap_cuda(*inputs, height, out, stream)
+    return out
+
+
+def _run_triton(words_a: Tensor, boxes_a: Tensor, words_b: Tensor, boxes_b: Tensor, height: int) -> Tensor:
+    from sohes.ops.triton import mask_overlap as twin  # only here: triton may not be installed
+
+    return twin.mask_overlap(words_a, boxes_a, words_b, boxes_b, height)
+
+
+def _fake(words_a: Tensor, boxes_a: Tensor, words_b: Tensor, boxes_b: Tensor, height: int) -> Tensor:
+    return words_a.new_empty((words_a.shape[0], words_b.shape[0]))
+
+
+_overlap = define_op(
+    "mask_overlap",
+    '(Tensor words_a, Tensor boxes_a, Tensor words_b, Tensor boxes_b, SymInt height, str backend="auto") -> Tensor',
+    reference=reference.mask_overlap,
+    fake=_fake,
+)
+_overlap.add_backend("cpp", _run_cpp, why_not_cpp)
+_overlap.add_backend("cuda", _run_cuda, why_not_cuda)
+_overlap.add_backend("triton", _run_triton, why_not_triton)

@@ -10,9 +10,13 @@
 
 namespace sohes {
 
-// dense bool / uint8 [N, H, W] of any strides (non-zero is inside) -> words, areas [N], boxes.
+// dense bool / uint8 [N, H, W] (non-zero is inside) -> words, areas [N], boxes. The pixels of a row, or of
+// the whole mask column after column, lie side by side; masks and rows may be any distance apart.
 void mask_pack(const TensorView& dense, const TensorView& words, const TensorView& areas,
                const TensorView& boxes, int num_threads);
+
+// index int64 [W, H], columns first: the mask that holds each pixel, or -1 -> words.
+void mask_from_index(const TensorView& index, const TensorView& words);
 
 // words -> dense bool [N, H, W], every byte written.
 void mask_unpack(const TensorView& words, const TensorView& dense, int num_threads);

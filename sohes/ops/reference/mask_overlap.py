@@ -4,16 +4,16 @@
 import torch
 from torch import Tensor
 
-WORDS_AT_A_TIME = 1 << 10  # 65,536 pixels: float32 sums of 0/1 stay exact below 2**24
+WORDS_AT_A_TIME = 1 << 10  # 65,536 pixels: float32 sums of zeros and ones are exact below 2**24
 
 
-def mask_overlap(words_a: Tensor, boxes_a: Tensor, words_b: Tensor, boxes_b: Tensor) -> Tensor:
+def mask_overlap(words_a: Tensor, boxes_a: Tensor, words_b: Tensor, boxes_b: Tensor, height: int) -> Tensor:
     """words int64 [N, V] and [M, V], boxes int64 [N, 4] and [M, 4] -> intersections int64 [N, M].
 
-    ``out[i, j] = sum_v popcount(a[i, v] & b[j, v])``. The boxes (x0, y0, x1, y1, half-open) are a promise that no bit lies
-    outside, with which faster twins skip pairs; here they are not needed. V = 0, N = 0 and M = 0 are legal.
+    `out[i, j] = sum_v popcount(a[i, v] & b[j, v])`. The boxes (x0, y0, x1, y1, half-open) promise that no bit lies
+    outside, with which faster twins skip pairs; here they, and the height of the masks, are not needed.
+    N = 0, M = 0 and V = 0 are legal.
     """
-    del boxes_a, boxes_b
     overlap = words_a.new_zeros((len(words_a), len(words_b)))  # [N, M]
     for start in range(0, words_a.shape[1], WORDS_AT_A_TIME):
         bits_a = _bits(words_a[:, start : start + WORDS_AT_A_TIME])  # [N, 64*v]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Packed masks, defined: which pixel sits in which bit, and what is read from the bits alone.
 
-Pixel (y, x) of an H x W mask is flat bit ``i = x * H + y`` (column-major, the order of COCO RLE). Bit ``i`` sits in word
-``i // 64`` at position ``i % 64``. Bits past ``H * W`` in the last word are zero. The words are the same on every device;
-the byte views below assume a little-endian machine, as every torch platform is.
+Pixel (y, x) of an H x W mask is flat bit `i = x * H + y` (column-major, the order of COCO RLE). Bit `i` sits in word
+`i // 64` at position `i % 64`. Bits past H * W in the last word are zero. The words are the same on every device; the
+views as bytes assume a little-endian machine, as torch does. V = ceil(H * W / 64).
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_ELEMENTS = 1 << 24  # dense elements alive at a time, so that memory follows the chunk and not the mask count
+CHUNK_ELEMENTS = 1 << 24  # dense elements alive at a time: memory follows the chunk and not the number of masks
+NEAR, FAR = 1e-30, 1e30  # distances of a logit from its threshold that count as 0, and the farthest
 
 
 def num_words(size: tuple[int, int]) -> int:
@@ -20,79 +21,89 @@ def num_words(size: tuple[int, int]) -> int:
     return (size[0] * size[1] + 63) // 64
 
 
-def chunks(num_masks: int, size: tuple[int, int]) -> Iterator[slice]:
-    """Slices over N masks that hold about CHUNK_ELEMENTS pixels each."""
-    step = max(1, CHUNK_ELEMENTS // max(1, size[0] * size[1]))
+def chunks(num_masks: int, elements: int) -> Iterator[slice]:
+    """Slices over N masks of so many elements each, about CHUNK_ELEMENTS a slice."""
+    step = max(1, CHUNK_ELEMENTS // max(1, elements))
     return (slice(start, min(start + step, num_masks)) for start in range(0, num_masks, step))
 
 
-def pack_dense(dense: Tensor) -> Tensor:
-    """bool or uint8 [N, H, W] (non-zero is inside) -> words int64 [N, V]."""
-    num_masks, height, width = dense.shape
-    words = dense.new_zeros((num_masks, num_words((height, width))), dtype=torch.int64)  # [N, V]
-    weights = 1 << torch.arange(8, dtype=torch.uint8, device=dense.device)  # [8]
-    for part in chunks(num_masks, (height, width)):
-        bits = (dense[part] != 0).transpose(1, 2).reshape(part.stop - part.start, -1)  # [n, H*W]
-        bits = F.pad(bits.to(torch.uint8), (0, 64 * words.shape[1] - height * width))  # [n, 64*V]
-        packed = (bits.unflatten(1, (8 * words.shape[1], 8)) * weights).sum(-1, dtype=torch.uint8)  # [n, 8*V]
-        words[part] = packed.view(torch.int64) if packed.numel() else words[part]  # [n, V]
-    return words
+def mask_pack(dense: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """bool or uint8 [N, H, W] (non-zero is inside) -> words int64 [N, V], areas int64 [N], boxes int64 [N, 4]."""
+    N, H, W = dense.shape
+    words = torch.zeros((N, num_words((H, W))), dtype=torch.int64, device=dense.device)  # [N, V]
+    place = 1 << torch.arange(8, dtype=torch.uint8, device=dense.device)  # [8]
+    for part in chunks(N, H * W):
+        bits = (dense[part] != 0).transpose(1, 2).flatten(1).to(torch.uint8)  # [n, H*W]
+        bits = F.pad(bits, (0, 64 * words.shape[1] - H * W)).unflatten(1, (8 * words.shape[1], 8))  # [n, 8*V, 8]
+        words[part].view(torch.uint8).copy_((bits * place).sum(-1, dtype=torch.uint8))  # [n, 8*V]
+    return words, *mask_stats(words, H, W)
 
 
-def unpack_dense(words: Tensor, size: tuple[int, int]) -> Tensor:
+def mask_unpack(words: Tensor, height: int, width: int) -> Tensor:
     """words int64 [N, V] -> bool [N, H, W], contiguous."""
-    height, width = size
     dense = words.new_zeros((len(words), height, width), dtype=torch.bool)  # [N, H, W]
     if dense.numel() == 0:
         return dense
     shifts = torch.arange(8, dtype=torch.uint8, device=words.device)  # [8]
-    for part in chunks(len(words), size):
+    for part in chunks(len(words), height * width):
         octets = words[part].contiguous().view(torch.uint8)  # [n, 8*V]
         bits = ((octets[:, :, None] >> shifts) & 1).flatten(1)[:, : height * width]  # [n, H*W]
         dense[part] = bits.unflatten(1, (width, height)).transpose(1, 2).bool()  # [n, H, W]
     return dense
 
 
-def pack_logits(logits: Tensor, size: tuple[int, int], threshold: float) -> Tensor:
-    """Logits [N, h, w] -> words of ``bilinear(logits, size) > threshold``, in float32, align_corners False.
+def bilinear_table(source: int, target: int) -> tuple[Tensor, Tensor]:
+    """Where each of `target` pixels reads among `source` ones: lower index int64, weight of the next one float32.
 
-    NaN is outside. A chunk of masks is upsampled at a time.
+    Pixel centres are aligned (align_corners False); before the first and past the last centre the edge goes on.
     """
-    words = logits.new_zeros((len(logits), num_words(size)), dtype=torch.int64)  # [N, V]
-    if words.numel() == 0:
-        return words
-    for part in chunks(len(logits), size):
-        values = logits[part].float()[:, None]  # [n, 1, h, w]
-        if tuple(values.shape[-2:]) != tuple(size):
-            values = F.interpolate(values, size=size, mode="bilinear", align_corners=False)  # [n, 1, H, W]
-        words[part] = pack_dense(values[:, 0] > threshold)  # [n, V]
+    position = (torch.arange(target, dtype=torch.float64) + 0.5) * source / target - 0.5  # [target]
+    index = position.clamp(min=0).floor().long().clamp(max=max(source - 1, 0))  # [target]
+    return index, (position.clamp(min=0) - index).float()
+
+
+def mask_pack_logits(logits: Tensor, height: int, width: int, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits [N, h, w] -> words, areas and boxes of `bilinear(logits - threshold) > 0` at H x W, in float32.
+
+    Columns are blended first, then rows, each as `a * (1 - weight) + b * weight` with every product and sum rounded
+    once, so that faster twins can agree to the bit. NaN counts as far outside, infinities as 1e30, and less than 1e-30
+    above the threshold as 0: then a blend of values of one sign has that sign.
+    """
+    N, h, w = logits.shape
+    words = torch.zeros((N, num_words((height, width))), dtype=torch.int64, device=logits.device)  # [N, V]
+    if words.numel():
+        columns, column_weight = (t.to(logits.device) for t in bilinear_table(w, width))  # [W], [W]
+        rows, row_weight = (t.to(logits.device)[:, None] for t in bilinear_table(h, height))  # [H, 1], [H, 1]
+        rows = rows[:, 0]  # [H]
+        for part in chunks(N, height * width):
+            d = torch.nan_to_num(logits[part].float() - threshold, nan=-FAR).clamp(-FAR, FAR)  # [n, h, w]
+            d = torch.where((d > 0) & (d < NEAR), 0.0, d)  # [n, h, w]
+            left, right = d[:, :, columns], d[:, :, (columns + 1).clamp(max=w - 1)]  # [n, h, W]
+            c = left * (1 - column_weight) + right * column_weight  # [n, h, W]
+            upper, lower = c[:, rows], c[:, (rows + 1).clamp(max=h - 1)]  # [n, H, W]
+            words[part] = mask_pack(upper * (1 - row_weight) + lower * row_weight > 0)[0]  # [n, V]
+    return words, *mask_stats(words, height, width)
+
+
+def mask_from_index(index: Tensor, num_masks: int) -> Tensor:
+    """int64 [H, W], the mask that holds each pixel or -1 -> words int64 [N, V]."""
+    words = torch.zeros((num_masks, num_words(tuple(index.shape))), dtype=torch.int64, device=index.device)  # [N, V]
+    for part in chunks(num_masks, index.numel()):
+        ids = torch.arange(part.start, part.stop, device=index.device)  # [n]
+        words[part] = mask_pack(index == ids[:, None, None])[0]  # [n, V]
     return words
 
 
-def mask_areas(words: Tensor) -> Tensor:
-    """words int64 [N, V] -> set bits int64 [N]. Bit counts by halves; a shift of a negative word is masked at once."""
+def mask_stats(words: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """words int64 [N, V] -> areas int64 [N], boxes int64 [N, 4]: x0, y0, x1, y1, half-open, zeros for an empty mask."""
+    areas, boxes = words.new_zeros(len(words)), words.new_zeros((len(words), 4))  # [N], [N, 4]
     if words.numel() == 0:
-        return words.new_zeros(len(words))
-    areas = words.new_zeros(len(words))  # [N]
-    for part in chunks(len(words), (words.shape[1], 8)):
-        x = words[part]  # [n, V]
-        x = x - ((x >> 1) & 0x5555555555555555)
-        x = (x & 0x3333333333333333) + ((x >> 2) & 0x3333333333333333)
-        x = (x + (x >> 4)) & 0x0F0F0F0F0F0F0F0F
-        areas[part] = ((x * 0x0101010101010101) >> 56).sum(1)  # [n]
-    return areas
-
-
-def mask_boxes(words: Tensor, size: tuple[int, int]) -> Tensor:
-    """words int64 [N, V] -> boxes int64 [N, 4]: x0, y0, x1, y1, half-open; zeros for an empty mask."""
-    boxes = words.new_zeros((len(words), 4))  # [N, 4]
-    if words.numel() == 0:
-        return boxes
-    for part in chunks(len(words), size):
-        dense = unpack_dense(words[part], size)  # [n, H, W]
-        for axis, other in ((0, 1), (1, 2)):  # x from the columns that hold a pixel, y from the rows
-            hit = dense.any(other).to(torch.uint8)  # [n, W] then [n, H]
-            length = hit.shape[1]
-            boxes[part, axis] = hit.argmax(1)  # [n], the first of equal maxima
-            boxes[part, axis + 2] = (length - hit.flip(1).argmax(1)) * hit.any(1)  # [n]
-    return boxes
+        return areas, boxes
+    for part in chunks(len(words), height * width):
+        dense = mask_unpack(words[part], height, width)  # [n, H, W]
+        areas[part] = dense.sum((1, 2))  # [n]
+        for axis, across in ((0, 1), (1, 2)):  # x from the columns that hold a pixel, y from the rows
+            hit = dense.any(across).to(torch.uint8)  # [n, W], then [n, H]
+            boxes[part, axis] = hit.argmax(1)  # [n], the first of equals
+            boxes[part, axis + 2] = (hit.shape[1] - hit.flip(1).argmax(1)) * hit.any(1)  # [n]
+    return areas, boxes

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dense masks, logits and label maps to packed masks, and back: operators over tensors. `sohes.masks` wraps them.
+
+The layout of the bits is defined in `sohes/ops/reference/mask_pack.py`. All results are exact and the same on every
+backend.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sohes._binary import require_binary
+from sohes.ops._library import define_op, why_not_cpp
+from sohes.ops.reference import mask_pack as reference
+from sohes.ops.reference.mask_pack import num_words
+
+MASKS_AT_A_TIME = 64  # masks copied at a time to bring their pixels side by side: one cache line of a masks-last array
+
+
+def mask_pack(dense: Tensor, backend: str = "auto") -> tuple[Tensor, Tensor, Tensor]:
+    """bool or uint8 [N, H, W] of any strides -> words int64 [N, V], areas int64 [N], boxes int64 [N, 4]."""
+    if dense.ndim != 3 or dense.dtype not in (torch.bool, torch.uint8):
+        raise ValueError(f"mask_pack: expected bool or uint8 [N, H, W], got {dense.dtype} {list(dense.shape)}")
+    return _pack(dense, backend)
+
+
+def mask_unpack(words: Tensor, size: tuple[int, int], backend: str = "auto") -> Tensor:
+    """words int64 [N, V] of masks of `size` (H, W) -> bool [N, H, W]."""
+    return _unpack(words, *size, backend)
+
+
+def mask_stats(words: Tensor, size: tuple[int, int], backend: str = "auto") -> tuple[Tensor, Tensor]:
+    """words int64 [N, V] of masks of this (H, W) -> areas int64 [N], boxes int64 [N, 4]: half-open x0, y0, x1, y1."""
+    return _stats(words, *size, backend)
+
+
+def mask_pack_logits(
+    logits: Tensor, size: tuple[int, int], threshold: float, backend: str = "auto"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Floating-point [N, h, w] -> words, areas, boxes of the masks where the bilinear upsampling is > threshold."""
+    if logits.ndim != 3 or not logits.is_floating_point():
+        raise ValueError(
+            f"mask_pack_logits: expected floating-point [N, h, w], got {logits.dtype} {list(logits.shape)}"
+        )
+    if 0 in logits.shape[1:] and 0 not in size:
+        raise ValueError(f"mask_pack_logits: cannot upsample {list(logits.shape)} to {list(size)}")
+    return _pack_logits(logits.detach(), *size, float(threshold), backend)
+
+
+def mask_from_index(index: Tensor, num_masks: int, backend: str = "auto") -> Tensor:
+    """int64 [H, W], for each pixel the mask (below num_masks) that holds it or -1 -> words int64 [num_masks, V]."""
+    return _from_index(index, num_masks, backend)
+
+
+def _new_words(like: Tensor, size: tuple[int, int]) -> Tensor:
+    return torch.empty((len(like), num_words(size)), dtype=torch.int64, device=like.device)
+
+
+def _new_packed(like: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Words, areas and boxes for as many masks as `like` has."""
+    return _new_words(like, size), *_new_stats(like)
+
+
+def _new_stats(like: Tensor) -> tuple[Tensor, Tensor]:
+    areas = torch.empty(len(like), dtype=torch.int64, device=like.device)
+    return areas, torch.empty((len(like), 4), dtype=torch.int64, device=like.device)
+
+
+def _pack_cpp(dense: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    N, H, W = dense.shape
+    out = _new_packed(dense, (H, W))
+    columns_first = dense.stride(1) == 1 and dense.stride(2) == H
+    side_by_side = dense.stride(2) == 1 or columns_first
+    step = max(N, 1) if side_by_side else MASKS_AT_A_TIME
+    for start in range(0, N, step):
+        part = dense[start : start + step]
+        args = (t[start : start + step] for t in out)
+        require_binary().mask_pack(part if side_by_side else part.contiguous(), *args, torch.get_num_threads())
+    return out
+
+
+def _unpack_cpp(words: Tensor, height: int, width: int) -> Tensor:
+    dense = torch.empty((len(words), height, width), dtype=torch.bool)
+    require_binary().mask_unpack(words.contiguous(), dense, torch.get_num_threads())
+    return dense
+
+
+def _stats_cpp(words: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    out = _new_stats(words)
+    require_binary().mask_stats(words.contiguous(), height, width, *out, torch.get_num_threads())
+    return out
+
+
+def _pack_logits_cpp(logits: Tensor, height: int, width: int, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
+    N, h, w = logits.shape
+    out = _new_packed(logits, (height, width))
+    if out[0].numel() == 0:
+        return reference.mask_pack_logits(logits, height, width, threshold)
+    columns, column_weight = reference.bilinear_table(w, width)
+    rows, row_weight = reference.bilinear_table(h, height)
+    row_start = torch.searchsorted(rows, torch.arange(h + 1))  # [h + 1], first pixel that reads row j or a later one
+    tables = (row_start, row_weight, columns, column_weight)
+    threads = torch.get_num_threads()
+    binary = require_binary()
+    scratch = torch.empty((threads, binary.mask_pack_logits_scratch(h, w)), dtype=torch.int64)
+    for part in reference.chunks(N, h * w):  # float32 copies of other types stay small
+        values = logits[part].float().contiguous()
+        binary.mask_pack_logits(values, threshold, *tables, scratch, *(t[part] for t in out), threads)
+    return out
+
+
+def _from_index_cpp(index: Tensor, num_masks: int) -> Tensor:
+    words = torch.empty((num_masks, num_words(tuple(index.shape))), dtype=torch.int64)
+    require_binary().mask_from_index(index.T.contiguous(), words)
+    return words
+
+
+def _fake_from_index(index: Tensor, num_masks: int) -> Tensor:
+    return index.new_empty((num_masks, num_words(tuple(index.shape))))
+
+
+_pack = define_op(
+    "mask_pack",
+    '(Tensor dense, str backend="auto") -> (Tensor words, Tensor areas, Tensor boxes)',
+    reference=reference.mask_pack,
+    fake=lambda dense: _new_packed(dense, tuple(dense.shape[1:])),
+)
+_unpack = define_op(
+    "mask_unpack",
+    '(Tensor words, SymInt height, SymInt width, str backend="auto") -> Tensor',
+    reference=reference.mask_unpack,
+    fake=lambda words, height, width: words.new_empty((len(words), height, width), dtype=torch.bool),
+)
+_stats = define_op(
+    "mask_stats",
+    '(Tensor words, SymInt height, SymInt width, str backend="auto") -> (Tensor areas, Tensor boxes)',
+    reference=reference.mask_stats,
+    fake=lambda words, height, width: _new_stats(words),
+)
+_pack_logits = define_op(
+    "mask_pack_logits",
+    "(Tensor logits, SymInt height, SymInt width, float threshold, "
+    'str backend="auto") -> (Tensor words, Tensor areas, Tensor boxes)',
+    reference=reference.mask_pack_logits,
+    fake=lambda logits, height, width, threshold: _new_packed(logits, (height, width)),
+)
+_from_index = define_op(
+    "mask_from_index",
+    '(Tensor index, SymInt num_masks, str backend="auto") -> Tensor',
+    reference=reference.mask_from_index,
+    fake=_fake_from_index,
+)
+for _op, _run in (
+    (_pack, _pack_cpp),
+    (_unpack, _unpack_cpp),
+    (_stats, _stats_cpp),
+    (_pack_logits, _pack_logits_cpp),
+    (_from_index, _from_index_cpp),
+):
+    _op.add_backend("cpp", _run, why_not_cpp)

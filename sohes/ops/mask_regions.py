@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connected regions, outlines and resizing of packed masks: operators over words. `sohes.masks` wraps them.
+
+Connectivity and ties are defined in `sohes/ops/reference/mask_regions.py`; results are the same on every backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sohes._binary import find_binary, require_binary
+from sohes.ops._library import Operator, define_op, why_not_cpp
+from sohes.ops.reference import mask_regions as reference
+from sohes.ops.reference.mask_pack import num_words
+
+Size = tuple[int, int]
+
+
+def mask_fill_holes(words: Tensor, size: Size, backend: str = "auto") -> Tensor:
+    """words int64 [N, V] -> the masks with every background region that does not reach the border of the image."""
+    return _fill_holes(words, *size, backend)
+
+
+def mask_largest_component(words: Tensor, size: Size, backend: str = "auto") -> Tensor:
+    """words int64 [N, V] -> each mask's component with the most pixels; empty masks stay empty."""
+    return _largest_component(words, *size, backend)
+
+
+def mask_boundary(words: Tensor, size: Size, backend: str = "auto") -> Tensor:
+    """words int64 [N, V] -> pixels inside with one of their 4 neighbours outside; beyond the image is outside."""
+    return _boundary(words, *size, backend)
+
+
+def mask_resize(words: Tensor, size: Size, new_size: Size, backend: str = "auto") -> Tensor:
+    """words int64 [N, V] -> words of masks of `new_size`, each pixel the one at its centre (nearest)."""
+    if 0 in size and 0 not in new_size:
+        raise ValueError(f"mask_resize: cannot resize masks of {list(size)} to {list(new_size)}")
+    return _resize(words, *size, *new_size, backend)
+
+
+def mask_components(words: Tensor, size: Size) -> tuple[Tensor, Tensor]:
+    """words int64 [N, V] -> words [R, V] of all components of all masks, and the mask int64 [R] that each is of.
+
+    A plain function, since R depends on the data. Runs in C++ for CPU words where the binary is there.
+    """
+    binary = find_binary().module
+    if binary is None or not words.is_cpu:
+        return reference.mask_components(words, *size)
+    words, threads = words.contiguous(), torch.get_num_threads()
+    scratch = _scratch(words, *size)
+    counts = torch.empty(len(words), dtype=torch.int64)  # [N]
+    binary.mask_count_components(words, *size, scratch, counts, threads)
+    stops = counts.cumsum(0)  # [N]
+    out = words.new_empty((int(counts.sum()), words.shape[1]))  # [R, V]
+    binary.mask_components(words, *size, scratch, stops - counts, out, threads)
+    return out, torch.repeat_interleave(torch.arange(len(words)), counts)
+
+
+def _scratch(words: Tensor, height: int, width: int) -> Tensor:
+    """Room for the runs of any one of the masks, for each thread."""
+    threads = torch.get_num_threads()
+    num_runs = torch.empty(len(words), dtype=torch.int64)  # [N]
+    require_binary().mask_num_runs(words, height * width, num_runs, threads)
+    most = int(num_runs.max()) if len(words) else 0
+    return torch.empty((threads, 4 * (most + width)), dtype=torch.int64)
+
+
+def _fill_holes_cpp(words: Tensor, height: int, width: int) -> Tensor:
+    words, out = words.contiguous(), torch.empty_like(words, memory_format=torch.contiguous_format)
+    scratch = _scratch(words, height, width)
+    require_binary().mask_fill_holes(words, height, width, scratch, out, torch.get_num_threads())
+    return out
+
+
+def _largest_component_cpp(words: Tensor, height: int, width: int) -> Tensor:
+    words, out = words.contiguous(), torch.empty_like(words, memory_format=torch.contiguous_format)
+    scratch = _scratch(words, height, width)
+    require_binary().mask_largest_component(words, height, width, scratch, out, torch.get_num_threads())
+    return out
+
+
+def _boundary_cpp(words: Tensor, height: int, width: int) -> Tensor:
+    words, out = words.contiguous(), torch.empty_like(words, memory_format=torch.contiguous_format)
+    require_binary().mask_boundary(words, height, width, out, torch.get_num_threads())
+    return out
+
+
+def _resize_cpp(words: Tensor, height: int, width: int, new_height: int, new_width: int) -> Tensor:
+    rows = reference.nearest_table(height, new_height)  # [new H]
+    row_start = torch.searchsorted(
+        rows, torch.arange(height + 1)
+    )  # [H + 1], first pixel that shows row r or a later one
+    columns = reference.nearest_table(width, new_width)  # [new W]
+    out = words.new_empty((len(words), num_words((new_height, new_width))))
+    binary, threads = require_binary(), torch.get_num_threads()
+    binary.mask_resize(words.contiguous(), height, row_start, columns, new_height, out, threads)
+    return out
+
+
+def _define(name: str, definition: Callable[..., Tensor], run: Callable[..., Tensor]) -> Operator:
+    op = define_op(
+        name,
+        '(Tensor words, SymInt height, SymInt width, str backend="auto") -> Tensor',
+        reference=definition,
+        fake=lambda words, height, width: torch.empty_like(words, memory_format=torch.contiguous_format),
+    )
+    op.add_backend("cpp", run, why_not_cpp)
+    return op
+
+
+_fill_holes = _define("mask_fill_holes", reference.mask_fill_holes, _fill_holes_cpp)
+_largest_component = _define("mask_largest_component", reference.mask_largest_component, _largest_component_cpp)
+_boundary = _define("mask_boundary", reference.mask_boundary, _boundary_cpp)
+_resize = define_op(
+    "mask_resize",
+    '(Tensor words, SymInt height, SymInt width, SymInt new_height, SymInt new_width, str backend="auto") -> Tensor',
+    reference=reference.mask_resize,
+    fake=lambda words, height, width, new_height, new_width: words.new_empty(
+        (len(words), num_words((new_height, new_width)))
+    ),
+)
+_resize.add_backend("cpp", _resize_cpp, why_not_cpp)

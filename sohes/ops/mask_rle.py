@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""COCO RLE of packed masks, both ways, bit-identical with pycocotools. Plain functions: strings are no tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from sohes._binary import find_binary
+from sohes.ops.reference import mask_rle as reference
+from sohes.ops.reference.mask_pack import num_words
+from sohes.ops.reference.mask_rle import Counts
+
+CHUNK_CHARACTERS = 1 << 25  # room for text alive at a time, so that many noisy masks do not need it all at once
+
+
+def encode_rle(words: Tensor, num_pixels: int) -> list[str]:
+    """words int64 [N, V] of masks of so many pixels, on any device -> N compressed `counts`."""
+    words = words.cpu().contiguous()
+    binary = find_binary().module
+    if binary is None:
+        return reference.encode_rle(words, num_pixels)
+    threads = torch.get_num_threads()
+    num_runs = torch.empty(len(words), dtype=torch.int64)  # [N]
+    binary.mask_num_runs(words, num_pixels, num_runs, threads)
+    room = num_runs * (num_pixels.bit_length() // 5 + 1) + binary.RLE_SLACK  # [N]
+    counts: list[str] = []
+    for part in _parts(room):
+        stops = room[part].cumsum(0)  # [n]
+        starts = stops - room[part]  # [n]
+        text = torch.empty(int(stops[-1]), dtype=torch.uint8)
+        lengths = torch.empty_like(starts)  # [n]
+        binary.rle_encode(words[part], num_pixels, starts, text, lengths, threads)
+        letters = memoryview(text.numpy())
+        ends = (starts + lengths).tolist()
+        counts += [str(letters[start:end], "ascii") for start, end in zip(starts.tolist(), ends, strict=True)]
+    return counts
+
+
+def decode_rle(counts: Sequence[Counts], num_pixels: int) -> Tensor:
+    """N `counts`, compressed (str or bytes) or plain run lengths -> words int64 [N, V] on the CPU.
+
+    Raises ValueError when a string is no RLE or cut short, a run is negative, or the runs do not come to num_pixels.
+    """
+    binary = find_binary().module
+    if binary is None:
+        return reference.decode_rle(counts, num_pixels)
+    texts = [_as_bytes(one) for one in counts]
+    offsets = torch.tensor([0, *map(len, texts)], dtype=torch.int64).cumsum(0)  # [N + 1]
+    text = torch.frombuffer(bytearray(b"".join(texts) or b" "), dtype=torch.uint8)
+    words = torch.empty((len(texts), num_words((num_pixels, 1))), dtype=torch.int64)  # [N, V]
+    ok = torch.empty(len(texts), dtype=torch.bool)  # [N]
+    binary.rle_decode(text, offsets, num_pixels, words, ok, torch.get_num_threads())
+    if not ok.all():
+        reference.decode_rle([counts[int(ok.long().argmin())]], num_pixels)  # says what is wrong with the first bad one
+    return words
+
+
+def _as_bytes(counts: Counts) -> bytes:
+    if isinstance(counts, bytes):
+        return counts
+    if isinstance(counts, str):
+        return counts.encode("ascii", "replace")
+    runs = torch.as_tensor(counts, dtype=torch.int64).numpy()
+    return reference.compress(runs).encode("ascii")
+
+
+def _parts(room: Tensor) -> Iterator[slice]:
+    """Slices over masks whose text needs at most CHUNK_CHARACTERS, or a single one."""
+    start, used = 0, 0
+    for index, need in enumerate(room.tolist()):
+        if used and used + need > CHUNK_CHARACTERS:
+            yield slice(start, index)
+            start, used = index, 0
+        used += need
+    if used:
+        yield slice(start, len(room))
