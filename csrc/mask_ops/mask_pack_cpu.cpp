@@ -99,7 +99,7 @@ void mask_pack(const TensorView& dense, const TensorView& words, const TensorVie
           "mask_pack: expected bool or uint8 [N, H, W]");
   require_words(words, height * width);
   const bool columns_first = dense.stride[1] == 1 && (dense.stride[2] == height || width == 1);
-  require(columns_first || dense.stride[2] == 1 || width == 1,
+  require(columns_first || dense.stride[2] == 1 || width <= 1 || height == 0,
           "mask_pack: expected pixels side by side in memory");
   parallel_for(dense.shape[0], 1, num_threads, [&](int, int64_t n, int64_t) {
     const uint8_t* one = dense.as<uint8_t>() + n * dense.stride[0];
