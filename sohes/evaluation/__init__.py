@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How good a set of predicted forests is: average recall and precision as COCO counts them, and the hierarchy's
-own metrics.
-"""
+"""How good predicted forests are: average recall and precision as COCO counts them, and the hierarchy's own metrics."""
 
+from sohes.evaluation.coco_index import BadInput
 from sohes.evaluation.evaluator import Evaluator
+from sohes.evaluation.files import evaluate_files, score_files
 
-__all__ = ["Evaluator"]
+__all__ = ["BadInput", "Evaluator", "evaluate_files", "score_files"]

@@ -10,8 +10,7 @@ import torch
 
 from sohes.evaluation.average_recall import precision, recall
 from sohes.evaluation.hierarchy import HierarchyCounts
-from sohes.evaluation.image import ImageRecord, Protocol, Truth, rank_by_score, record_image
-from sohes.evaluation.overlap import find_pairs
+from sohes.evaluation.image import ImageRecord, Protocol, Truth, score_image
 from sohes.forest import Forest
 from sohes.masks import PackedMasks
 
@@ -61,13 +60,14 @@ class Evaluator:
                 crowd=_per_mask("crowd", np.zeros(len(gt)) if crowd is None else crowd, len(gt), np.bool_),
                 parents=None if gt_parents is None else _per_mask("gt_parents", gt_parents, len(gt), np.int64),
             )
-            record = _score(self.protocol, gt, truth, pred)
+            scores = pred.scores.double().cpu().numpy()
+            record = score_image(self.protocol, gt, truth, pred.masks, scores, pred.parents.cpu().numpy())
         except ValueError as error:
             raise ValueError(f"image {image_id}: {error}") from error
         self.add_record(image_id, record)
 
     def add_record(self, image_id: Hashable, record: ImageRecord) -> None:
-        """Add an image that ``record_image`` scored under this evaluator's protocol."""
+        """Add an image that ``score_image`` scored under this evaluator's protocol."""
         if image_id in self._records:
             raise ValueError(f"image {image_id} was added before")
         self._records[image_id] = record
@@ -137,17 +137,6 @@ class Evaluator:
 
     def _sorted(self) -> list[ImageRecord]:
         return [record for _, record in sorted(self._records.items(), key=lambda item: _sort_key(item[0]))]
-
-
-def _score(protocol: Protocol, gt: PackedMasks, truth: Truth, pred: Forest) -> ImageRecord:
-    if pred.masks.size != gt.size:
-        raise ValueError(f"expected predictions of size {gt.size}, got {pred.masks.size}")
-    scores = pred.scores.double().cpu().numpy()  # [N]
-    order = rank_by_score(scores, protocol.max_dets[-1])  # [D]
-    ranked = pred.masks[torch.from_numpy(order).to(pred.masks.device)]
-    pairs = find_pairs(ranked, gt, truth.crowd, protocol.min_iou)
-    areas, parents = pred.masks.areas.cpu().numpy(), pred.parents.cpu().numpy()  # [N] each
-    return record_image(protocol, truth, pairs, order, scores, areas, parents)
 
 
 def _sort_key(image_id: Hashable) -> tuple[str, Hashable]:

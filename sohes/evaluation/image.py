@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from sohes.evaluation.hierarchy import MATCH_IOU, HierarchyCounts, count_hierarchy, match_by_iou
 from sohes.evaluation.matching import Matches, match_greedy
-from sohes.evaluation.overlap import Pairs
+from sohes.evaluation.overlap import Masks, Pairs, as_array, find_pairs
 
 COCO_AREAS = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
 COCO_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
@@ -78,49 +78,45 @@ class ImageRecord:
         return np.unpackbits(self.outside[index], count=len(self.scores)).astype(bool)
 
 
-def rank_by_score(scores: Sequence[float] | np.ndarray, limit: int) -> np.ndarray:
-    """Indices int64 [D] of the ``limit`` highest scores, highest first, of equals the lower index.
+def score_image(
+    protocol: Protocol, gt: Masks, truth: Truth, pred: Masks, scores: np.ndarray, parents: np.ndarray
+) -> ImageRecord:
+    """Score the N predictions of one image against its M true masks. Pure, so that images may be scored in threads.
 
-    Raises ValueError for a score that is not finite.
+    gt, pred: both packed, or both runs. scores: float64 [N]. parents: int64 [N], -1 for a root.
+
+    Raises ValueError where the sizes differ, a score is not finite, or the true parents are no forest.
     """
-    scores = np.asarray(scores, np.float64)
+    if pred.size != gt.size:
+        raise ValueError(f"expected predictions of size {gt.size}, got {pred.size}")
+    order = _rank_by_score(scores, protocol.max_dets[-1])  # [D]
+    pairs = find_pairs(pred, gt, truth.crowd, order, protocol.min_iou)
+
+    ranges = np.array(list(protocol.area_ranges.values()), np.float64)[:, :, None]  # [A, 2, 1]
+    low, high = ranges[:, 0], ranges[:, 1]  # [A, 1] each
+    gt_ignored = truth.crowd | (truth.areas < low) | (truth.areas > high)  # [A, M]
+    areas = as_array(pred.areas)[order]  # [D]
+    single = scores[order].astype(np.float32)  # [D]
+    return ImageRecord(
+        num_gt=(~gt_ignored).sum(1),
+        num_predictions=len(scores),
+        scores=single if (single == scores[order]).all() else scores[order],
+        outside=np.packbits((areas < low) | (areas > high), axis=1),
+        matches=match_greedy(pairs, gt_ignored, truth.crowd, np.array(protocol.iou_thresholds)),
+        hierarchy=_score_hierarchy(truth, pairs, order, parents),
+    )
+
+
+def _rank_by_score(scores: np.ndarray, limit: int) -> np.ndarray:
+    """Indices int64 [D] of the ``limit`` highest scores, highest first, of equals the lower index."""
     if not np.isfinite(scores).all():
         raise ValueError(f"expected finite scores, got {scores[~np.isfinite(scores)][0]}")
     return np.argsort(-scores, kind="stable")[:limit]
 
 
-def record_image(
-    protocol: Protocol,
-    truth: Truth,
-    pairs: Pairs,
-    order: np.ndarray,
-    scores: np.ndarray,
-    areas: np.ndarray,
-    parents: np.ndarray,
-) -> ImageRecord:
-    """Score one image. Pure, so that images may be scored in threads.
-
-    order: int64 [D], from ``rank_by_score``. pairs: of ``order``'s predictions (so 0 is the best) and the true
-    masks, all with IoU >= ``protocol.min_iou``. scores, areas, parents: float64, int64, int64 [N] of the
-    predictions as given.
-    """
-    ranges = np.array(list(protocol.area_ranges.values()), np.float64)[:, :, None]  # [A, 2, 1]
-    low, high = ranges[:, 0], ranges[:, 1]  # [A, 1] each
-    gt_ignored = truth.crowd | (truth.areas < low) | (truth.areas > high)  # [A, M]
-    ranked_areas = areas[order]  # [D]
-    outside = (ranked_areas < low) | (ranked_areas > high)  # [A, D]
-    ranked_scores = scores[order]  # [D]
-    single = ranked_scores.astype(np.float32)
-    hierarchy = HierarchyCounts()
-    if truth.parents is not None:
-        match = match_by_iou(pairs, len(truth.crowd), truth.crowd)  # [M]
-        match = np.where(match >= 0, np.append(order, -1)[match], -1)  # [M], index into the predictions as given
-        hierarchy = count_hierarchy(match, truth.parents, parents, truth.crowd)
-    return ImageRecord(
-        num_gt=(~gt_ignored).sum(1),
-        num_predictions=len(scores),
-        scores=single if (single == ranked_scores).all() else ranked_scores,
-        outside=np.packbits(outside, axis=1),
-        matches=match_greedy(pairs, gt_ignored, truth.crowd, np.array(protocol.iou_thresholds)),
-        hierarchy=hierarchy,
-    )
+def _score_hierarchy(truth: Truth, pairs: Pairs, order: np.ndarray, parents: np.ndarray) -> HierarchyCounts:
+    if truth.parents is None:
+        return HierarchyCounts()
+    match = match_by_iou(pairs, len(truth.crowd), truth.crowd)  # [M], into order
+    match = np.append(order, -1)[match]  # [M], into the predictions as given
+    return count_hierarchy(match, truth.parents, parents, truth.crowd)

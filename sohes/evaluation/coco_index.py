@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A COCO JSON file as an index: which bytes hold which image's annotations, so that memory does not follow the file."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from sohes.errors import SohesError
+from sohes.evaluation.json_stream import Element, JsonReader
+
+ImageId = int | str
+
+
+class BadInput(SohesError, ValueError):
+    """Files that cannot be evaluated; the message names the file and what was expected."""
+
+
+class CocoIndex:
+    """The images of a COCO file, or of a bare list of COCO results, and where their annotations lie.
+
+    images: the image records by id, in the order of the file; None for a bare list. annotated: the ids that have
+    annotations. keys: every key that some annotation has. num_annotations: in all.
+
+    The file is read once, a few megabytes at a time. Annotations of one image that follow each other, as they mostly
+    do, are remembered as one span of bytes. Reading an image's annotations is thread-safe.
+
+    Raises BadInput when the file is missing, is not JSON or not COCO.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path)
+        self.images: dict[ImageId, dict] | None = None
+        self.keys: set[str] = set()
+        self.num_annotations = 0
+        self._spans: dict[ImageId, list[list[int]]] = {}
+        if not self.path.is_file():
+            raise BadInput(f"{self.path}: no such file")
+        with JsonReader(self.path) as reader:
+            try:
+                self._read(reader)
+            except BadInput:
+                raise
+            except ValueError as error:
+                raise BadInput(f"{self.path} is not JSON: {error}") from error
+        self.annotated = self._spans.keys()
+
+    def annotations(self, image_id: ImageId) -> list[dict]:
+        """The annotations of one image in the order of the file; [] if there are none."""
+        found: list[dict] = []
+        with self.path.open("rb") as file:
+            for start, stop in self._spans.get(image_id, ()):
+                file.seek(start)
+                found += json.loads(b"[" + file.read(stop - start) + b"]")
+        return found
+
+    def _read(self, reader: JsonReader) -> None:
+        expected = f'{self.path}: expected COCO JSON, an object with lists "images" and "annotations"'
+        if reader.peek() == "[":
+            self._read_annotations(reader)
+        elif reader.peek() == "{":
+            seen = set()
+            for key in reader.members():
+                if key in ("images", "annotations") and reader.peek() != "[":
+                    raise BadInput(f'{expected}; "{key}" is no list')
+                if key == "images":
+                    self._read_images(reader)
+                elif key == "annotations":
+                    self._read_annotations(reader)
+                else:
+                    reader.value()
+                seen.add(key)
+            for key in ("images", "annotations"):
+                if key not in seen:
+                    raise BadInput(f'{expected}; there is no "{key}"')
+        else:
+            raise BadInput(f"{expected}, got {_short(reader.value().value)}")
+        if reader.peek():
+            raise ValueError(f"there is more after its end, {reader.peek()!r}")
+
+    def _read_images(self, reader: JsonReader) -> None:
+        self.images = {}
+        for record, _, _ in reader.elements():
+            if not isinstance(record, dict) or not isinstance(record.get("id"), ImageId):
+                raise BadInput(f"{self.path}: expected images with an id, got {_short(record)}")
+            if record["id"] in self.images:
+                raise BadInput(f"{self.path}: image id {record['id']!r} occurs twice")
+            self.images[record["id"]] = record
+
+    def _read_annotations(self, reader: JsonReader) -> None:
+        last = None
+        for element in reader.elements():
+            last = self._add_annotation(element, last)
+
+    def _add_annotation(self, element: Element, last: ImageId | None) -> ImageId:
+        record, start, stop = element
+        if not isinstance(record, dict) or not isinstance(record.get("image_id"), ImageId):
+            raise BadInput(f"{self.path}: expected annotations with an image_id, got {_short(record)}")
+        image_id = record["image_id"]
+        if image_id == last:
+            self._spans[image_id][-1][1] = stop  # only a comma and white space lie between
+        else:
+            self._spans.setdefault(image_id, []).append([start, stop])
+        self.keys.update(record)
+        self.num_annotations += 1
+        return image_id
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 100 else text[:100] + "..."

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores a file of predictions against a file of ground truth, image after image."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from sohes.evaluation.coco_index import BadInput, CocoIndex, ImageId
+from sohes.evaluation.evaluator import Evaluator
+from sohes.evaluation.image import ImageRecord, Protocol, Truth, score_image
+from sohes.evaluation.runs import RunMasks, read_runs
+
+logger = logging.getLogger(__name__)
+
+PathLike = str | os.PathLike
+Scored = list[tuple[Any, ImageRecord]]  # (key of the evaluator, record)
+
+
+def evaluate_files(
+    gt_json: PathLike, pred_json: PathLike, *, max_dets: Sequence[int] = (1, 10, 100, 1000), threads: int = 1
+) -> dict[str, float]:
+    """``Evaluator.summary()`` of a file of predictions; see ``score_files``."""
+    return score_files(gt_json, pred_json, max_dets=max_dets, threads=threads).summary()
+
+
+def score_files(
+    gt_json: PathLike,
+    pred_json: PathLike,
+    *,
+    max_dets: Sequence[int] = (1, 10, 100, 1000),
+    threads: int = 1,
+    on_image: Callable[[int, int], None] | None = None,
+) -> Evaluator:
+    """An evaluator that has seen every image of the ground truth.
+
+    gt_json: COCO JSON; segmentations are RLE or polygons, categories are not looked at. ``area`` (default: the mask's)
+    decides the area range. Images with ``parent`` (an annotation id or null) on some annotation count for the
+    hierarchy. Where annotations have an ``annotator``, each annotator is scored as an image of its own with the same
+    predictions (as is right for BSDS500, whose people each drew the whole image), and images nobody drew are left out.
+
+    pred_json: COCO JSON, or a bare list of COCO results; every annotation has a ``score``. A ``parent`` that is not
+    among the image's predictions makes a root.
+
+    Images are matched by id. One that has no predictions counts as missed; memory does not grow with the files.
+    threads: images scored at a time. on_image(done, total) is called after each.
+
+    Raises BadInput: a file is missing or malformed, ids or sizes do not agree.
+    """
+    gt, pred = CocoIndex(gt_json), CocoIndex(pred_json)
+    _check_ids(gt, pred)
+    evaluator = Evaluator(max_dets)
+
+    def score(image_id: ImageId) -> Scored:
+        try:
+            return _score_one(evaluator.protocol, gt, pred, image_id)
+        except BadInput:
+            raise
+        except ValueError as error:
+            raise BadInput(f"{pred.path} against {gt.path}, image {image_id!r}: {error}") from error
+
+    image_ids = list(gt.images or ())
+    with ThreadPoolExecutor(threads) as pool:
+        for done, scored in enumerate((pool.map if threads > 1 else map)(score, image_ids), start=1):
+            for key, record in scored:
+                evaluator.add_record(key, record)
+            if on_image is not None:
+                on_image(done, len(image_ids))
+    return evaluator
+
+
+def _check_ids(gt: CocoIndex, pred: CocoIndex) -> None:
+    if gt.images is None:
+        raise BadInput(f'{gt.path}: expected ground truth, COCO JSON with "images"; this is a bare list of results')
+    if gt.num_annotations == 0:
+        raise BadInput(f"{gt.path}: there are no annotations to score against")
+    if pred.images is None and pred.num_annotations == 0:
+        raise BadInput(f"{pred.path}: there are no predictions in this list")
+    for index, images in ((gt, gt.images), (pred, pred.images)):
+        for image_id in index.annotated:
+            if images is not None and image_id not in images:
+                raise BadInput(f"{index.path}: annotations of image {image_id!r}, which is not among its images")
+    predicted = pred.annotated if pred.images is None else pred.images.keys()
+    unknown = [image_id for image_id in predicted if image_id not in gt.images]
+    if len(unknown) == len(predicted):
+        raise BadInput(
+            f"no image of {pred.path} is in {gt.path} (image ids such as {_some(predicted)} against {_some(gt.images)})"
+        )
+    if unknown:
+        raise BadInput(
+            f"{pred.path}: {len(unknown)} of {len(predicted)} images are not in {gt.path}, image {unknown[0]!r} first"
+        )
+    for image_id, image in (pred.images or {}).items():
+        for key in ("width", "height"):
+            true = gt.images[image_id].get(key)
+            if image.get(key, true) != true:
+                raise BadInput(f"image {image_id!r}: {key} is {true} in {gt.path} but {image[key]} in {pred.path}")
+        names = [index[image_id].get("file_name") for index in (gt.images, pred.images)]
+        if None not in names and len({os.path.splitext(os.path.basename(name))[0] for name in names}) > 1:
+            raise BadInput(f"image {image_id!r} is {names[0]} in {gt.path} but {names[1]} in {pred.path}")
+    if len(predicted) < len(gt.images):
+        missing = len(gt.images) - len(predicted)
+        logger.warning("%s: %d of %d images have no predictions", pred.path, missing, len(gt.images))
+
+
+def _some(ids: Any) -> str:
+    return ", ".join(repr(image_id) for image_id in list(ids)[:3]) or "none"
+
+
+def _score_one(protocol: Protocol, gt: CocoIndex, pred: CocoIndex, image_id: ImageId) -> Scored:
+    image = (gt.images or {})[image_id]
+    size = (image.get("height"), image.get("width"))
+    if not all(isinstance(side, int) for side in size):
+        raise BadInput(f"{gt.path}: expected height and width of image {image_id!r}, got {size[0]} and {size[1]}")
+    drawn = _by_annotator(gt, image_id)
+    if not drawn:
+        return []
+    found = _in_category_order(pred.annotations(image_id))
+    pred_masks = _read_masks(pred, image_id, found, size)
+    scores = np.array([_score_of(pred, image_id, annotation) for annotation in found], np.float64)
+    index_of = {annotation["id"]: index for index, annotation in enumerate(found) if "id" in annotation}
+    parents = np.array([index_of.get(annotation.get("parent"), -1) for annotation in found], np.int64)
+    scored = []
+    for annotator, true in drawn.items():
+        gt_masks = _read_masks(gt, image_id, true, size)
+        truth = _read_truth(gt, image_id, true, gt_masks)
+        key = image_id if annotator is None else (image_id, annotator)
+        scored.append((key, score_image(protocol, gt_masks, truth, pred_masks, scores, parents)))
+    return scored
+
+
+def _by_annotator(gt: CocoIndex, image_id: ImageId) -> dict[Any, list[dict]]:
+    """The true annotations of an image by who drew them; all under None where the file does not say."""
+    records = _in_category_order(gt.annotations(image_id))
+    if "annotator" not in gt.keys:
+        return {None: records}
+    drawn: dict[Any, list[dict]] = {}
+    for annotation in records:
+        if not isinstance(annotation.get("annotator"), int | str):
+            raise BadInput(
+                f"{gt.path}, image {image_id!r}: expected an annotator on every annotation, as on others of this file"
+            )
+        drawn.setdefault(annotation["annotator"], []).append(annotation)
+    return drawn
+
+
+def _in_category_order(records: list[dict]) -> list[dict]:
+    """Categories do not matter, but pycocotools without them (useCats 0) goes by category, and so decides ties."""
+    return sorted(records, key=lambda annotation: annotation.get("category_id", 0))
+
+
+def _read_masks(index: CocoIndex, image_id: ImageId, records: list[dict], size: tuple[int, int]) -> RunMasks:
+    try:
+        return read_runs([_counts(annotation, size) for annotation in records], size)
+    except ValueError as error:
+        raise BadInput(f"{index.path}, image {image_id!r}: {error}") from error
+
+
+def _counts(annotation: dict, size: tuple[int, int]) -> str | bytes | list[int]:
+    """The RLE counts of an annotation; polygons are drawn by pycocotools."""
+    name = f"annotation {annotation.get('id', '(without id)')}"
+    segmentation = annotation.get("segmentation")
+    if isinstance(segmentation, dict) and "counts" in segmentation:
+        if tuple(segmentation.get("size", ())) != size:
+            raise ValueError(f"{name}: expected a mask of size {list(size)}, got {segmentation.get('size')}")
+        return segmentation["counts"]
+    if not isinstance(segmentation, list) or not all(isinstance(p, list) and len(p) >= 6 for p in segmentation):
+        raise ValueError(f"{name}: expected a segmentation, RLE or polygons of three corners or more")
+    if not segmentation:
+        return [size[0] * size[1]]
+    return coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))["counts"]
+
+
+def _score_of(pred: CocoIndex, image_id: ImageId, annotation: dict) -> float:
+    score = annotation.get("score")
+    if not isinstance(score, int | float):
+        raise BadInput(f"{pred.path}, image {image_id!r}: expected a score on every annotation, got {score!r}")
+    return score
+
+
+def _read_truth(gt: CocoIndex, image_id: ImageId, records: list[dict], masks: RunMasks) -> Truth:
+    areas = [annotation.get("area", area) for annotation, area in zip(records, masks.areas, strict=True)]
+    parents = None
+    if any("parent" in annotation for annotation in records):
+        index_of = {annotation.get("id"): index for index, annotation in enumerate(records)}
+        parents = np.full(len(records), -1, np.int64)
+        for index, annotation in enumerate(records):
+            parent = annotation.get("parent")
+            if parent is not None and parent not in index_of:
+                raise BadInput(f"{gt.path}, image {image_id!r}: parent {parent!r} is not an annotation of this image")
+            parents[index] = -1 if parent is None else index_of[parent]
+    crowd = np.array([bool(annotation.get("iscrowd")) for annotation in records], bool)
+    return Truth(np.array(areas, np.float64), crowd, parents)
