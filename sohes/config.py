@@ -74,7 +74,11 @@ class ModelConfig:
     deform_points: int = 4
     """Points a head samples per level in every deformable attention. [Deformable DETR]"""
     hidden_dim: int = 256
-    """Channels of pixel decoder, mask decoder and mask features. [Mask2Former]"""
+    """Channels of pixel decoder and mask decoder. [Mask2Former]"""
+    mask_dim: int = 256
+    """Channels of mask features and mask embeddings. [Mask2Former]"""
+    mask_stride: Literal[2, 4] = 4
+    """Pixels of the input per cell of the mask maps. 4 [Mask2Former]; 2 keeps masks a few pixels wide [ours]."""
     num_heads: int = 8
     """Attention heads of pixel and mask decoder. [Mask2Former]"""
     encoder_layers: int = 6
@@ -109,11 +113,18 @@ class LossConfig:
     """Matching and losses of phases 2 and 3."""
 
     num_points: int = 12544
-    """Points sampled per mask for matching and for the mask losses. [sibling]"""
+    """Points sampled per mask for the mask losses. [sibling]"""
+    num_match_points: int = 12544
+    """Points sampled per image for matching. [sibling]"""
     oversample_ratio: float = 3.0
     """This many times more points are drawn before the most uncertain are kept, >= 1. [Mask2Former]"""
     importance_ratio: float = 0.75
-    """Share of the points that are the most uncertain ones, 0..1; the rest is uniform. [Mask2Former]"""
+    """Share of the points of a mask that are the most uncertain ones, 0..1. [Mask2Former]"""
+    inside_ratio: float = 0.0
+    """Share of the points, also in matching, drawn inside the target masks, each mask as likely as another, 0..1; what
+    is left is uniform. With few points, uniform ones miss small masks. [Mask2Former: 0; above 0: ours]"""
+    match_layers: Literal["each", "last"] = "each"
+    """`each`: every decoder layer has a matching of its own [Mask2Former]. `last`: all share the last one's. [ours]"""
     class_weight: float = 2.0
     """Weight of the class loss, also in matching. [sibling]"""
     mask_weight: float = 5.0

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -14,7 +15,7 @@ from sohes.config import LossConfig
 from sohes.losses.ancestor_loss import ancestor_loss
 from sohes.losses.mask_losses import bce_loss, class_loss, dice_loss
 from sohes.losses.matcher import Matches, assign, pairwise_cost
-from sohes.losses.points import random_points, sample_labels, sample_logits, uncertain_points
+from sohes.losses.points import loss_points, match_points, sample_labels, sample_maps
 from sohes.models.outputs import Outputs
 
 
@@ -89,21 +90,22 @@ class Criterion:
     @torch.no_grad()
     def match(self, layers: list[Outputs], targets: Sequence[Target], generator: torch.Generator | None) -> Matches:
         """Match every layer. One set of points per image serves all its queries, targets and layers."""
-        features = layers[-1].mask_features.float()  # [B, E, h, w]
-        points = random_points((features.shape[0], self.config.num_points), generator, features.device)
+        config = self.config
+        matched = layers if config.match_layers == "each" else layers[-1:]
+        points = torch.stack(
+            [match_points(t.masks, config.num_match_points, config.inside_ratio, generator) for t in targets]
+        )  # [B, P, 2]
         labels = pad_sequence(
             [sample_labels(t.masks, p[None]) for t, p in zip(targets, points, strict=True)], batch_first=True
         )  # [B, N, P]
-        sampled = sample_logits(features, points, map_extent(layers[-1]))  # [B, E, P]
-        costs = torch.stack(
-            [
-                pairwise_cost(
-                    layer.class_logits, torch.bmm(layer.mask_embeddings.float(), sampled), labels, self.config
-                )
-                for layer in layers
-            ]
-        )
-        return assign(costs, [len(t.masks) for t in targets])
+        features = layers[-1].mask_features.float()  # [B, E, h, w]
+        sampled = sample_maps(features, points, layers[-1].extent)  # [B, E, P]
+        costs = [
+            pairwise_cost(x.class_logits, torch.bmm(x.mask_embeddings.float(), sampled), labels, config)
+            for x in matched
+        ]
+        matches = assign(torch.stack(costs), [len(t.masks) for t in targets])
+        return replace(matches, query_of_target=matches.query_of_target.expand(len(layers), -1, -1))
 
     def mask_losses(
         self,
@@ -114,33 +116,34 @@ class Criterion:
         generator: torch.Generator | None,
     ) -> tuple[Tensor, Tensor]:
         """BCE and dice of all matched pairs, summed over layers, per mask."""
+        config, extent = self.config, layers[-1].extent
         features = layers[-1].mask_features.float()
         embeddings = torch.stack([x.mask_embeddings for x in layers]).float()  # [layers, B, Q, E]
-        maps, masks = [], []
+        zero = (embeddings.sum() + features.sum()) * 0.0  # keeps every parameter in the graph
+        sums = [zero, zero]
         for image, target in enumerate(targets):
-            layer, index = torch.nonzero(query_of_target[:, image] >= 0, as_tuple=True)  # [M]
-            chosen = embeddings[layer, image, query_of_target[layer, image, index]]  # [M, E]
-            maps.append((chosen @ features[image].flatten(1)).unflatten(1, features.shape[2:]))  # [M, h, w]
-            masks.append((target.masks, index))
-        if not sum(len(x) for x in maps):
-            zero = (embeddings.sum() + features.sum()) * 0.0  # keeps every parameter in the graph
-            return zero, zero
-        extent = map_extent(layers[-1])
-        points = uncertain_points(
-            torch.cat(maps).detach(),
-            self.config.num_points,
-            extent,
-            oversample_ratio=self.config.oversample_ratio,
-            importance_ratio=self.config.importance_ratio,
-            generator=generator,
-        )  # [all M, P, 2]
-        logits = sample_logits(torch.cat(maps)[:, None], points, extent)[:, 0]  # [all M, P]
-        parts = points.split([len(x) for x in maps])
-        labels = torch.cat([sample_labels(m[index], p) for (m, index), p in zip(masks, parts, strict=True)])
-        return (
-            bce_loss(logits, labels).sum() / num_masks,
-            dice_loss(logits, labels).sum() / num_masks,
-        )
+            query = query_of_target[:, image, : len(target.masks)]  # [layers, N]
+            found = (query >= 0).T.float()  # [N, layers]
+            if found.numel() == 0:
+                continue
+            layer = torch.arange(len(layers), device=query.device)[:, None]
+            chosen = embeddings[layer, image, query.clamp(min=0)]  # [layers, N, E]
+            maps = torch.einsum("lne,ehw->nlhw", chosen, features[image])  # [N, layers, h, w]
+            points = loss_points(
+                maps.detach(),
+                target.masks,
+                config.num_points,
+                extent,
+                oversample_ratio=config.oversample_ratio,
+                importance_ratio=config.importance_ratio,
+                inside_ratio=config.inside_ratio,
+                generator=generator,
+            )  # [N, P, 2]
+            logits = sample_maps(maps, points, extent)  # [N, layers, P]
+            labels = sample_labels(target.masks, points)[:, None].expand_as(logits)
+            for k, loss in enumerate((bce_loss, dice_loss)):
+                sums[k] = sums[k] + (loss(logits, labels) * found).sum() / num_masks
+        return sums[0], sums[1]
 
     def ancestor_loss(self, layers: list[Outputs], targets: Sequence[Target], query_of_target: Tensor) -> Tensor:
         """Loss of the ancestor logits between matched queries; zero without the head."""
@@ -155,12 +158,6 @@ class Criterion:
         for image, target in enumerate(targets):
             labels[image, : len(target.masks), : len(target.masks)] = target.ancestors
         return ancestor_loss(logits, labels[None], query_of_target >= 0)
-
-
-def map_extent(outputs: Outputs) -> tuple[float, float]:
-    """Share (x, y) of the mask map that the image covers."""
-    (H, W), (h, w) = outputs.image_size, outputs.mask_features.shape[2:]
-    return W / (4 * w), H / (4 * h)
 
 
 def count_masks(targets: Sequence[Target], num_queries: int) -> int:

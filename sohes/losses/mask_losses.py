@@ -27,11 +27,11 @@ def class_loss(class_logits: Tensor, is_matched: Tensor, num_masks: Tensor, no_o
 
 
 def bce_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Binary cross-entropy at points [M, P], mean over points -> [M]."""
-    return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(dim=1)
+    """Binary cross-entropy at points [..., P], mean over points -> [...]."""
+    return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(dim=-1)
 
 
 def dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """`1 - (2 sum(s t) + 1) / (sum(s) + sum(t) + 1)` at points [M, P] -> [M]."""
+    """`1 - (2 sum(s t) + 1) / (sum(s) + sum(t) + 1)` at points [..., P] -> [...]."""
     s = logits.sigmoid()
-    return 1.0 - (2.0 * (s * labels).sum(1) + 1.0) / (s.sum(1) + labels.sum(1) + 1.0)
+    return 1.0 - (2.0 * (s * labels).sum(-1) + 1.0) / (s.sum(-1) + labels.sum(-1) + 1.0)

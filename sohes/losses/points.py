@@ -17,21 +17,44 @@ def random_points(shape: tuple[int, ...], generator: torch.Generator | None, dev
     return torch.rand(*shape, 2, generator=generator, device=home).to(device)
 
 
-def sample_logits(maps: Tensor, points: Tensor, extent: tuple[float, float]) -> Tensor:
-    """Bilinear values of maps [B, C, h, w] at points [B, P, 2] -> [B, C, P].
+def points_inside(masks: Tensor, which: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One uniform point inside mask `which[k]` for each k; anywhere in the image when that mask is empty.
 
-    `extent` is the share (x, y) of the map that the image covers: a map of stride 4 reaches past an image whose sides
-    4 does not divide.
+    Args:
+        masks: bool [N, H, W].
+        which: int64 [K].
+
+    Returns:
+        float32 [K, 2].
     """
-    grid = points * (2.0 * points.new_tensor(extent)) - 1.0  # [B, P, 2]
-    values = F.grid_sample(maps, grid[:, None], padding_mode="border", align_corners=False)  # [B, C, 1, P]
+    N, H, W = masks.shape
+    place = random_points((len(which),), generator, masks.device)  # [K, 2], serves as place and as fallback
+    within = random_points((len(which),), generator, masks.device)  # [K, 2], place within the pixel
+    pixels = masks.flatten(1).nonzero()  # [T, 2] of (mask, pixel), sorted by mask
+    if len(pixels) == 0:
+        return place
+    counts = torch.bincount(pixels[:, 0], minlength=N)  # [N]
+    starts = counts.cumsum(0) - counts
+    offset = (place[:, 0] * counts[which]).long()
+    pixel = pixels[(starts[which] + offset).clamp(max=len(pixels) - 1), 1]  # [K]
+    inside = torch.stack(((pixel % W + within[:, 0]) / W, (pixel // W + within[:, 1]) / H), dim=-1)
+    return torch.where((counts[which] > 0)[:, None], inside, place)
+
+
+def sample_maps(maps: Tensor, points: Tensor, extent: tuple[float, float]) -> Tensor:
+    """Bilinear values of maps [N, C, h, w] at points [N, P, 2] -> [N, C, P].
+
+    `extent` is the share (x, y) of the map that the image covers, see `Outputs.extent`.
+    """
+    grid = points * (2.0 * points.new_tensor(extent)) - 1.0  # [N, P, 2]
+    values = F.grid_sample(maps, grid[:, None], padding_mode="border", align_corners=False)  # [N, C, 1, P]
     return values[:, :, 0]
 
 
 def sample_labels(masks: Tensor, points: Tensor) -> Tensor:
     """The pixel of masks bool [N, H, W] under each of points [N or 1, P, 2] -> float32 [N, P].
 
-    Labels are read, not interpolated: that needs no float copy of the masks, which is their largest.
+    Labels are read, not interpolated: that needs no float copy of the masks, the largest tensors of a batch.
     """
     N, H, W = masks.shape
     x = (points[..., 0] * W).long().clamp(max=W - 1)
@@ -40,34 +63,52 @@ def sample_labels(masks: Tensor, points: Tensor) -> Tensor:
     return masks.flatten(1).gather(1, index).float()
 
 
-def uncertain_points(
+def match_points(masks: Tensor, num_points: int, inside_ratio: float, generator: torch.Generator | None) -> Tensor:
+    """Points that all masks bool [N, H, W] of an image are compared at: [P, 2], some inside a random one of them."""
+    N = masks.shape[0]
+    num_inside = int(num_points * inside_ratio) if N else 0
+    uniform = random_points((num_points - num_inside,), generator, masks.device)
+    if num_inside == 0:
+        return uniform
+    which = torch.arange(num_inside, device=masks.device) % N  # every mask equally often
+    return torch.cat((uniform, points_inside(masks, which, generator)))
+
+
+def loss_points(
     maps: Tensor,
+    masks: Tensor,
     num_points: int,
     extent: tuple[float, float],
     *,
     oversample_ratio: float,
     importance_ratio: float,
+    inside_ratio: float,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """Points where a mask is least decided, and some anywhere.
+    """Points at which each mask's loss is taken: where the prediction is least decided, inside the target, anywhere.
 
     Args:
-        maps: logits [M, h, w].
+        maps: logits [N, layers, h, w] of the queries matched to each target. A point serves all layers [ours]; it is
+            undecided where any of them is.
+        masks: the targets, bool [N, H, W].
         num_points: P.
-        extent: see `sample_logits`.
-        oversample_ratio: P times this many points are drawn to choose from.
-        importance_ratio: share of the P points that are those with logits nearest zero; the others are uniform.
+        extent: see `sample_maps`.
+        oversample_ratio, importance_ratio, inside_ratio: see `LossConfig`.
 
     Returns:
-        float32 [M, P, 2], without gradient.
+        float32 [N, P, 2], without gradient.
     """
-    M = maps.shape[0]
-    num_drawn = int(num_points * oversample_ratio)
-    num_chosen = int(num_points * importance_ratio)
-    drawn = random_points((M, num_drawn), generator, maps.device)
-    uniform = random_points((M, num_points - num_chosen), generator, maps.device)
-    with torch.no_grad():
-        logits = sample_logits(maps[:, None], drawn, extent)[:, 0]  # [M, drawn]
-        chosen = logits.abs().topk(num_chosen, dim=1, largest=False, sorted=False).indices  # [M, chosen]
-        points = drawn.gather(1, chosen[..., None].expand(-1, -1, 2))
-    return torch.cat((points, uniform), dim=1)
+    N = masks.shape[0]
+    num_uncertain = int(num_points * importance_ratio)
+    num_inside = int(num_points * inside_ratio)
+    points = [random_points((N, num_points - num_uncertain - num_inside), generator, masks.device)]
+    if num_uncertain:
+        drawn = random_points((N, int(num_uncertain * oversample_ratio)), generator, masks.device)
+        with torch.no_grad():
+            doubt = -sample_maps(maps, drawn, extent).abs().amin(dim=1)  # [N, drawn]
+            chosen = doubt.topk(num_uncertain, dim=1, sorted=False).indices  # [N, uncertain]
+        points.append(drawn.gather(1, chosen[..., None].expand(-1, -1, 2)))
+    if num_inside:
+        which = torch.arange(N, device=masks.device).repeat_interleave(num_inside)
+        points.append(points_inside(masks, which, generator).view(N, num_inside, 2))
+    return torch.cat(points, dim=1)

@@ -21,11 +21,11 @@ class AnchorAffinity(nn.Module):
     masks near its own anchor, and matching is stable from the first step.
     """
 
-    def __init__(self, dim: int, affinity_dim: int, anchors: Tensor, num_granularities: int) -> None:
+    def __init__(self, dim: int, finest_dim: int, affinity_dim: int, anchors: Tensor, num_granularities: int) -> None:
         super().__init__()
         self.register_buffer("anchors", anchors, persistent=False)
         self.affinity_dim = affinity_dim
-        self.features = nn.Conv2d(dim, affinity_dim, 1)
+        self.features = nn.Conv2d(finest_dim, affinity_dim, 1)
         self.offset = nn.Linear(dim, affinity_dim + 2)
         nn.init.zeros_(self.offset.weight)
         nn.init.zeros_(self.offset.bias)
@@ -39,7 +39,7 @@ class AnchorAffinity(nn.Module):
 
     def maps(self, pixels: PixelFeatures) -> Tensor:
         """float32 [B, A + 5, h, w]: g, |g|^2, x, y, x^2 + y^2, 1."""
-        g = self.features(pixels.fine).float()  # [B, A, h, w]
+        g = self.features(pixels.finest).float()  # [B, A, h, w]
         B, _, h, w = g.shape
         y = ((torch.arange(h, device=g.device) + 0.5) / h)[:, None].expand(h, w)
         x = ((torch.arange(w, device=g.device) + 0.5) / w)[None, :].expand(h, w)

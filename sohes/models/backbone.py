@@ -14,23 +14,23 @@ from sohes.config import ModelConfig
 from sohes.models.vit_adapter import ViTAdapter
 from sohes.models.weights import WeightsError, load_strictly
 
-STRIDES = (4, 8, 16, 32)
+STRIDES = (2, 4, 8, 16, 32)
 
 
 class HierarchicalBackbone(nn.Module):
-    """A timm `features_only` network whose last four maps have strides 4, 8, 16 and 32."""
+    """A timm `features_only` network whose last maps have strides 4, 8, 16, 32, and 2 before them where it has one."""
 
     def __init__(self, network: nn.Module, name: str) -> None:
         super().__init__()
         reductions = network.feature_info.reduction()
-        if tuple(reductions[-4:]) != STRIDES:
-            raise ValueError(f"backbone {name!r} gives strides {reductions}, expected {list(STRIDES)} at the end")
+        if tuple(reductions) not in (STRIDES, STRIDES[1:]):
+            raise ValueError(f"backbone {name!r} gives strides {reductions}, expected [(2,) 4, 8, 16, 32]")
         self.network = network
-        self.channels: list[int] = network.feature_info.channels()[-4:]
+        self.channels: list[int] = network.feature_info.channels()
 
     def forward(self, images: Tensor, valid: Tensor | None = None) -> list[Tensor]:
-        """images [B, 3, H, W] -> four maps [B, C, h, w]. Convolutions have no use for `valid`."""
-        return self.network(images)[-4:]
+        """images [B, 3, H, W] -> four or five maps [B, C, h, w]. Convolutions have no use for `valid`."""
+        return self.network(images)
 
 
 def load_vit_weights(vit: VisionTransformer, path: Path) -> None:
@@ -59,11 +59,11 @@ def create_timm_model(config: ModelConfig, **kwargs: object) -> nn.Module:
 
 
 def build_backbone(config: ModelConfig) -> ViTAdapter | HierarchicalBackbone:
-    """The backbone a config names: module with `channels` (four ints) and `forward(images, valid) -> maps`.
+    """The backbone a config names: module with `channels` (of each map) and `forward(images, valid) -> maps`.
 
     Raises:
         WeightsError: weights were asked for and cannot be had.
-        ValueError: the network is neither a plain ViT nor has strides 4, 8, 16, 32.
+        ValueError: the network is neither a plain ViT nor has strides (2,) 4, 8, 16, 32.
     """
     if not timm.is_model(config.backbone.split(".")[0]):
         near = timm.list_models(config.backbone.split(".")[0][:8] + "*")[:5]

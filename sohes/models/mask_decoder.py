@@ -7,6 +7,8 @@ at coarse strides and the outputs use that bilinear resizing and the product wit
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -78,6 +80,8 @@ class MaskDecoder(nn.Module):
         queries: LearnedQueries | GridQueries,
         affinity: AnchorAffinity | None,
         dim: int,
+        mask_dim: int,
+        mask_stride: int,
         *,
         num_layers: int,
         num_heads: int,
@@ -89,13 +93,17 @@ class MaskDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.dim = dim
+        self.mask_dim, self.mask_stride = mask_dim, mask_stride
         self.activation_checkpointing = activation_checkpointing
         self.queries = queries
         self.affinity = affinity
         self.level_embed = nn.Embedding(num_levels, dim)
         self.layers = nn.ModuleList([DecoderLayer(dim, num_heads, ffn_dim, dropout) for _ in range(num_layers)])
         self.layernorm = nn.LayerNorm(dim)
-        self.mask_embedder = MLP(dim, dim, dim, 3)
+        self.mask_embedder = MLP(dim, dim, mask_dim, 3)
+        if affinity is not None:  # at first the likeness alone decides
+            nn.init.zeros_(self.mask_embedder[-1].weight)
+            nn.init.zeros_(self.mask_embedder[-1].bias)
         self.class_predictor = nn.Linear(dim, 2)
         self.ancestor_head = AncestorHead(dim) if ancestor_head else None
 
@@ -108,7 +116,7 @@ class MaskDecoder(nn.Module):
             for x, embed in zip(pixels.levels, self.level_embed.weight, strict=True)
         ]
         valid_levels = [None] * len(shapes) if valid is None else valid_cells(valid, shapes)
-        features = pixels.mask_features  # [B, E, H/4, W/4]
+        features = pixels.mask_features  # [B, E, h, w]
         if self.affinity is not None:
             features = torch.cat((features, self.affinity.maps(pixels)), dim=1)
         with torch.no_grad():
@@ -137,17 +145,18 @@ class MaskDecoder(nn.Module):
         embedding = self.mask_embedder(queries)
         if self.affinity is None:
             return embedding
-        return torch.cat((embedding, self.affinity.embeddings(queries, features[:, self.dim :])), dim=-1)
+        return torch.cat((embedding, self.affinity.embeddings(queries, features[:, self.mask_dim :])), dim=-1)
 
     def collect(
         self, normed: Tensor, embeddings: list[Tensor], features: Tensor, image_size: tuple[int, int]
     ) -> Outputs:
         """Class and ancestor heads over all layers at once; normed [layers + 1, B, Q, C]."""
-        features = features[:, :, : -(-image_size[0] // 4), : -(-image_size[1] // 4)]
+        rows, columns = (-(-side // self.mask_stride) for side in image_size)
+        features = features[:, :, :rows, :columns]
         class_logits = self.class_predictor(normed)  # [layers + 1, B, Q, 2]
         ancestor = [None] * len(embeddings) if self.ancestor_head is None else self.ancestor_head(normed)
         layers = [
-            Outputs(c, e, features, a, image_size) for c, e, a in zip(class_logits, embeddings, ancestor, strict=True)
+            Outputs(c, e, features, a, image_size, self.mask_stride)
+            for c, e, a in zip(class_logits, embeddings, ancestor, strict=True)
         ]
-        last = layers[-1]
-        return Outputs(last.class_logits, last.mask_embeddings, features, last.ancestor_logits, image_size, layers[:-1])
+        return replace(layers[-1], aux=layers[:-1])

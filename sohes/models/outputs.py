@@ -22,18 +22,26 @@ class Outputs:
     mask_embeddings: Tensor
     """[B, Q, E]."""
     mask_features: Tensor
-    """[B, E, ceil(H/4), ceil(W/4)], shared by all layers."""
+    """[B, E, h, w] = ceil of [B, E, H/stride, W/stride], shared by all layers."""
     ancestor_logits: Tensor | None
     """[B, Q, Q]: [i, j] says that i is an ancestor of j; None without the head."""
     image_size: tuple[int, int]
-    """(H, W) of the images. The map's last row and column reach past the image where 4 does not divide H or W."""
+    """(H, W) of the images. The maps reach past the image where the stride does not divide H or W."""
+    stride: int
+    """Pixels per cell of the maps, 4 or 2."""
     aux: list[Outputs] = field(default_factory=list)
     """The earlier layers, first layer first, starting with the queries before any layer."""
 
     @property
     def mask_logits(self) -> Tensor:
-        """[B, Q, ceil(H/4), ceil(W/4)]; over 0 is inside the mask."""
+        """[B, Q, h, w]; over 0 is inside the mask."""
         return torch.einsum("bqe,behw->bqhw", self.mask_embeddings, self.mask_features)
+
+    @property
+    def extent(self) -> tuple[float, float]:
+        """Share (x, y) of the maps that the image covers."""
+        (H, W), (h, w) = self.image_size, self.mask_features.shape[2:]
+        return W / (self.stride * w), H / (self.stride * h)
 
     @property
     def entity_probability(self) -> Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pixel decoder: deformable attention over strides 8, 16, 32, then one feature-pyramid step to stride 4.
+"""Pixel decoder: deformable attention over strides 8, 16, 32, then feature-pyramid steps to stride 4 or 2.
 
 The structure, and the parameter names as transformers has them, are those of Mask2Former (Cheng et al., CVPR 2022).
 """
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from sohes.models.layers import group_norm, sine_position_map
 from sohes.models.ms_deform_attn_module import MSDeformAttn, reference_points
-from sohes.models.vit_adapter import Shapes, split_levels
+from sohes.models.vit_adapter import Shapes, conv_norm_act, split_levels
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,10 @@ class PixelFeatures:
     """[B, C, h, w] of stride 32, 16 and 8, coarse first."""
     fine: Tensor
     """[B, C, H/4, W/4]."""
+    finest: Tensor
+    """[B, M, H/s, W/s] at the stride s of the masks: `fine` itself where that is 4."""
     mask_features: Tensor
-    """[B, C, H/4, W/4], `fine` projected for the product with mask embeddings."""
+    """[B, E, H/s, W/s], `finest` projected for the product with mask embeddings."""
 
 
 class EncoderLayer(nn.Module):
@@ -54,17 +56,19 @@ class EncoderLayer(nn.Module):
 
 
 class PixelDecoder(nn.Module):
-    """Backbone maps of stride 4, 8, 16, 32 in, `PixelFeatures` out.
+    """Backbone maps in, `PixelFeatures` out.
 
     Args:
-        channels: of the four backbone maps.
-        dim: C of everything that comes out.
+        channels: of the backbone maps, strides 4, 8, 16, 32, or 2 before them for masks of stride 2.
+        dim: C of what comes out.
+        mask_dim: E, the channels of the mask features, and M of the map of stride 2.
     """
 
     def __init__(
         self,
         channels: list[int],
         dim: int,
+        mask_dim: int,
         *,
         num_layers: int,
         num_heads: int,
@@ -73,7 +77,8 @@ class PixelDecoder(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
-        fine, *coarse = channels
+        *stem, fine = channels[:-3]
+        coarse = channels[-3:]
         self.dim = dim
         self.input_projections = nn.ModuleList(
             [nn.Sequential(nn.Conv2d(c, dim, 1), group_norm(dim)) for c in reversed(coarse)]
@@ -83,12 +88,18 @@ class PixelDecoder(nn.Module):
             [EncoderLayer(dim, num_heads, len(coarse), num_points, ffn_dim, dropout) for _ in range(num_layers)]
         )
         self.adapter_1 = nn.Sequential(nn.Conv2d(fine, dim, 1, bias=False), group_norm(dim))
-        self.layer_1 = nn.Sequential(nn.Conv2d(dim, dim, 3, padding=1, bias=False), group_norm(dim), nn.ReLU())
-        self.mask_projection = nn.Conv2d(dim, dim, 1)
+        self.layer_1 = conv_norm_act(dim, dim, 1)
+        self.has_stem = bool(stem)
+        if stem:
+            self.adapter_0 = nn.Sequential(nn.Conv2d(stem[0], mask_dim, 1, bias=False), group_norm(mask_dim))
+            self.reduce_0 = nn.Conv2d(dim, mask_dim, 1)
+            self.layer_0 = conv_norm_act(mask_dim, mask_dim, 1)
+        self.finest_dim = mask_dim if stem else dim
+        self.mask_projection = nn.Conv2d(self.finest_dim, mask_dim, 1)
 
     def forward(self, maps: list[Tensor], valid: Tensor | None = None) -> PixelFeatures:
-        """maps: four [B, c, h, w] of stride 4, 8, 16, 32; valid: bool [B, H, W] or None."""
-        fine, *coarse = maps
+        """maps: [B, c, h, w] of the strides said above, fine first; valid: bool [B, H, W] or None."""
+        fine, coarse = maps[-4], maps[-3:]
         coarse = [project(x) for project, x in zip(self.input_projections, reversed(coarse), strict=True)]
         shapes = [(x.shape[2], x.shape[3]) for x in coarse]
         device = fine.device
@@ -101,10 +112,16 @@ class PixelDecoder(nn.Module):
         for layer in self.layers:
             tokens = layer(tokens, position, reference, shapes, valid_tokens)
         levels = split_levels(tokens, shapes)
-        lateral = self.adapter_1(fine)
-        up = F.interpolate(levels[-1], size=lateral.shape[2:], mode="bilinear", align_corners=False)
-        fine = self.layer_1(lateral + up)
-        return PixelFeatures(levels, fine, self.mask_projection(fine))
+        fine = self.layer_1(add_upsampled(self.adapter_1(fine), levels[-1]))
+        finest = fine
+        if self.has_stem:
+            finest = self.layer_0(add_upsampled(self.adapter_0(maps[0]), self.reduce_0(fine)))
+        return PixelFeatures(levels, fine, finest, self.mask_projection(finest))
+
+
+def add_upsampled(fine: Tensor, coarse: Tensor) -> Tensor:
+    """`coarse` [B, C, h', w'] brought to the size of `fine` [B, C, h, w] and added."""
+    return fine + F.interpolate(coarse, size=fine.shape[2:], mode="bilinear", align_corners=False)
 
 
 def valid_cells(valid: Tensor, shapes: Shapes) -> list[Tensor]:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,6 +16,7 @@ from sohes.models.mask_decoder import MaskDecoder
 from sohes.models.outputs import Outputs
 from sohes.models.pixel_decoder import PixelDecoder
 from sohes.models.queries import GridQueries, LearnedQueries
+from sohes.models.vit_adapter import ViTAdapter
 
 PAD_MULTIPLE = 32  # the coarsest stride
 
@@ -24,8 +27,14 @@ class SohesModel(nn.Module):
     def __init__(self, backbone: nn.Module, pixel_decoder: PixelDecoder, mask_decoder: MaskDecoder) -> None:
         super().__init__()
         self.backbone = backbone
+        self.num_maps = 5 if pixel_decoder.has_stem else 4
         self.pixel_decoder = pixel_decoder
         self.mask_decoder = mask_decoder
+
+    def backbone_parameters(self) -> Iterator[nn.Parameter]:
+        """Those of the timm network itself, without the adapter around it: they learn at their own rate."""
+        timm_network = self.backbone.vit if isinstance(self.backbone, ViTAdapter) else self.backbone
+        return timm_network.parameters()
 
     def forward(self, images: Tensor, valid: Tensor | None = None) -> Outputs:
         """Predict the masks of a batch.
@@ -44,7 +53,7 @@ class SohesModel(nn.Module):
                 valid = images.new_ones((images.shape[0], height, width), dtype=torch.bool)
             images, valid = F.pad(images, pad), F.pad(valid, pad)
         maps = self.backbone(images, valid)
-        pixels = self.pixel_decoder(maps, valid)
+        pixels = self.pixel_decoder(maps[-self.num_maps :], valid)
         return self.mask_decoder(pixels, (height, width), valid)
 
 
@@ -61,9 +70,13 @@ def build_model(config: ModelConfig) -> SohesModel:
     if PAD_MULTIPLE % config.vit_stride:
         raise ValueError(f"vit_stride must divide {PAD_MULTIPLE}, got {config.vit_stride}")
     backbone = build_backbone(config)
+    num_maps = 5 if config.mask_stride == 2 else 4
+    if len(backbone.channels) < num_maps:
+        raise ValueError(f"backbone {config.backbone!r} has no map of stride 2, which mask_stride 2 needs")
     pixel_decoder = PixelDecoder(
-        backbone.channels,
+        backbone.channels[-num_maps:],
         dim,
+        config.mask_dim,
         num_layers=config.encoder_layers,
         num_heads=config.num_heads,
         num_points=config.deform_points,
@@ -72,13 +85,17 @@ def build_model(config: ModelConfig) -> SohesModel:
     )
     if config.query_init == "grid":
         queries = GridQueries(config.grid_size, config.num_granularities, dim)
-        affinity = AnchorAffinity(dim, config.affinity_dim, queries.anchors, config.num_granularities)
+        affinity = AnchorAffinity(
+            dim, pixel_decoder.finest_dim, config.affinity_dim, queries.anchors, config.num_granularities
+        )
     else:
         queries, affinity = LearnedQueries(config.num_queries, dim), None
     mask_decoder = MaskDecoder(
         queries,
         affinity,
         dim,
+        config.mask_dim,
+        config.mask_stride,
         num_layers=config.decoder_layers,
         num_heads=config.num_heads,
         ffn_dim=config.decoder_ffn_dim,

@@ -30,25 +30,25 @@ def conv_norm_act(in_channels: int, out_channels: int, stride: int) -> nn.Sequen
 
 
 class SpatialPrior(nn.Module):
-    """A small convolutional pyramid of the image: strides 4, 8, 16, 32, all projected to `dim` channels."""
+    """A small convolutional pyramid of the image: stride 2 as it is, strides 4, 8, 16, 32 projected to `dim`."""
 
     def __init__(self, stem_channels: int, dim: int) -> None:
         super().__init__()
         s = stem_channels
-        self.stem = nn.Sequential(
-            conv_norm_act(3, s, 2), conv_norm_act(s, s, 1), conv_norm_act(s, s, 1), nn.MaxPool2d(3, 2, 1)
-        )
+        self.stem = nn.Sequential(conv_norm_act(3, s, 2), conv_norm_act(s, s, 1), conv_norm_act(s, s, 1))
+        self.pool = nn.MaxPool2d(3, 2, 1)
         self.down = nn.ModuleList(
             [conv_norm_act(s, 2 * s, 2), conv_norm_act(2 * s, 4 * s, 2), conv_norm_act(4 * s, 4 * s, 2)]
         )
         self.project = nn.ModuleList([nn.Conv2d(c, dim, 1) for c in (s, 2 * s, 4 * s, 4 * s)])
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """[B, 3, H, W] -> four maps [B, C, H/4, W/4] .. [B, C, H/32, W/32]."""
-        maps = [self.stem(images)]
+        """[B, 3, H, W] -> [B, stem, H/2, W/2] and four maps [B, C, H/4, W/4] .. [B, C, H/32, W/32]."""
+        finest = self.stem(images)
+        maps = [self.pool(finest)]
         for down in self.down:
             maps.append(down(maps[-1]))
-        return [project(x) for project, x in zip(self.project, maps, strict=True)]
+        return [finest, *(project(x) for project, x in zip(self.project, maps, strict=True))]
 
 
 class ConvFFN(nn.Module):
@@ -109,7 +109,7 @@ def split_levels(tokens: Tensor, shapes: Shapes) -> list[Tensor]:
 
 
 class ViTAdapter(nn.Module):
-    """A timm ViT with injectors and extractors between groups of its blocks; maps of stride 4, 8, 16, 32 out.
+    """A timm ViT with injectors and extractors between groups of its blocks; maps of stride 2, 4, 8, 16, 32 out.
 
     Args:
         vit: its own parameters and the order of its operations stay as timm made them.
@@ -136,7 +136,7 @@ class ViTAdapter(nn.Module):
         self.vit = vit
         self.vit_stride = vit_stride
         self.activation_checkpointing = activation_checkpointing
-        self.channels = [dim] * 4
+        self.channels = [stem_channels] + [dim] * 4
         depth = len(vit.blocks)
         if not 1 <= num_interactions <= depth:
             raise ValueError(f"num_interactions must be 1..{depth} (the ViT's depth), got {num_interactions}")
@@ -151,8 +151,8 @@ class ViTAdapter(nn.Module):
         self.norms = nn.ModuleList([group_norm(dim) for _ in range(4)])
 
     def forward(self, images: Tensor, valid: Tensor | None = None) -> list[Tensor]:
-        """images [B, 3, H, W] with H and W multiples of 32; valid bool [B, H, W] -> four maps [B, C, h, w]."""
-        c4, *coarse = self.prior(images)  # strides 4; 8, 16, 32
+        """images [B, 3, H, W] with H and W multiples of 32; valid bool [B, H, W] -> five maps [B, C, h, w]."""
+        c2, c4, *coarse = self.prior(images)  # strides 2; 4; 8, 16, 32
         shapes = [(x.shape[2], x.shape[3]) for x in coarse]
         levels = [x.flatten(2).transpose(1, 2) + e for x, e in zip(coarse, self.level_embed, strict=True)]
         pyramid = torch.cat(levels, dim=1)  # [B, S, C]
@@ -174,7 +174,7 @@ class ViTAdapter(nn.Module):
         coarse = split_levels(pyramid, shapes)
         maps = [c4 + self.up(coarse[0]), *coarse]
         vit_map = patches.transpose(1, 2).unflatten(2, grid)  # [B, C, h, w]
-        return [
+        return [c2] + [
             norm(x + F.interpolate(vit_map, size=x.shape[2:], mode="bilinear", align_corners=False))
             for norm, x in zip(self.norms, maps, strict=True)
         ]
