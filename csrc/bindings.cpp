@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The only pybind11 file: raw entries of the kernels over TensorView, and build_info().
-// One section per operator, in the order of csrc/. Every entry releases the GIL while its kernel runs; arguments
-// are validated by sohes/ops/<op>.py before they come here.
+// One section per operator, in the order of csrc/. Every entry releases the GIL while its kernel runs;
+// arguments are validated by sohes/ops/<op>.py before they come here.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include "sohes/mask_ops.h"
+#include "sohes/ms_deform_attn.h"
 #include "sohes/tensor_view.h"
 #include "sohes/torch_caster.h"
 
@@ -60,4 +61,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("RLE_SLACK") = sohes::kRleSlack;
 
   // --- ms_deform_attn ---
+  m.def("ms_deform_attn_workspace", &sohes::ms_deform_attn_workspace);
+  m.def("ms_deform_attn", &sohes::ms_deform_attn_cpu, ReleaseGil());
+  m.def("ms_deform_attn_backward", &sohes::ms_deform_attn_backward_cpu, ReleaseGil());
 }

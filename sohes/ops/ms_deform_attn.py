@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sohes.ops._library import define_op
+from sohes._binary import require_binary
+from sohes.ops._library import define_op, why_not_cpp
 from sohes.ops.reference import ms_deform_attn as reference
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -57,7 +58,7 @@ def _check(value: Tensor, spatial_shapes: Sequence[tuple[int, int]], locations: 
     B, S, K, D = value.shape
     if locations.ndim != 6 or locations.shape[5] != 2:
         raise ValueError(f"ms_deform_attn: expected sampling_locations [B, Q, K, L, P, 2], got {list(locations.shape)}")
-    Q, L, P = locations.shape[1], locations.shape[3], locations.shape[4]
+    L, P = locations.shape[3:5]
     if locations.shape[0] != B or locations.shape[2] != K or len(spatial_shapes) != L:
         raise ValueError(
             f"ms_deform_attn: sampling_locations {list(locations.shape)} do not fit value {list(value.shape)} "
@@ -85,8 +86,8 @@ def _check(value: Tensor, spatial_shapes: Sequence[tuple[int, int]], locations: 
     allowed = (value.dtype,) if value.dtype not in reference.HALF_TYPES else (value.dtype, torch.float32)
     if locations.dtype not in allowed or weights.dtype != locations.dtype:
         raise ValueError(
-            f"ms_deform_attn: expected sampling_locations and attention_weights both {' or both '.join(map(str, allowed))} "
-            f"beside a {value.dtype} value, got {locations.dtype} and {weights.dtype}"
+            f"ms_deform_attn: expected sampling_locations and attention_weights both {' or '.join(map(str, allowed))} "
+            f"beside a value of {value.dtype}, got {locations.dtype} and {weights.dtype}"
         )
     if not value.device == locations.device == weights.device:
         raise ValueError(
@@ -95,6 +96,7 @@ def _check(value: Tensor, spatial_shapes: Sequence[tuple[int, int]], locations: 
 
 
 def _fake_forward(value: Tensor, spatial_shapes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
+    # Also the output of the kernels, which write every element.
     return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
 
 
@@ -118,6 +120,34 @@ BACKWARD = define_op(
     reference=reference.ms_deform_attn_backward,
     fake=_fake_backward,
 )
+
+
+def _cpp_forward(value: Tensor, spatial_shapes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
+    module, threads = require_binary(), torch.get_num_threads()
+    value, locations, weights = value.contiguous(), locations.contiguous(), weights.contiguous()
+    output = _fake_forward(value, spatial_shapes, locations, weights)
+    num_bytes = module.ms_deform_attn_workspace(value, weights, False, threads)
+    workspace = torch.empty(num_bytes, dtype=torch.uint8)
+    module.ms_deform_attn(value, spatial_shapes, locations, weights, output, workspace, threads)
+    return output
+
+
+def _cpp_backward(
+    grad_output: Tensor, value: Tensor, spatial_shapes: list[int], locations: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    module, threads = require_binary(), torch.get_num_threads()
+    inputs = [t.contiguous() for t in (value, locations, weights)]
+    grads = _fake_backward(grad_output, value, spatial_shapes, locations, weights)
+    num_bytes = module.ms_deform_attn_workspace(inputs[0], inputs[2], True, threads)
+    workspace = torch.empty(num_bytes, dtype=torch.uint8)
+    module.ms_deform_attn_backward(
+        grad_output.contiguous(), inputs[0], spatial_shapes, *inputs[1:], *grads, workspace, threads
+    )
+    return grads
+
+
+FORWARD.add_backend("cpp", _cpp_forward, why_not_cpp)
+BACKWARD.add_backend("cpp", _cpp_backward, why_not_cpp)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

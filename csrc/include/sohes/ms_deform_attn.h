@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+// Multi-scale deformable attention, forward and backward. The definition is
+// sohes/ops/reference/ms_deform_attn.py.
+//
+//   value [B, S, K, D]   sampling_locations [B, Q, K, L, P, 2]   attention_weights [B, Q, K, L, P]
+//   output and grad_output [B, Q, K*D]
+//   spatial_shapes: L pairs (height, width), their products sum to S
+//
+// All tensors are contiguous. value, output and grad_output share one type; locations and weights share one
+// that is the same, or float32 beside a half type. Sums and coordinates are float32 (float64 for float64).
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "sohes/tensor_view.h"
+
+namespace sohes {
+
+// Bytes of scratch that the CPU kernels want for these sizes and threads: value [B, S, K, D], weights [B, Q,
+// K, L, P].
+int64_t ms_deform_attn_workspace(const TensorView& value, const TensorView& attention_weights, bool backward,
+                                 int num_threads);
+
+void ms_deform_attn_cpu(const TensorView& value, const std::vector<int64_t>& spatial_shapes,
+                        const TensorView& sampling_locations, const TensorView& attention_weights,
+                        const TensorView& output, const TensorView& workspace, int num_threads);
+
+// Deterministic at any number of threads: one thread owns the whole gradient of one (batch, head).
+void ms_deform_attn_backward_cpu(const TensorView& grad_output, const TensorView& value,
+                                 const std::vector<int64_t>& spatial_shapes,
+                                 const TensorView& sampling_locations, const TensorView& attention_weights,
+                                 const TensorView& grad_value, const TensorView& grad_locations,
+                                 const TensorView& grad_weights, const TensorView& workspace,
+                                 int num_threads);
+
+}  // namespace sohes

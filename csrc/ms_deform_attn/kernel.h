@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the threads of the CPU kernels run: the work of one (batch, head), for each instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "sohes/tensor_view.h"
+
+namespace sohes::deform {
+
+struct Problem {
+  int64_t B, S, K, D, Q;
+  int num_points;           // L*P
+  int64_t padded_channels;  // D, rounded up so that every row of scratch is whole vectors
+  int64_t padded_points;    // num_points, alike
+  // Read and add to the tensors themselves. Otherwise a head is first packed into scratch rows: the tensors
+  // hold another type or odd channels, or each position is visited often enough to pay for rows that lie
+  // together.
+  bool in_place;
+  DType value_dtype, point_dtype;
+  const void *value, *locations, *weights, *grad_output;
+  void *output, *grad_value, *grad_locations, *grad_weights;
+};
+
+// Type of the integers beside T: as wide as T, so that both fill a vector with equal lanes.
+template <typename T>
+struct IndexOf;
+template <>
+struct IndexOf<float> {
+  using type = int32_t;
+};
+template <>
+struct IndexOf<double> {
+  using type = int64_t;
+};
+
+// What each point needs to know of its level: one array of padded_points a field, shared by all threads.
+template <typename T>
+struct PointTable {
+  using Int = typename IndexOf<T>::type;
+  T *width, *height;
+  Int *int_width, *int_height, *start;
+};
+
+// Scratch of one thread.
+template <typename T>
+struct Scratch {
+  T* value_rows;  // [S, padded_channels], unless in_place
+  T* grad_rows;   // [S, padded_channels], backward unless in_place
+  T* channels;    // [padded_channels], a row of output or grad_output
+  T* points;      // [6, padded_points], locations (2) and weights (1) of a query, then their gradients
+};
+
+template <typename T>
+struct Kernels {
+  // One (batch, head) for the queries [first_query, end_query).
+  void (*forward)(const Problem&, const PointTable<T>&, const Scratch<T>&, int64_t b, int64_t k,
+                  int64_t first_query, int64_t end_query);
+  // One (batch, head), all queries.
+  void (*backward)(const Problem&, const PointTable<T>&, const Scratch<T>&, int64_t b, int64_t k);
+};
+
+// The kernels for rows of so many channels, float or double.
+namespace baseline {
+template <typename T>
+Kernels<T> kernels(int64_t channels);
+}
+#ifdef __x86_64__
+namespace avx2 {
+template <typename T>
+Kernels<T> kernels(int64_t channels);
+}
+namespace avx512 {
+template <typename T>
+Kernels<T> kernels(int64_t channels);
+}
+#endif
+
+}  // namespace sohes::deform

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+// Vectors of the compiler (GCC and clang), so that one source serves AVX-512, AVX2, SSE2 and NEON.
+// Included once per instruction set, inside its namespace; SOHES_INLINE carries the target, because GCC
+// splits wide vectors by the target of the function that they are written in, before it inlines.
+
+template <typename T, int kBytes>
+struct Simd {
+  // Comparisons of vectors yield integers of the same width, so indices use that type too.
+  using Int = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+  typedef T Vec __attribute__((vector_size(kBytes)));
+  typedef Int IntVec __attribute__((vector_size(kBytes)));
+  static constexpr int kLanes = kBytes / static_cast<int>(sizeof(T));
+
+  static SOHES_INLINE Vec load(const T* from) {
+    Vec v;
+    __builtin_memcpy(&v, from, sizeof(v));
+    return v;
+  }
+  static SOHES_INLINE IntVec load(const Int* from) {
+    IntVec v;
+    __builtin_memcpy(&v, from, sizeof(v));
+    return v;
+  }
+  static SOHES_INLINE void store(T* to, Vec v) { __builtin_memcpy(to, &v, sizeof(v)); }
+  static SOHES_INLINE void store(Int* to, IntVec v) { __builtin_memcpy(to, &v, sizeof(v)); }
+  static SOHES_INLINE Vec fill(T x) { return x - Vec{}; }
+  static SOHES_INLINE Vec select(IntVec mask, Vec a, Vec b) { return mask ? a : b; }
+  static SOHES_INLINE IntVec select(IntVec mask, IntVec a, IntVec b) { return mask ? a : b; }
+
+  // Lanes of (a, b) picked by a constant function of the lane: an index below kLanes is of a, else of b.
+  template <typename Pick, int... kLane>
+  static SOHES_INLINE Vec shuffle(Vec a, Vec b, std::integer_sequence<int, kLane...>) {
+#ifdef __clang__
+    return __builtin_shufflevector(a, b, Pick::at(kLane)...);
+#else
+    return __builtin_shuffle(a, b, IntVec{Pick::at(kLane)...});
+#endif
+  }
+  template <typename Pick>
+  static SOHES_INLINE Vec shuffle(Vec a, Vec b) {
+    return shuffle<Pick>(a, b, std::make_integer_sequence<int, kLanes>());
+  }
+
+  // kFirst = 0 / 1: the even / odd lanes of (a, b); x0 y0 x1 y1 .. becomes the x / the y.
+  template <int kFirst>
+  struct EveryOther {
+    static constexpr int at(int i) { return 2 * i + kFirst; }
+  };
+  // kHalf = 0 / 1: the first / second half of a and of b, lane by lane in turn; the inverse of EveryOther.
+  template <int kHalf>
+  struct Interleave {
+    static constexpr int at(int i) { return kHalf * kLanes / 2 + i / 2 + (i % 2) * kLanes; }
+  };
+  // kHalf = 0 / 1: the first / second half of each run of kRun lanes, those of a, then those of b.
+  template <int kRun, int kHalf>
+  struct HalfRuns {
+    static constexpr int at(int i) {
+      constexpr int half = kRun / 2;
+      return i / half * kRun + kHalf * half + i % half;
+    }
+  };
+  template <int kRun>
+  static SOHES_INLINE Vec fold(Vec a, Vec b) {
+    return shuffle<HalfRuns<kRun, 0>>(a, b) + shuffle<HalfRuns<kRun, 1>>(a, b);
+  }
+
+  // The sums over lanes of four vectors, to `to[0], to[stride], to[2*stride], to[3*stride]`.
+  static SOHES_INLINE void sum_lanes(const Vec (&v)[4], T* to, int stride) {
+    if constexpr (kLanes >= 4) {
+      Vec sums = fold<kLanes / 2>(fold<kLanes>(v[0], v[1]), fold<kLanes>(v[2], v[3]));
+      if constexpr (kLanes >= 8) sums = fold<kLanes / 4>(sums, sums);
+      if constexpr (kLanes >= 16) sums = fold<kLanes / 8>(sums, sums);
+      for (int i = 0; i < 4; ++i) to[i * stride] = sums[i];
+    } else {
+      for (int i = 0; i < 4; ++i) to[i * stride] = v[i][0] + v[i][1];
+    }
+  }
+};
