@@ -79,6 +79,7 @@ _LMS_TO_LAB = np.array(
         [0.0259040371, 0.7827717662, -0.8086757660],
     ]
 )
+_LMS_TO_RGB, _LAB_TO_LMS = np.linalg.inv(_RGB_TO_LMS), np.linalg.inv(_LMS_TO_LAB)
 
 
 def srgb_to_oklch(color: Sequence[int]) -> tuple[float, float, float]:
@@ -95,7 +96,7 @@ def oklch_to_srgb(lightness: float, chroma: float, hue: float) -> tuple[int, int
     for share in np.linspace(1, 0, _GAMUT_STEPS):
         angle = math.radians(hue)
         lab = np.array([lightness, share * chroma * math.cos(angle), share * chroma * math.sin(angle)])
-        linear = np.linalg.solve(_RGB_TO_LMS, np.linalg.solve(_LMS_TO_LAB, lab) ** 3)
+        linear = _LMS_TO_RGB @ (_LAB_TO_LMS @ lab) ** 3
         if linear.min() >= -1e-4 and linear.max() <= 1 + 1e-4:
             break
     linear = linear.clip(0, 1)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures of a forest of masks: coloured fills with contours one pixel wide.
 
-Shapes: H W image, h w picture (a picture may be smaller or larger than the image), N masks.
+Shapes: H W image, h w picture scaled for display, N masks.
 """
 
 from collections.abc import Sequence
@@ -17,49 +17,44 @@ from sohes.masks import PackedMasks
 
 _FILL_ALPHA = 0.55
 _DIM = 0.5  # brightness of the photo under bare contours
-_CHUNK_PIXELS = 1 << 24  # masks are unpacked in chunks of at most this many picture pixels
+_CHUNK_PIXELS = 1 << 23  # masks are unpacked in chunks of at most this many pixels
 
 
-def overlay_forest(
-    forest: Forest,
-    level: int | None = None,
-    size: tuple[int, int] | None = None,
-    fill: bool = True,
-    max_masks: int = 200,
-) -> Tensor:
-    """Transparent picture of a forest, to lay over its photo: uint8 [4, h, w], RGBA with straight alpha.
+def overlay_forest(forest: Forest, level: int | None = None, fill: bool = True, max_masks: int = 200) -> Tensor:
+    """Transparent picture of a forest, to lay over its photo: uint8 [4, H, W], RGBA with straight alpha.
 
     Args:
-        forest: the masks; their size is the image's (H, W).
+        forest: the masks. For a picture of another size see :func:`resize_forest`.
         level: draw only masks of this level (0 = roots); None draws every level.
-        size: (h, w) of the picture, default the image's own. Masks are sampled at pixel centres; a contour is
-            one pixel of the *picture* wide.
         fill: False draws the contours only.
         max_masks: of the masks asked for, draw the best by score (then area). At least 1.
 
     Smaller masks lie over larger ones, and all contours over all fills. A contour is the outermost pixels
     of a mask; the frame of the image is no contour.
     """
-    height, width = size or forest.masks.size
+    height, width = forest.masks.size
     drawn = _drawing_order(forest, level, max_masks)
-    colors = forest_colors(forest)
+    colors = forest_colors(forest)[drawn]
     # Slot 0 is "nothing", slot 1 + k the k-th mask in drawing order.
-    top = torch.zeros(height, width, dtype=torch.int64)
-    edge = torch.zeros_like(top)
+    top, edge = np.zeros((height, width), np.int64), np.zeros((height, width), np.int64)
     chunk = max(1, _CHUNK_PIXELS // max(height * width, 1))
+    boxes = forest.masks.boxes[drawn].tolist()
     for start in range(0, len(drawn), chunk):
-        block = _sample_masks(forest.masks[drawn[start : start + chunk]], (height, width))  # [n, h, w]
-        for slot, (mask, contour) in enumerate(zip(block, _contours(block), strict=True), start=start + 1):
-            top[mask] = slot
-            edge[contour] = slot
+        block = forest.masks[drawn[start : start + chunk]].to_dense().cpu().numpy()  # [n, H, W]
+        for slot, mask in enumerate(block, start=start + 1):
+            x0, y0, x1, y1 = boxes[slot - 1]
+            # One pixel more than the box, so that the neighbours of its rim are there to compare with.
+            window = np.s_[max(y0 - 1, 0) : y1 + 1, max(x0 - 1, 0) : x1 + 1]
+            top[window][mask[window]] = slot
+            edge[window][_contour(mask[window])] = slot
+    top, edge = torch.from_numpy(top), torch.from_numpy(edge)  # [H, W]
 
-    fills, lines = colors[drawn].float(), _line_colors(colors[drawn], over_fill=fill)
     picture = torch.zeros(height, width, 4)
     if fill:
         covered = top > 0
-        picture[covered] = _with_alpha(fills[top[covered] - 1], _FILL_ALPHA)
+        picture[covered] = _with_alpha(colors.float()[top[covered] - 1], _FILL_ALPHA)
     on_edge = edge > 0
-    picture[on_edge] = _with_alpha(lines[edge[on_edge] - 1], 1.0)
+    picture[on_edge] = _with_alpha(_line_colors(colors, over_fill=fill)[edge[on_edge] - 1], 1.0)
     return picture.round().to(torch.uint8).permute(2, 0, 1).contiguous()
 
 
@@ -69,23 +64,21 @@ def draw_forest(
     """Masks of one level, or of all levels, over the photo they belong to.
 
     Args:
-        image: uint8 [3, H, W]. May have another size than the masks (a picture scaled for display).
+        image: uint8 [3, H, W], of the masks' size.
         forest, level, max_masks, fill: as in :func:`overlay_forest`.
 
     Returns: uint8 [3, H, W]. The photo is drawn pale (dark under bare contours): the hues are the masks'.
-    Raises: ValueError when `image` is not uint8 [3, H, W].
+    Raises: ValueError when `image` is not uint8 [3, H, W] or its size is not the masks'.
     """
-    _check_image(image)
-    overlay = overlay_forest(forest, level, (image.shape[1], image.shape[2]), fill, max_masks).float()
+    _check_image(image, forest)
+    overlay = overlay_forest(forest, level, fill, max_masks).float()
     alpha = overlay[3:] / 255  # [1, H, W]
     photo = _pale(image) * (1.0 if fill else _DIM)
     blended = overlay[:3] * alpha + photo * (1 - alpha)  # [3, H, W]
     return blended.round().to(torch.uint8)
 
 
-def draw_panel(
-    image: Tensor, forest: Forest, tile: int = 480, max_levels: int = 3, max_masks: int = 200
-) -> Tensor:
+def draw_panel(image: Tensor, forest: Forest, tile: int = 480, max_levels: int = 3, max_masks: int = 200) -> Tensor:
     """One wide picture: photo | level 0 | level 1 | level 2 | all contours, each with its caption.
 
     Args:
@@ -95,34 +88,54 @@ def draw_panel(
         max_masks: per tile, as in :func:`overlay_forest`.
 
     Returns: uint8 [3, h, w].
-    Raises: ValueError when `image` is not uint8 [3, H, W] or its size is not the forest's.
+    Raises: ValueError when `image` is not uint8 [3, H, W] or its size is not the masks'.
     """
-    _check_image(image)
-    if tuple(image.shape[1:]) != tuple(forest.masks.size):
-        raise ValueError(
-            f"image of size {tuple(image.shape[1:])} given with masks of size {tuple(forest.masks.size)}"
-        )
+    _check_image(image, forest)
     photo = resize_image(image, tile)
+    forest = resize_forest(forest, (photo.shape[1], photo.shape[2]))
     counts = torch.bincount(forest.levels, minlength=max_levels).tolist()
     tiles = [("photo", photo)]
     for level in range(max_levels):
         caption = f"level {level}: {_counted(counts[level])}"
         tiles.append((caption, draw_forest(photo, forest, level, max_masks)))
-    tiles.append(
-        (f"contours: {_counted(len(forest))}", draw_forest(photo, forest, None, max_masks, fill=False))
-    )
+    tiles.append((f"contours: {_counted(len(forest))}", draw_forest(photo, forest, None, max_masks, fill=False)))
     return _row_of_tiles(tiles)
 
 
 def resize_image(image: Tensor, long_side: int) -> Tensor:
-    """uint8 [3, H, W] -> uint8 [3, h, w] with max(h, w) = long_side, aspect ratio kept, no side below 1."""
+    """Scale a photo for display: uint8 [3, H, W] -> uint8 [3, h, w], aspect ratio kept, no side below 1.
+
+    max(h, w) is `long_side`, except that a photo of at most half that size is enlarged by the nearest whole
+    number: its pixels stay the squares that the model saw.
+    """
     height, width = image.shape[1:]
     scale = long_side / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
     picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-    # A tiny photo keeps its pixels when enlarged; smoothing would show more than the model saw.
-    smooth = Image.Resampling.LANCZOS if scale < 3 else Image.Resampling.NEAREST
-    return torch.from_numpy(np.array(picture.resize(size, smooth))).permute(2, 0, 1).contiguous()
+    if scale >= 2:
+        return image.repeat_interleave(round(scale), 1).repeat_interleave(round(scale), 2)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return torch.from_numpy(np.array(picture.resize(size, Image.Resampling.LANCZOS))).permute(2, 0, 1).contiguous()
+
+
+def resize_forest(forest: Forest, size: tuple[int, int]) -> Forest:
+    """The forest with masks of another size (h, w), sampled at the pixel centres. Scores and parents stay.
+
+    Reads single bits of the packed masks, so that no mask of the full size is made.
+    """
+    if size == forest.masks.size:
+        return forest
+    height, width = forest.masks.size
+    ys = ((torch.arange(size[0]) + 0.5) * height / size[0]).long().clamp(max=height - 1)  # [h]
+    xs = ((torch.arange(size[1]) + 0.5) * width / size[1]).long().clamp(max=width - 1)  # [w]
+    bits = xs[:, None] * height + ys[None, :]  # [w, h] flat bit of each picture pixel, in the order of the words
+    byte, position = (bits >> 3).flatten(), (bits & 7).to(torch.uint8)
+    words = forest.masks.words.cpu().view(torch.uint8)  # [N, bytes], the low byte of a word first
+    parts = [PackedMasks.empty(size)]
+    chunk = max(1, _CHUNK_PIXELS // max(bits.numel(), 1))
+    for start in range(0, len(words), chunk):
+        sampled = words[start : start + chunk].index_select(1, byte).view(-1, *bits.shape)  # [n, w, h]
+        parts.append(PackedMasks.from_dense(((sampled >> position) & 1).mT))
+    return Forest(PackedMasks.cat(parts), forest.scores.cpu(), forest.parents.cpu())
 
 
 def _drawing_order(forest: Forest, level: int | None, max_masks: int) -> Tensor:
@@ -135,26 +148,10 @@ def _drawing_order(forest: Forest, level: int | None, max_masks: int) -> Tensor:
     return torch.tensor(sorted(best, key=lambda i: (-areas[i], levels[i], i)), dtype=torch.int64)
 
 
-def _sample_masks(masks: PackedMasks, size: tuple[int, int]) -> Tensor:
-    """Masks at the pixel centres of an (h, w) picture: bool [N, h, w].
-
-    A picture of another size than the image reads single bits, so no full-size mask is ever made.
-    """
-    height, width = masks.size
-    if size == masks.size:
-        return masks.to_dense().cpu()
-    ys = ((torch.arange(size[0]) + 0.5) * height / size[0]).long().clamp(max=height - 1)  # [h]
-    xs = ((torch.arange(size[1]) + 0.5) * width / size[1]).long().clamp(max=width - 1)  # [w]
-    bits = xs[None, :] * height + ys[:, None]  # [h, w] flat bit of each picture pixel
-    words = masks.words.cpu()[:, bits >> 6]  # [N, h, w]
-    return ((words >> (bits & 63)) & 1).bool()
-
-
-def _contours(masks: Tensor) -> Tensor:
-    """Pixels with a 4-neighbour in the picture but not in their mask: bool [N, h, w] -> bool [N, h, w]."""
-    inside = torch.nn.functional.pad(masks.to(torch.uint8), (1, 1, 1, 1), value=1)  # [N, h+2, w+2]
-    core = inside[:, :-2, 1:-1] & inside[:, 2:, 1:-1] & inside[:, 1:-1, :-2] & inside[:, 1:-1, 2:]
-    return masks & (core == 0)
+def _contour(mask: np.ndarray) -> np.ndarray:
+    """Pixels of a mask with a 4-neighbour in the array but not in the mask: bool [H, W] -> bool [H, W]."""
+    around = np.pad(mask, 1, constant_values=True)  # [H + 2, W + 2]
+    return mask & ~(around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:])
 
 
 def _line_colors(colors: Tensor, over_fill: bool) -> Tensor:
@@ -187,9 +184,7 @@ def _row_of_tiles(tiles: Sequence[tuple[str, Tensor]], gap: int = 8, caption_hei
     for column, (caption, tile) in enumerate(tiles):
         left = column * (width + gap)
         canvas.paste(Image.fromarray(tile.permute(1, 2, 0).contiguous().numpy()), (left, caption_height))
-        pen.text(
-            (left + 2, caption_height // 2), _fit_text(caption, font, width - 4), "#222222", font, anchor="lm"
-        )
+        pen.text((left + 2, caption_height // 2), _fit_text(caption, font, width - 4), "#222222", font, anchor="lm")
     return torch.from_numpy(np.array(canvas)).permute(2, 0, 1).contiguous()
 
 
@@ -204,6 +199,8 @@ def _counted(count: int) -> str:
     return "1 mask" if count == 1 else f"{count} masks"
 
 
-def _check_image(image: Tensor) -> None:
+def _check_image(image: Tensor, forest: Forest) -> None:
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
         raise ValueError(f"image must be uint8 [3, H, W], got {image.dtype} {list(image.shape)}")
+    if tuple(image.shape[1:]) != tuple(forest.masks.size):
+        raise ValueError(f"image of size {tuple(image.shape[1:])} given with masks of size {forest.masks.size}")

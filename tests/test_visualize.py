@@ -6,7 +6,7 @@ import torch
 from sohes.colors import forest_colors, oklch_to_srgb, srgb_to_oklch
 from sohes.forest import Forest
 from sohes.masks import PackedMasks
-from sohes.visualize import draw_forest, draw_panel, overlay_forest, resize_image
+from sohes.visualize import draw_forest, draw_panel, overlay_forest, resize_forest, resize_image
 
 
 def make_forest(height=12, width=16):
@@ -108,12 +108,23 @@ def test_level_and_max_masks_choose_what_is_drawn():
 
 
 @pytest.mark.parametrize("size", [(12, 16), (24, 32), (36, 48), (6, 8), (5, 7), (1, 1), (13, 17)])
-def test_picture_of_another_size_samples_the_masks(size):
+def test_resize_forest_samples_pixel_centres(size):
     forest, masks = make_forest()
-    drawn = overlay_forest(forest, 0, size)[3] > 0
+    resized = resize_forest(forest, size)
     ys = ((np.arange(size[0]) + 0.5) * 12 / size[0]).astype(int)
     xs = ((np.arange(size[1]) + 0.5) * 16 / size[1]).astype(int)
-    assert np.array_equal(drawn.numpy(), masks[:2].any(0).numpy()[np.ix_(ys, xs)])
+    assert np.array_equal(resized.masks.to_dense().numpy(), masks.numpy()[:, ys][:, :, xs])
+    assert torch.equal(resized.parents, forest.parents)
+    assert torch.equal(resized.scores, forest.scores)
+
+
+def test_resize_image_keeps_small_photos_in_whole_pixels():
+    image = torch.arange(3 * 4 * 5, dtype=torch.uint8).reshape(3, 4, 5)
+    enlarged = resize_image(image, 17)
+    assert enlarged.shape == (3, 12, 15)
+    assert torch.equal(enlarged[:, 1::3, 1::3], image)
+    assert resize_image(image, 9).shape == (3, 7, 9)
+    assert resize_image(image, 2).shape == (3, 2, 2)
 
 
 def test_draw_forest_changes_masks_only_and_is_repeatable():
@@ -137,9 +148,7 @@ def test_empty_forest_draws_the_photo():
     assert draw_panel(image, forest, tile=90).shape[0] == 3
 
 
-@pytest.mark.parametrize(
-    ("size", "tile", "expected"), [((12, 16), 160, (120, 160)), ((300, 2), 100, (100, 1))]
-)
+@pytest.mark.parametrize(("size", "tile", "expected"), [((12, 16), 160, (120, 160)), ((300, 2), 100, (100, 1))])
 def test_panel_has_five_tiles_of_the_asked_size(size, tile, expected):
     image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     masks = torch.ones(1, *size, dtype=torch.bool)
@@ -152,9 +161,7 @@ def test_panel_has_five_tiles_of_the_asked_size(size, tile, expected):
 
 def test_errors_name_what_is_wrong():
     forest, _ = make_forest()
-    with pytest.raises(
-        ValueError, match=r"^image must be uint8 \[3, H, W\], got torch.float32 \[3, 12, 16\]$"
-    ):
+    with pytest.raises(ValueError, match=r"^image must be uint8 \[3, H, W\], got torch.float32 \[3, 12, 16\]$"):
         draw_forest(torch.zeros(3, 12, 16), forest)
     with pytest.raises(ValueError, match=r"^image of size \(6, 8\) given with masks of size \(12, 16\)$"):
         draw_panel(torch.zeros(3, 6, 8, dtype=torch.uint8), forest)

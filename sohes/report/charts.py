@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small charts as inline SVG. Colours are classes `c0`, `c1`, ... of the page's style sheet and follow its theme."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+_MAX_POINTS = 400  # of one line; more would not show
+_LABEL_GAP = 13  # pixels between the labels of two lines
+NUM_COLORS = 8
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line: `ys[i]` over `xs[i]`; xs rise."""
+
+    name: str
+    xs: Sequence[float]
+    ys: Sequence[float]
+
+
+def curve(
+    series: Series, title: str, *, width: int = 460, height: int = 220, color: int = 0, noisy: bool = True
+) -> str:
+    """A curve over training steps, its last value at the end. A noisy one is drawn faint, its running mean strong.
+
+    The vertical axis spans 96 % of the values, so that one spike does not flatten the rest; it ends at the edge.
+    """
+    finite = [(x, y) for x, y in zip(series.xs, series.ys, strict=True) if math.isfinite(y)]
+    if not finite:
+        return ""
+    xs, ys = [x for x, _ in finite], [y for _, y in finite]
+    means = smooth(ys, len(ys) // 40) if noisy else ys
+    ranked = sorted(ys)
+    trim = len(ys) // 50
+    low, high = ranked[trim], ranked[-1 - trim]
+    if high - low <= 1e-6 * max(abs(low), abs(high)):  # a constant: a straight line at half height
+        low, high = low - 0.5 * abs(low), high + 0.5 * abs(high)
+    label = format_number(means[-1])
+    frame = _Frame(width, height, xs[0], xs[-1], low, high, right=52)
+    return _svg(
+        width,
+        height,
+        f"{title}: from {format_number(means[0])} to {label} over {len(ys)} steps",
+        frame.axes(_x_ticks(xs[0], xs[-1], width), nice_ticks(low, high, max(2, height // 60))),
+        frame.line(xs, ys, f"raw c{color}") if noisy else "",
+        frame.line(xs, means, f"line c{color}"),
+        f'<text class="end c{color}" x="{frame.x(xs[-1]) + 5:.1f}" y="{frame.y(means[-1]) + 4:.1f}">{label}</text>',
+    )
+
+
+def steps_chart(categories: Sequence[str], series: Sequence[Series], title: str, *, width: int = 380) -> str:
+    """Few values per line over named steps (the phases), each line labelled at its end.
+
+    `xs` of a series are indices into `categories`. Values are shares 0..1, shown as per cent.
+    """
+    series = [s for s in series if len(s.ys)]
+    if not series:
+        return ""
+    height, top = 230, max(max(s.ys) for s in series)
+    frame = _Frame(width, height, 0, max(len(categories) - 1, 1), 0, max(top, 0.01), right=118, left=44)
+    parts = [
+        frame.axes([], nice_ticks(0, max(top, 0.01), 4), percent=True),
+        *(
+            f'<text class="tick" x="{frame.x(i):.1f}" y="{height - 6}" text-anchor="middle">{escape(name)}</text>'
+            for i, name in enumerate(categories)
+        ),
+    ]
+    ends = _spread([frame.y(s.ys[-1]) for s in series], _LABEL_GAP, height - 30)
+    for index, (one, end) in enumerate(zip(series, ends, strict=True)):
+        color = f"c{index % NUM_COLORS}"
+        parts.append(frame.line(one.xs, one.ys, f"line {color}"))
+        for x, y in zip(one.xs, one.ys, strict=True):
+            parts.append(f'<circle class="dot {color}" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="3"/>')
+        text = f"{escape(one.name)} {100 * one.ys[-1]:.1f}"
+        parts.append(f'<text class="end {color}" x="{frame.x(one.xs[-1]) + 9:.1f}" y="{end + 4:.1f}">{text}</text>')
+    described = "; ".join(f"{s.name} " + ", ".join(f"{100 * y:.1f}" for y in s.ys) for s in series)
+    return _svg(width, height, f"{title} after {', '.join(categories)}: {described}", *parts)
+
+
+def share_bar(parts: Sequence[tuple[str, float]], title: str, *, width: int = 900, height: int = 22) -> str:
+    """One horizontal bar cut into shares; give the parts' names beside it, `c0` onward in order."""
+    total = sum(value for _, value in parts)
+    if total <= 0:
+        return ""
+    pieces, left = [], 0.0
+    for index, (name, value) in enumerate(parts):
+        wide = width * value / total
+        pieces.append(
+            f'<rect class="fill c{index % NUM_COLORS}" x="{left:.2f}" y="0" width="{wide:.2f}" height="{height}">'
+            f"<title>{escape(name)}: {100 * value / total:.1f} %</title></rect>"
+        )
+        left += wide
+    described = ", ".join(f"{name} {100 * value / total:.0f} %" for name, value in parts)
+    return _svg(width, height, f"{title}: {described}", *pieces, stretch=True)
+
+
+def histogram(values: Sequence[float], title: str, *, width: int = 380, height: int = 180, bins: int = 24) -> str:
+    """How many values fall where. Whole numbers get bins of a whole width."""
+    if not values:
+        return ""
+    low, high = min(values), max(values)
+    step = max((high - low) / bins, 1e-9)
+    if all(float(v).is_integer() for v in values):
+        step = max(1, math.ceil((high - low + 1) / bins))
+    counts = [0] * (int((high - low) // step) + 1)
+    for value in values:
+        counts[int((value - low) // step)] += 1
+    frame = _Frame(width, height, low, low + step * len(counts), 0, max(counts), right=12)
+    bars = []
+    for index, count in enumerate(counts):
+        left, right = frame.x(low + step * index), frame.x(low + step * (index + 1))
+        top, bottom = frame.y(count), frame.y(0)
+        bars.append(
+            f'<rect class="fill c0" x="{left + 0.5:.2f}" y="{top:.2f}" width="{max(right - left - 1, 0.5):.2f}" '
+            f'height="{bottom - top:.2f}"/>'
+        )
+    axes = frame.axes(_x_ticks(low, low + step * len(counts), width), nice_ticks(0, max(counts), 3))
+    median = sorted(values)[len(values) // 2]
+    described = f"{title}: {len(values)} values from {format_number(low)} to {format_number(high)}"
+    return _svg(width, height, f"{described}, median {format_number(median)}", axes, *bars)
+
+
+def smooth(values: Sequence[float], reach: int) -> list[float]:
+    """Running mean over each value and up to `reach` neighbours on either side, as far as there are any."""
+    sums = list(itertools.accumulate(values, initial=0.0))
+    spans = [(max(0, i - reach), min(len(values), i + reach + 1)) for i in range(len(values))]
+    return [(sums[end] - sums[start]) / (end - start) for start, end in spans]
+
+
+def nice_ticks(low: float, high: float, count: int) -> list[float]:
+    """About `count` round numbers (1, 2 or 5 times a power of ten) within low..high."""
+    if not high > low:
+        return [low]
+    raw = (high - low) / max(count, 1)
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = min((m * power for m in (1, 2, 5, 10)), key=lambda s: abs(s - raw))
+    first = math.ceil(low / step - 1e-9)
+    return [(first + i) * step for i in range(math.floor(high / step + 1e-9) - first + 1)]
+
+
+def format_number(value: float) -> str:
+    """Three digits, no trailing zeros: 12,500, 125, 12.5, 1.25, 0.0123, 5e-5."""
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else str(value)
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    if abs(value) >= 1e-3:
+        return f"{value:.3g}"
+    digits, exponent = f"{value:.1e}".split("e")
+    return f"{digits.removesuffix('.0')}e{int(exponent)}"
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """From data to pixels of a plot with margins."""
+
+    width: int
+    height: int
+    x_low: float
+    x_high: float
+    y_low: float
+    y_high: float
+    left: int = 46
+    right: int = 12
+    top: int = 10
+    bottom: int = 24
+
+    def x(self, value: float) -> float:
+        span = (self.x_high - self.x_low) or 1
+        return self.left + (self.width - self.left - self.right) * (value - self.x_low) / span
+
+    def y(self, value: float) -> float:
+        span = (self.y_high - self.y_low) or 1
+        share = min(max((value - self.y_low) / span, -0.02), 1.02)  # a spike ends at the edge of the plot
+        return self.height - self.bottom - (self.height - self.top - self.bottom) * share
+
+    def axes(self, x_ticks: Sequence[float], y_ticks: Sequence[float], percent: bool = False) -> str:
+        right = self.width - self.right
+        parts = []
+        for tick in y_ticks:
+            y, text = self.y(tick), f"{100 * tick:.3g}" if percent else format_number(tick)
+            parts.append(f'<line class="grid" x1="{self.left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            parts.append(f'<text class="tick" x="{self.left - 6}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
+        for tick in x_ticks:
+            text = f'text-anchor="middle">{format_number(tick)}</text>'
+            parts.append(f'<text class="tick" x="{self.x(tick):.1f}" y="{self.height - 6}" {text}')
+        return "".join(parts)
+
+    def line(self, xs: Sequence[float], ys: Sequence[float], css: str) -> str:
+        stride = max(1, math.ceil(len(xs) / _MAX_POINTS))
+        kept = [*range(0, len(xs) - 1, stride), len(xs) - 1]
+        points = " ".join(f"{self.x(xs[i]):.1f},{self.y(ys[i]):.1f}" for i in kept)
+        return f'<polyline class="{css}" points="{points}"/>'
+
+
+def _x_ticks(low: float, high: float, width: int) -> list[float]:
+    return nice_ticks(low, high, max(2, width // 110))
+
+
+def _spread(positions: Sequence[float], gap: float, bottom: float) -> list[float]:
+    """Move labels apart to at least `gap`, keeping their order, the lowest not below `bottom`."""
+    order = sorted(range(len(positions)), key=lambda i: positions[i])
+    placed = list(positions)
+    for above, below in itertools.pairwise(order):
+        placed[below] = max(placed[below], placed[above] + gap)
+    limit = bottom
+    for index in reversed(order):
+        placed[index] = min(placed[index], limit)
+        limit = placed[index] - gap
+    return placed
+
+
+def _svg(width: int, height: int, label: str, *parts: str, stretch: bool = False) -> str:
+    shape = ' preserveAspectRatio="none"' if stretch else ""
+    return (
+        f'<svg class="chart" viewBox="0 0 {width} {height}" width="{width}" height="{height}"{shape} role="img" '
+        f'aria-label="{escape(label, quote=True)}">{"".join(parts)}</svg>'
+    )

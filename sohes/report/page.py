@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole report: one HTML file that needs nothing beside it."""
+
+from __future__ import annotations
+
+import os
+from html import escape
+from pathlib import Path
+
+from sohes.engine.console import format_seconds
+from sohes.report.charts import NUM_COLORS
+from sohes.report.photos import VIEWS, Overlay, Photo, PhotoPanels, collect_photos
+from sohes.report.record import RunRecord, read_run, status_counts
+from sohes.report.sections import (
+    format_score,
+    labels_section,
+    phase_seconds,
+    phase_title,
+    results_section,
+    settings_section,
+    time_section,
+    training_section,
+)
+from sohes.report.style import CSS, SCRIPT, color_rules, view_rules
+
+
+def write_report(run: Path, gt_json: Path | None = None, image_root: Path | None = None, num_photos: int = 6) -> Path:
+    """Write `report.html` into a run folder from the files that lie there, and return its path.
+
+    Args:
+        run: the run folder. Parts that are missing (a phase, the evaluation, the ground truth) are left out.
+        gt_json: COCO ground truth of the held-out photos; default: what the run's configuration names.
+        image_root: the folder its file names are relative to; default: `images/` beside it, or its own folder.
+        num_photos: photos to show, >= 0.
+
+    Raises: FileNotFoundError when there is no such run folder.
+    """
+    record = read_run(run)
+    html = render(record, collect_photos(record, gt_json, image_root, num_photos))
+    path = run / "report.html"
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(html, encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def render(run: RunRecord, panels: PhotoPanels) -> str:
+    """The page as text."""
+    sections = [
+        results_section(run),
+        photos_section(panels),
+        training_section(run),
+        labels_section(run),
+        time_section(run),
+        settings_section(run),
+    ]
+    if not any(sections):
+        sections = ["<section><p>This folder holds no results yet.</p></section>"]
+    name = escape(run.path.resolve().name)
+    problems = "".join(f'<p class="note problem">{escape(p)}</p>' for p in [*run.problems, *panels.problems])
+    style = "\n".join((CSS, color_rules(NUM_COLORS), view_rules(VIEWS), _photo_rules(panels.photos)))
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{name}: SOHES run</title><style>{style}</style></head>"
+        f"<body><header>{_header(run, name)}</header><main>{problems}{''.join(sections)}</main>"
+        f"<script>{SCRIPT}</script></body></html>\n"
+    )
+
+
+def photos_section(panels: PhotoPanels) -> str:
+    """Photos with the forests of each phase, one view at a time, chosen by radio buttons."""
+    if not panels.photos:
+        return ""
+    buttons = []
+    for index, view in enumerate(VIEWS):
+        checked = " checked" if index == 0 else ""
+        label = "all levels" if view == "all" else view
+        buttons.append(f'<input type="radio" name="view" id="view-{index}"{checked}>')
+        buttons.append(f'<label for="view-{index}">{label}</label>')
+    sliders = (
+        '<span class="sliders" hidden>'
+        '<label>colour <input type="range" min="0" max="1" step="0.05" value="1" data-variable="--fade"></label>'
+        '<label>size <input type="range" min="8" max="40" step="1" value="14" data-variable="--tile" '
+        'data-unit="rem"></label></span>'
+    )
+    note = (
+        f"{panels.source.capitalize()}, spread evenly over the set. A child is drawn in a variation of its parent's "
+        "colour, smaller masks over larger ones."
+    )
+    photos = "".join(_photo(index, photo) for index, photo in enumerate(panels.photos))
+    return (
+        f'<section><h2>Photos</h2><p class="note">{note}</p>'
+        f'<div class="views" id="photos">{"".join(buttons)}{sliders}{photos}</div></section>'
+    )
+
+
+def _photo(index: int, photo: Photo) -> str:
+    height, width = photo.size
+    name = escape(photo.name)
+    figures = [
+        f'<figure><div class="stack"><img src="{photo.uri}" width="{width}" height="{height}" alt="{name}"></div>'
+        "<figcaption>photo</figcaption></figure>"
+    ]
+    figures += [_overlay(index, photo, overlay) for overlay in photo.overlays]
+    return f'<div class="photo"><div class="caption">{name}</div><div class="row">{"".join(figures)}</div></div>'
+
+
+def _overlay(index: int, photo: Photo, overlay: Overlay) -> str:
+    height, width = photo.size
+    title = phase_title(overlay.title)
+    total, by_level = sum(overlay.counts), " · ".join(str(count) for count in overlay.counts)
+    masks = f"{total} mask{'s' if total != 1 else ''}"
+    layers = []
+    for number, view in enumerate(VIEWS):
+        if view in overlay.pictures:
+            layers.append(f'<img class="over-photo v{number}" src="{overlay.pictures[view]}" alt="">')
+        else:
+            layers.append(f'<span class="nothing v{number}">no mask at {view}</span>')
+    depth = f", by level {by_level}" if len(overlay.counts) > 1 else ""
+    alt = escape(f"{photo.name} with {masks}{depth}: {title}", quote=True)
+    return (
+        f'<figure><div class="stack" role="img" aria-label="{alt}" style="aspect-ratio: {width} / {height}">'
+        f'<div class="under p{index}"></div>{"".join(layers)}</div>'
+        f"<figcaption><b>{escape(title)}</b> {masks}{depth}</figcaption></figure>"
+    )
+
+
+def _photo_rules(photos: list[Photo]) -> str:
+    """Each photo once, as the background of all its overlays."""
+    base = ".under { position: absolute; inset: 0; background-size: 100% 100%; }\n"
+    return base + "\n".join(f".p{i} {{ background-image: url({photo.uri}); }}" for i, photo in enumerate(photos))
+
+
+def _header(run: RunRecord, name: str) -> str:
+    facts = []
+    if run.config.get("preset"):
+        facts.append(f"preset {run.config['preset']}")
+    if "seed" in run.config:
+        facts.append(f"seed {run.config['seed']}")
+    facts += [f"{key} {run.env[key]}" for key in ("sohes", "python") if run.env.get(key)]
+    packages = run.env.get("packages")
+    if isinstance(packages, dict) and packages.get("torch"):
+        facts.append(f"torch {packages['torch']}")
+    gpus = run.env.get("gpus")
+    if gpus:
+        facts.append(", ".join(map(str, gpus)))
+    elif run.env.get("cpus"):
+        facts.append(f"{run.env['cpus']} CPUs")
+    return (
+        f'<p class="over">SOHES run</p><h1>{name}</h1><p class="meta">{escape(" · ".join(facts))}</p>'
+        f"{_key_figures(run)}"
+    )
+
+
+def _key_figures(run: RunRecord) -> str:
+    """A handful of numbers that answer: did it work, and what did it take?"""
+    figures: list[tuple[str, str, str]] = []
+    if run.results:
+        first, last = next(iter(run.results.values())), list(run.results.values())[-1]
+        for key, label in (("AR@1000", "AR@1000"), ("parent_recall", "parent recall"), ("AP", "AP")):
+            if last.get(key) is not None:
+                change = ""
+                if len(run.results) > 1 and first.get(key) is not None:
+                    change = f"{100 * (last[key] - first[key]):+.1f} since phase 1".replace("-", "−")
+                figures.append((label, format_score(key, last[key]), change))
+    if run.manifest:
+        counts = status_counts(run.manifest)
+        failed = f"{counts['failed']:,} failed" if counts["failed"] else ""
+        figures.append(("photos learned from", f"{counts['ok']:,}", failed))
+    seconds = sum(phase_seconds(run).values())
+    if seconds:
+        figures.append(("in all phases", format_seconds(seconds), ""))
+    items = "".join(
+        f"<div><dt>{label}</dt><dd>{value}{f'<small>{extra}</small>' if extra else ''}</dd></div>"
+        for label, value, extra in figures
+    )
+    return f'<dl class="keys">{items}</dl>' if items else ""

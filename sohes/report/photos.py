@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Photos with their forests, as pictures a page can carry inside itself.
+
+A photo is stored once, as JPEG. Each forest lies over it as a transparent PNG per view (all levels, one level,
+contours): such pictures are a few kilobytes, their contours stay crisp, and the page can fade them.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from sohes.config import PHASES
+from sohes.data.coco import LabelledImage, LabelSet
+from sohes.data.images import read_image
+from sohes.errors import SohesError
+from sohes.forest import Forest, build_forest
+from sohes.report.record import RunRecord
+from sohes.visualize import overlay_forest, resize_forest, resize_image
+
+NUM_LEVELS = 3  # views of a single level
+VIEWS = ("all", *(f"level {i}" for i in range(NUM_LEVELS)), "contours")
+_TILE = 440  # long side of a picture in pixels
+_MAX_MASKS = 150  # per picture; the best by score
+_JPEG_QUALITY = 82
+
+GROUND_TRUTH, LABELS = "ground truth", "labels"
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """A forest over a photo. `pictures` maps a view to a data URI; `counts[l]` is the number of masks at level l."""
+
+    title: str
+    counts: list[int]
+    pictures: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One photo with the forests that are known for it, ground truth first. `uri`: the photo as a data URI."""
+
+    name: str
+    uri: str
+    size: tuple[int, int]
+    overlays: list[Overlay]
+
+
+@dataclass(frozen=True)
+class _Column:
+    """The forests of one source. `places` maps an image id to its place in `labels`."""
+
+    title: str
+    labels: LabelSet
+    places: dict[int, int]
+
+    def __getitem__(self, image_id: int) -> LabelledImage:
+        return self.labels[self.places[image_id]]
+
+
+@dataclass(frozen=True)
+class PhotoPanels:
+    """What could be drawn. `source` says which photos these are; `problems` what was left out and why."""
+
+    source: str
+    photos: list[Photo]
+    problems: list[str] = field(default_factory=list)
+
+
+def collect_photos(run: RunRecord, gt_json: Path | None, image_root: Path | None, num_photos: int) -> PhotoPanels:
+    """Draw up to `num_photos` photos: held-out ones with every phase's prediction, else labelled training photos.
+
+    gt_json: COCO ground truth; image_root: folder of its file names. None: taken from the run's configuration.
+    """
+    problems: list[str] = []
+    sources = {phase: run.path / "predictions" / f"{phase}.json" for phase in PHASES}
+    columns = [c for title, path in sources.items() if (c := _open_column(title, path, problems))]
+    if columns:
+        source = "held-out photos"
+        gt_json = gt_json or _find_ground_truth(run)
+        truth = _open_column(GROUND_TRUTH, gt_json, problems) if gt_json else None
+        columns = [truth, *columns] if truth else columns
+        roots = _held_out_roots(gt_json, image_root)
+    else:
+        source = "training photos"
+        shards = sorted((run.path / "labels").glob("shard-*.json"))
+        columns = [c for path in shards[:1] if (c := _open_column(LABELS, path, problems))]
+        given = run.config.get("images")
+        roots = [Path(given)] if given else [run.path / "scenes" / "train" / "images"]
+    photos = []
+    for image_id in _choose(columns, num_photos):
+        try:
+            photos.append(_draw_photo(image_id, columns, roots))
+        except (SohesError, ValueError) as error:
+            problems.append(str(error))
+    return PhotoPanels(source, photos, problems)
+
+
+def png_uri(picture: Tensor) -> str:
+    """uint8 [4, h, w], RGBA -> a data URI; with a palette where 256 colours suffice, which is far smaller."""
+    pixels = picture.permute(1, 2, 0).contiguous().numpy()  # [h, w, 4]
+    packed, index = np.unique(pixels.view(np.uint32), return_inverse=True)
+    colors = packed.view(np.uint8).reshape(-1, 4)
+    if len(colors) > 256:
+        return _uri(Image.fromarray(pixels), "png")
+    image = Image.fromarray(index.reshape(pixels.shape[:2]).astype(np.uint8), "L")
+    image.putpalette(colors.tobytes(), "RGBA")
+    return _uri(image, "png")
+
+
+def _uri(image: Image.Image, kind: str, **options: Any) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def _draw_photo(image_id: int, columns: list[_Column], roots: list[Path]) -> Photo:
+    """Raises UnreadableImage, DataError, or ValueError where masks and photo differ in size."""
+    labelled = {column.title: column[image_id] for column in columns if image_id in column.places}
+    path = next(iter(labelled.values())).path
+    name = path.as_posix()
+    photo = read_image(next((root / path for root in roots if (root / path).is_file()), roots[0] / path))
+    small = resize_image(photo, _TILE)
+    size = (small.shape[1], small.shape[2])
+    overlays = []
+    for title, one in labelled.items():
+        if one.size != tuple(photo.shape[1:]):
+            raise ValueError(f"{name}: masks of size {one.size} in {title}, photo of size {tuple(photo.shape[1:])}")
+        overlays.append(_draw_overlay(title, _shown_forest(one, title), size))
+    jpeg = Image.fromarray(small.permute(1, 2, 0).contiguous().numpy())
+    return Photo(name, _uri(jpeg, "jpeg", quality=_JPEG_QUALITY), size, overlays)
+
+
+def _shown_forest(labelled: LabelledImage, title: str) -> Forest:
+    """What to draw: no crowds; of several annotators the one who drew most; a truth without hierarchy gets one."""
+    keep = ~labelled.crowd
+    if labelled.annotator is not None and keep.any():
+        annotators, counts = labelled.annotator[keep].unique(return_counts=True)
+        keep &= labelled.annotator == annotators[counts.argmax()]
+    forest = labelled.forest.select(keep)
+    if title == GROUND_TRUTH and not (forest.parents >= 0).any():
+        forest = Forest(forest.masks, forest.scores, build_forest(forest.masks))
+    return forest
+
+
+def _draw_overlay(title: str, forest: Forest, size: tuple[int, int]) -> Overlay:
+    counts = forest.levels.bincount(minlength=1).tolist()
+    small = resize_forest(forest, size)
+    pictures = {"all": png_uri(overlay_forest(small, max_masks=_MAX_MASKS))}
+    for level in range(min(NUM_LEVELS, len(counts))):
+        pictures[f"level {level}"] = png_uri(overlay_forest(small, level, max_masks=_MAX_MASKS))
+    pictures["contours"] = png_uri(overlay_forest(small, fill=False, max_masks=_MAX_MASKS))
+    return Overlay(title, counts, pictures)
+
+
+def _open_column(title: str, path: Path, problems: list[str]) -> _Column | None:
+    if not path.is_file():
+        return None
+    try:
+        labels = LabelSet(path, image_root=Path())  # paths are then the file names of the JSON
+    except SohesError as error:
+        problems.append(str(error))
+        return None
+    return _Column(title, labels, {image_id: place for place, image_id in enumerate(labels.image_ids.tolist())})
+
+
+def _choose(columns: list[_Column], count: int) -> list[int]:
+    """Ids of images spread evenly over those that every column knows, or where there are none over the first's."""
+    if not columns:
+        return []
+    shared = set.intersection(*(set(column.places) for column in columns))
+    images = [i for i in columns[0].places if i in shared or not shared]
+    count = min(count, len(images))
+    return [images[(2 * k + 1) * len(images) // (2 * count)] for k in range(count)]
+
+
+def _find_ground_truth(run: RunRecord) -> Path | None:
+    """`eval` of the configuration (a COCO file, or a folder with annotations.json), else the scenes of the run."""
+    given = run.config.get("eval")
+    candidates = [Path(given), Path(given) / "annotations.json"] if given else []
+    candidates = [*candidates, run.path / "scenes" / "eval" / "annotations.json"]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _held_out_roots(gt_json: Path | None, image_root: Path | None) -> list[Path]:
+    if image_root is not None:
+        return [image_root]
+    return [gt_json.parent / "images", gt_json.parent] if gt_json is not None else [Path()]

@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Published numbers shown beside a run's own, for orientation only: other photos, other scale."""
+
+# Mask AR@1000 in per cent, zero-shot and class-agnostic, as the papers and their follow-ups report them.
+DATA_SETS = ("COCO", "LVIS", "ADE20K", "EntitySeg", "SA-1B", "PartImageNet", "PACO", "mean")
+RECALL: tuple[tuple[str, str, tuple[float, ...]], ...] = (
+    ("SAM (supervised)", "ViT-B, 11 M images", (49.6, 46.1, 45.8, 45.9, 60.8, 28.3, 18.1, 42.1)),
+    ("CutLER", "R50, 1.3 M images", (28.1, 20.2, 26.3, 23.1, 17.0, 28.7, 8.9, 21.8)),
+    ("SOHES", "ViT-B/8, 0.2 M images", (30.5, 29.1, 31.1, 33.5, 33.3, 36.0, 17.1, 30.1)),
+    ("UnSAM", "R50, 0.4 M images", (42.0, 40.5, 37.5, 41.0, 44.5, 52.7, 29.7, 41.1)),
+    ("MoSA", "R50, 0.1 M images", (43.5, 42.2, 38.4, 41.1, 48.2, 52.7, 28.4, 42.1)),
+)

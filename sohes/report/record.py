@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run folder says, read once. Every part may be missing: a report of half a run is still a report."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sohes.config import PHASES
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The small files of a run folder; pictures are read apart, when they are drawn.
+
+    config, env: the JSON objects, {} when missing.
+    metrics: rows per phase by rising step; of a step that was done twice (a resumed run) the later row.
+    results: scores per phase, in the order of the phases.
+    manifest: one row per photo of phase 1.
+    problems: files that are there and could not be read, one line each.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    env: dict[str, Any]
+    metrics: dict[str, list[Row]]
+    results: dict[str, dict[str, float | None]]
+    manifest: list[Row]
+    problems: list[str]
+
+
+def read_run(path: Path) -> RunRecord:
+    """Read a run folder. Raises FileNotFoundError when there is no such folder."""
+    if not path.is_dir():
+        raise FileNotFoundError(f"no run folder at {path}")
+    problems: list[str] = []
+    config, env, results = (_read_object(path / f"{name}.json", problems) for name in ("config", "env", "results"))
+    return RunRecord(
+        path=path,
+        config=config,
+        env=env,
+        metrics=_by_phase(_read_rows(path / "metrics.jsonl", problems)),
+        results={phase: results[phase] for phase in _phases_first(results) if isinstance(results[phase], dict)},
+        manifest=list(_read_rows(path / "labels" / "manifest.jsonl", problems)),
+        problems=problems,
+    )
+
+
+def status_counts(manifest: Iterable[Row]) -> Counter[str]:
+    """How many photos ended as what: {"ok": 120, "empty": 3, "failed": 1}."""
+    return Counter(split_status(row)[0] for row in manifest)
+
+
+def failure_reasons(manifest: Iterable[Row]) -> Counter[str]:
+    """Why photos failed, most frequent first through `most_common`."""
+    split = (split_status(row) for row in manifest)
+    return Counter(reason for status, reason in split if status == "failed")
+
+
+def split_status(row: Row) -> tuple[str, str]:
+    """Status and reason of a manifest row, whether they stand apart or together as `failed: reason`."""
+    status, _, reason = str(row.get("status", "unknown")).partition(":")
+    return status.strip(), reason.strip() or str(row.get("reason") or "")
+
+
+def training_seconds(rows: list[Row]) -> float:
+    """Seconds a phase trained: `time` counts from the start of the process, so a fall means that it was resumed."""
+    total = previous = 0.0
+    for row in rows:
+        now = float(row.get("time", previous))
+        if now < previous:
+            total += previous
+        previous = now
+    return total + previous
+
+
+def _read_object(path: Path, problems: list[str]) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        problems.append(f"{path.name}: {error}")
+        return {}
+    if not isinstance(value, dict):
+        problems.append(f"{path.name}: expected an object, got {type(value).__name__}")
+        return {}
+    return value
+
+
+def _read_rows(path: Path, problems: list[str]) -> Iterable[Row]:
+    if not path.is_file():
+        return
+    damaged = 0
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                damaged += bool(line.strip())  # the last line of a killed run may be cut
+                continue
+            if isinstance(row, dict):
+                yield row
+    if damaged:
+        problems.append(f"{path.name}: {damaged} damaged line{'s' if damaged > 1 else ''} skipped")
+
+
+def _by_phase(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    steps: dict[str, dict[int, Row]] = {}
+    for row in rows:
+        if isinstance(row.get("step"), int) and "phase" in row:
+            steps.setdefault(str(row["phase"]), {})[row["step"]] = row
+    return {phase: [steps[phase][step] for step in sorted(steps[phase])] for phase in _phases_first(steps)}
+
+
+def _phases_first(names: Iterable[str]) -> list[str]:
+    names = list(names)
+    return [p for p in PHASES if p in names] + [n for n in names if n not in PHASES]
