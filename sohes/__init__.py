@@ -21,7 +21,7 @@ __all__ = ["Forest", "PackedMasks", "Segmenter", "__version__"]
 _HOMES = {"Forest": "sohes.forest", "PackedMasks": "sohes.masks", "Segmenter": "sohes.models.segmenter"}
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the name stands for
+def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'sohes' has no attribute '{name}'")

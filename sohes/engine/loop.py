@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sohes.config import OptimConfig, Phase
-from sohes.data import Batch
+from sohes.data.dataset import Batch
 from sohes.engine.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from sohes.engine.console import Progress
 from sohes.engine.optim import build_optimizer, learning_rate_at, set_learning_rate

@@ -16,12 +16,12 @@ from sohes.data.sampling import batches
 from sohes.engine.ema import ema_decay_at, make_teacher, update_teacher
 from sohes.engine.loop import Trainer, train
 from sohes.engine.run import Run
-from sohes.forest import build_forest
+from sohes.forest import Forest, build_forest
 from sohes.losses.criterion import Criterion
 from sohes.masks import PackedMasks, nms_masks
 from sohes.models.inference import score_masks
 from sohes.models.segmenter import Segmenter
-from sohes.models.segmenter_model import Outputs
+from sohes.models.outputs import Outputs
 
 
 def correct(run: Run, config: Config, labels: LabelSet, device: torch.device) -> None:
@@ -67,7 +67,14 @@ def correct(run: Run, config: Config, labels: LabelSet, device: torch.device) ->
             phase="correct",
             modules={"model": student, "teacher": teacher},
             compute_loss=compute_loss,
-            make_batches=lambda start: batches(dataset, settings, config.views, config.seed + 1, start),
+            make_batches=lambda start: batches(
+                dataset,
+                settings.batch_size,
+                config.seed + 1,
+                start,
+                settings.num_steps,
+                num_workers=config.views.num_workers,
+            ),
             num_steps=settings.num_steps,
             seed=config.seed,
             checkpoint_seconds=config.checkpoint_seconds,
@@ -97,8 +104,7 @@ def teacher_targets(outputs: Outputs, batch: Batch, config: CorrectConfig) -> li
     limits = outputs.class_logits.new_tensor(config.size_limits)
     thresholds = outputs.class_logits.new_tensor(config.score_thresholds)
     targets = []
-    for b in range(len(batch.images)):
-        logits = outputs.mask_logits[b]  # [Q, h, w]
+    for b, logits in enumerate(outputs.mask_logits):  # [Q, h, w]
         scores = score_masks(outputs.class_logits[b], logits)  # [Q]
         candidates = (scores > thresholds.min()).nonzero().flatten()
         masks = PackedMasks.from_logits(logits[candidates], (height, width))
@@ -108,6 +114,6 @@ def teacher_targets(outputs: Outputs, batch: Batch, config: CorrectConfig) -> li
         masks, kept_scores = masks[keep], scores[candidates][keep]
         best = nms_masks(masks, 0.9, kept_scores)[: config.max_labels]
         masks = masks[best]
-        parents = build_forest(masks, config.theta_cover)
-        targets.append(Target.from_forest(masks, parents, kept_scores[best]))
+        forest = Forest(masks, kept_scores[best], build_forest(masks, config.theta_cover))
+        targets.append(Target.from_forest(forest))
     return targets

@@ -25,6 +25,7 @@ def instruct(run: Run, config: Config, labels: LabelSet, device: torch.device) -
     torch.manual_seed(config.seed)
     model = build_model(config.model).to(device).train()
     criterion = Criterion(config.loss)
+    settings = config.instruct
     dataset = LabelDataset(labels, config.views, seed=config.seed)
 
     def compute_loss(step: int, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -36,8 +37,15 @@ def instruct(run: Run, config: Config, labels: LabelSet, device: torch.device) -
             phase="instruct",
             modules={"model": model},
             compute_loss=compute_loss,
-            make_batches=lambda start: batches(dataset, config.instruct, config.views, config.seed, start),
-            num_steps=config.instruct.num_steps,
+            make_batches=lambda start: batches(
+                dataset,
+                settings.batch_size,
+                config.seed,
+                start,
+                settings.num_steps,
+                num_workers=config.views.num_workers,
+            ),
+            num_steps=settings.num_steps,
             seed=config.seed,
             checkpoint_seconds=config.checkpoint_seconds,
             keep_checkpoints=config.keep_checkpoints,

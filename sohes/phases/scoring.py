@@ -45,13 +45,12 @@ def score_phase(
     labels = LabelSet(ground_truth.annotations, ground_truth.image_root)
     images, annotations = [], []
     with Progress(len(labels), title=f"evaluate {phase}", unit="images", log=run.log) as progress:
-        for labelled in labels.images():
+        for labelled in labels:
             image = read_image(labelled.path)
             forest = segment(image)
             height, width = image.shape[-2:]
-            images.append(
-                {"id": labelled.image_id, "file_name": labelled.file_name, "width": width, "height": height}
-            )
+            name = labelled.path.relative_to(ground_truth.image_root).as_posix()
+            images.append({"id": labelled.image_id, "file_name": name, "width": width, "height": height})
             annotations += forest.to_coco(labelled.image_id, first_id=len(annotations) + 1)
             progress.update(1)
     write_coco(run.predictions(phase), images, annotations)
