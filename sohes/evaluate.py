@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,10 +49,13 @@ def evaluate(args: Arguments) -> None:
     for path in (args.out, args.per_image):
         if path is not None and not path.parent.is_dir():
             raise BadInput(f"{path}: the folder {path.parent} does not exist")
-    with Progress(None, "evaluate", "images") as progress:
+    with ExitStack() as stack:
+        progress = None
 
-        def on_image(done: int, total: int) -> None:
-            progress.total = total
+        def on_image(_: int, total: int) -> None:
+            nonlocal progress
+            if progress is None:  # the files are read and agree: from here on it takes a while
+                progress = stack.enter_context(Progress(total, "evaluate", "images"))
             progress.update(1)
 
         evaluator = score_files(args.gt, args.pred, max_dets=args.max_dets, threads=args.threads, on_image=on_image)

@@ -65,7 +65,8 @@ class JsonReader:
                 if self._is_whole:
                     raise ValueError(f"{error.msg} at byte {self._offset + error.pos}") from error
             else:
-                if end < len(self._text) or self._is_whole:  # else a number may go on beyond the window
+                # A number may go on beyond the window, of which it can show as much as "e+".
+                if end + 2 < len(self._text) or self._is_whole:
                     break
             self._fill()
         start, self._at = self._at, end

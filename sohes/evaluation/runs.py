@@ -43,17 +43,15 @@ def read_runs(counts: Sequence[Counts], size: tuple[int, int]) -> RunMasks:
 
     Raises ValueError, naming the mask by its index, where counts are no RLE or do not add up to H * W.
     """
-    lengths, bounds = _decompress([_as_bytes(one) for one in counts])  # [all runs], [N + 1]
-    _check(lengths, bounds, size)
-    edges = np.cumsum(lengths)  # [all runs], where each run stops, masks one after the other
-    num_before = np.repeat(np.arange(len(counts)) * (size[0] * size[1]), np.diff(bounds))  # [all runs]
-    edges -= num_before
-    place = np.arange(len(lengths)) - np.repeat(bounds[:-1], np.diff(bounds))  # [all runs]
-    is_set = (place % 2 == 1) & (lengths > 0)
-    stops = edges[is_set]  # [R]
-    starts = stops - lengths[is_set]  # [R]
-    first = np.concatenate(([0], np.cumsum(is_set)))[bounds]  # [N + 1]
-    areas = np.diff(np.concatenate(([0], np.cumsum(stops - starts)))[first])  # [N]
+    table, row_bounds = _decompress([_as_bytes(one) for one in counts])  # [rows, 2], [N + 1]
+    ends = np.cumsum(table.sum(1))  # [rows], where the set run stops, all masks in one line
+    line = np.append(0, ends)[row_bounds]  # [N + 1]
+    _check(table, row_bounds, np.diff(line), size)
+    is_set = table[:, 1] > 0  # [rows]
+    stops = (ends - np.repeat(line[:-1], np.diff(row_bounds)))[is_set]  # [R]
+    starts = stops - table[is_set, 1]  # [R]
+    first = np.append(0, np.cumsum(is_set))[row_bounds]  # [N + 1]
+    areas = np.diff(np.append(0, np.cumsum(table[:, 1]))[row_bounds])  # [N]
     return RunMasks(size, starts, stops, first, areas, _boxes(starts, stops, first, size))
 
 
@@ -100,64 +98,57 @@ def _as_bytes(counts: Counts) -> bytes:
 
 
 def _decompress(counts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """All run lengths of all masks int64 [all runs], and where each mask's begin [N + 1].
+    """Run lengths int64 [rows, 2], unset and set in turn, and the rows of each mask, int64 [N + 1].
 
-    A character minus 48 is a group: five bits of the number, least first; 32 says that another group follows; 16 in
-    the last group is the sign. From a mask's fourth run on, the number is the difference to the run two before.
+    A character minus 48 is a group: five bits of the number, least first; 32 says that another group follows; the
+    last is signed. From a mask's fourth run on, the number is the difference to the run two before. So in two columns
+    the runs are sums downwards. A mask with an odd number of runs ends with a set run of 0.
     """
     groups = np.frombuffer(b"".join(counts), np.uint8) - np.uint8(48)  # [characters], wraps below 48
     char_bounds = np.cumsum([0] + [len(one) for one in counts])  # [N + 1]
-    ends_run = groups < 32  # [characters]
-    _refuse_broken(groups, ends_run, char_bounds)
-    ends = np.flatnonzero(ends_run)  # [all runs]
-    starts = np.concatenate(([0], ends[:-1] + 1))[: len(ends)]  # [all runs]
-    digits = ends - starts + 1  # [all runs]
-    bits = groups & 31
-    lengths = bits[starts].astype(np.int64)  # [all runs]
-    for k in range(1, digits.max(initial=0)):
-        longer = np.flatnonzero(digits > k)
-        lengths[longer] |= bits[starts[longer] + k].astype(np.int64) << (5 * k)
-    negative = np.flatnonzero(bits[ends] & 16)
-    lengths[negative] -= np.int64(1) << (5 * digits[negative])
-    bounds = np.searchsorted(ends, char_bounds)  # [N + 1]
-    return _sum_differences(lengths, bounds), bounds
+    ends = np.flatnonzero(groups < 32)  # [runs], last group of each number
+    bounds = np.searchsorted(ends, char_bounds)  # [N + 1], the runs of each mask
+    _refuse_broken(groups, ends, bounds, char_bounds)
+    runs = (groups[ends].astype(np.int64) ^ 16) - 16  # [runs]
+    digits = np.diff(ends, prepend=-1)  # [runs]
+    longer = np.flatnonzero(digits > 1)
+    for k in range(1, digits.max(initial=0)):  # from the most significant group down
+        longer = longer[digits[longer] > k]
+        runs[longer] = (runs[longer] << 5) | (groups[ends[longer] - k] & 31)
 
-
-def _sum_differences(lengths: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-    """Undo the differences: in two columns of even and odd runs they are plain sums downwards."""
-    num_runs = np.diff(bounds)  # [N]
-    num_rows = (num_runs + 1) // 2  # [N]
-    top = np.cumsum(num_rows) - num_rows  # [N], each mask's first row
-    place = np.arange(len(lengths)) + np.repeat(2 * top - bounds[:-1], num_runs)  # [all runs]
-    table = np.zeros(2 * num_rows.sum(), np.int64)
-    table[place] = lengths
+    num_rows = (np.diff(bounds) + 1) // 2  # [N]
+    row_bounds = np.append(0, np.cumsum(num_rows))  # [N + 1]
+    is_run = np.ones(2 * row_bounds[-1], bool)
+    is_run[2 * row_bounds[1:][np.diff(bounds) % 2 == 1] - 1] = False
+    table = np.zeros(len(is_run), np.int64)
+    table[is_run] = runs
     table = table.reshape(-1, 2)  # [rows, 2]
-    top = top[num_runs > 0]
-    leads = table[top, 0]  # a mask's very first run is no part of the sums
+    top, num_rows = row_bounds[:-1][num_rows > 0], num_rows[num_rows > 0]
+    first_runs = table[top, 0]  # no difference is taken to a mask's very first run
     table[top, 0] = 0
-    sums = np.cumsum(table, axis=0)  # [rows, 2]
-    sums -= np.repeat(sums[top] - table[top], num_rows[num_runs > 0], axis=0)
-    sums[top, 0] = leads
-    return sums.ravel()[place]
+    above = np.cumsum(table, axis=0)  # [rows, 2]
+    above -= np.repeat(above[top] - table[top], num_rows, axis=0)
+    above[top, 0] = first_runs
+    # The padding of an odd mask took the sum of its column.
+    above.ravel()[~is_run] = 0
+    return above, row_bounds
 
 
-def _refuse_broken(groups: np.ndarray, ends_run: np.ndarray, char_bounds: np.ndarray) -> None:
-    wrong = np.flatnonzero(groups > 63)
-    if len(wrong):
-        index = np.searchsorted(char_bounds, wrong[0], side="right") - 1
+def _refuse_broken(groups: np.ndarray, ends: np.ndarray, bounds: np.ndarray, char_bounds: np.ndarray) -> None:
+    if groups.max(initial=0) > 63:
+        index = np.searchsorted(char_bounds, np.flatnonzero(groups > 63)[0], side="right") - 1
         raise ValueError(f"mask {index}: counts is not a compressed RLE string")
-    last = char_bounds[1:] - 1  # [N]
-    cut = np.flatnonzero((np.diff(char_bounds) > 0) & ~np.append(ends_run, True)[last])
+    last = np.append(-1, ends)[bounds[1:]]  # [N], where the last number of a mask or one before it ends
+    cut = np.flatnonzero((np.diff(char_bounds) > 0) & (last != char_bounds[1:] - 1))
     if len(cut):
         raise ValueError(f"mask {cut[0]}: counts is cut short")
 
 
-def _check(lengths: np.ndarray, bounds: np.ndarray, size: tuple[int, int]) -> None:
-    totals = np.diff(np.concatenate(([0], np.cumsum(lengths)))[bounds])  # [N]
-    negative = np.flatnonzero(lengths < 0)
-    if len(negative):
-        index = np.searchsorted(bounds, negative[0], side="right") - 1
-        raise ValueError(f"mask {index}: counts hold a negative run length, {lengths[negative[0]]}")
+def _check(table: np.ndarray, row_bounds: np.ndarray, totals: np.ndarray, size: tuple[int, int]) -> None:
+    if table.min(initial=0) < 0:
+        row = np.flatnonzero((table < 0).any(1))[0]
+        index = np.searchsorted(row_bounds, row, side="right") - 1
+        raise ValueError(f"mask {index}: counts hold a negative run length, {table[row].min()}")
     wrong = np.flatnonzero(totals != size[0] * size[1])
     if len(wrong):
         raise ValueError(

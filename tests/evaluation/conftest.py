@@ -85,7 +85,7 @@ def coco_files(images):
     return truth, results
 
 
-def run_pycocotools(truth, results, max_dets, area_ranges):
+def run_pycocotools(truth, results, max_dets, area_ranges, use_categories=True):
     """(precision [T, 101, A, M], recall [T, A, M]) with NaN for pycocotools' -1."""
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
@@ -98,6 +98,7 @@ def run_pycocotools(truth, results, max_dets, area_ranges):
             found.dataset = {**truth, "annotations": []}
             found.createIndex()
         oracle = COCOeval(coco, found, "segm")
+        oracle.params.useCats = int(use_categories)
         oracle.params.maxDets = list(max_dets)
         oracle.params.areaRng = [list(limits) for limits in area_ranges.values()]
         oracle.params.areaRngLbl = list(area_ranges)

@@ -117,7 +117,7 @@ def test_matching_takes_the_largest_iou_first_and_each_mask_once():
 
 def test_ancestor_chains():
     assert ancestor_chains(np.array([1, 2, -1, -1]), range(4)) == [[1, 2], [2], [], []]
-    with pytest.raises(ValueError, match="^parents hold a cycle above mask 0$"):
+    with pytest.raises(ValueError, match=r"^parents hold a cycle above mask 0$"):
         ancestor_chains(np.array([1, 0]), [0])
     with pytest.raises(ValueError, match=r"^expected parents from -1 to 1, got \[5, -1\]$"):
         ancestor_chains(np.array([5, -1]), [1])

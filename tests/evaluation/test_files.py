@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files of predictions against files of ground truth: the same numbers as in memory, or a clear error."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+
+from sohes.evaluation import BadInput, evaluate_files, score_files
+from sohes.forest import Forest
+from sohes.masks import PackedMasks
+
+DATA = Path(__file__).parents[2].parent / "shared" / "data" / "eval"
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Writes a JSON value, returns the path."""
+
+    def write(name, value):
+        path = tmp_path / name
+        path.write_text(value if isinstance(value, str) else json.dumps(value))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def small(tools):
+    """A few random images as (images, ground truth, results)."""
+    rng = np.random.default_rng(5)
+    images = [tools.random_image(rng) for _ in range(12)]
+    return images, *tools.coco_files(images)
+
+
+def with_images(truth, results):
+    """A bare list of results as a COCO file."""
+    return {"images": truth["images"], "annotations": results, "categories": truth["categories"]}
+
+
+def assert_same(ours, theirs):
+    np.testing.assert_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_files_equal_memory(tools, save, small, threads):
+    images, truth, results = small
+    evaluator = tools.run_evaluator(images, (1, 10, 1000), None)
+    gt = save("gt.json", truth)
+    for name, content in (("list.json", results), ("coco.json", with_images(truth, results))):
+        scored = score_files(gt, save(name, content), max_dets=(1, 10, 1000), threads=threads)
+        assert_same(scored.summary(), evaluator.summary())
+        assert_same(scored.per_image(), evaluator.per_image())
+
+
+def test_annotations_may_stand_in_any_order(save, small):
+    _, truth, results = small
+    expected = evaluate_files(save("gt.json", truth), save("pred.json", results))
+    mixed = [result for start in range(3) for result in results[start::3]]
+    mixed.sort(key=lambda result: len(result["segmentation"]["counts"]) % 3)
+    by_image = {n: [r for r in results if r["image_id"] == n] for n in range(1, 13)}
+    # Within an image the order decides ties, so it is kept.
+    mixed = [by_image[result["image_id"]].pop(0) for result in mixed]
+    truth["images"].reverse()
+    assert_same(evaluate_files(save("gt.json", truth), save("pred.json", mixed)), expected)
+
+
+def test_categories_do_not_matter_but_decide_ties_as_pycocotools_without_categories(tools, save):
+    rng = np.random.default_rng(9)
+    images = [tools.random_image(rng, max_gt=8, max_pred=15) for _ in range(40)]
+    truth, results = tools.coco_files(images)
+    truth["categories"] = [{"id": n, "name": str(n)} for n in (1, 2, 3)]
+    for record in truth["annotations"] + results:
+        record["category_id"] = int(rng.integers(1, 4))
+    summary = evaluate_files(save("gt.json", truth), save("pred.json", results))
+    precision, recall = tools.run_pycocotools(truth, results, (1, 10, 100, 1000), COCO_AREAS, use_categories=False)
+    assert summary["AR@1000"] == np.mean(recall[:, 0, 3])
+    assert summary["AP"] == np.mean(precision[:, :, 0, 3])
+
+
+COCO_AREAS = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
+
+
+def test_scores_keep_all_their_digits(save):
+    """Two scores that are one in single precision: the better one is the second."""
+    size = [1, 40]
+    images = [{"id": 1, "width": 40, "height": 1}]
+    truth = {"images": images, "annotations": [annotation(1, 1, [0, 20, 20])]}
+    results = [
+        {"image_id": 1, "segmentation": {"size": size, "counts": [0, 11, 29]}, "score": 0.5},
+        {"image_id": 1, "segmentation": {"size": size, "counts": [0, 20, 20]}, "score": 0.5 + 1e-12},
+    ]
+    assert evaluate_files(save("gt.json", truth), save("pred.json", results))["AR@1"] == 1
+
+
+def annotation(number, image_id, counts, **more):
+    return {"id": number, "image_id": image_id, "segmentation": {"size": [1, 40], "counts": counts}, **more}
+
+
+def test_each_annotator_is_an_image_of_its_own(tools, save):
+    """Equal to pycocotools on copies of the images, one for each annotator, with the predictions repeated."""
+    rng = np.random.default_rng(2)
+    images = [tools.random_image(rng) for _ in range(5)]
+    truth, results = tools.coco_files(images)
+    copies = {"images": [], "annotations": [], "categories": truth["categories"]}
+    repeated, records = [], []
+    for record in truth["annotations"]:
+        records.append({**record, "annotator": int(rng.integers(3))})
+    for image in truth["images"]:
+        for annotator in sorted({r["annotator"] for r in records if r["image_id"] == image["id"]}):
+            number = 10 * image["id"] + annotator
+            copies["images"].append({**image, "id": number})
+            repeated += [{**r, "image_id": number} for r in results if r["image_id"] == image["id"]]
+            copies["annotations"] += [
+                {**r, "image_id": number}
+                for r in records
+                if (r["image_id"], r["annotator"]) == (image["id"], annotator)
+            ]
+    scored = score_files(save("gt.json", {**truth, "annotations": records}), save("pred.json", results))
+    precision, recall = tools.run_pycocotools(copies, repeated, (1, 10, 100, 1000), COCO_AREAS)
+    np.testing.assert_array_equal(scored.recall(1000), recall[..., 3])
+    np.testing.assert_array_equal(scored.precision(1000), precision[..., 3])
+    assert scored.summary()["num_images"] == len(copies["images"])
+    assert scored.per_image()[0]["image"] == f"{copies['images'][0]['id'] // 10}/{copies['images'][0]['id'] % 10}"
+
+
+def test_parents_and_polygons(save):
+    """A square with a part, the square drawn as a polygon; the prediction is the same forest."""
+    dense = np.zeros((2, 12, 12), bool)
+    dense[0, 2:10, 2:10] = dense[1, 2:6, 2:6] = True
+    forest = Forest(PackedMasks.from_dense(dense), torch.tensor([0.5, 0.25]), torch.tensor([-1, 0]))
+    images = [{"id": "a", "file_name": "x/a.png", "width": 12, "height": 12}]
+    pred = {"images": [{**images[0], "file_name": "y/a.jpg"}], "annotations": forest.to_coco("a", first_id=50)}
+    part = {**forest.to_coco("a", first_id=7)[1], "parent": 3}
+    corners = [2, 2, 10, 2, 10, 10, 2, 10]
+    assert coco_mask.decode(coco_mask.frPyObjects([corners], 12, 12))[..., 0].sum() == 64
+    whole = {"id": 3, "image_id": "a", "segmentation": [corners], "area": 64, "iscrowd": 0}
+    gt = save("gt.json", {"images": images, "annotations": [part, whole]})
+    summary = evaluate_files(gt, save("pred.json", pred))
+    assert (summary["AR@1000"], summary["parent_recall"], summary["ancestor_f1"]) == (1, 1, 1)
+    pred["annotations"][1]["parent"] = 999  # gone: the part is a root
+    assert evaluate_files(gt, save("pred.json", pred))["parent_recall"] == 0
+
+
+def test_images_without_predictions_are_missed_and_mentioned(save, small, caplog):
+    _, truth, results = small
+    first = [result for result in results if result["image_id"] == 2]
+    with caplog.at_level(logging.WARNING):
+        summary = evaluate_files(save("gt.json", truth), save("pred.json", first))
+    assert summary["num_images"] == 12
+    assert "11 of 12 images have no predictions" in caplog.text
+    nothing = {"images": truth["images"], "annotations": []}
+    assert evaluate_files(save("gt.json", truth), save("pred.json", nothing))["AR@1000"] == 0
+
+
+def change(record, **values):
+    record.update(values)
+
+
+BAD = {
+    "missing": (lambda gt, pred: None, "pred.json: no such file"),
+    "not json": (
+        lambda gt, pred: '{"images": [',
+        r"pred.json is not JSON: Expecting value at byte 12",
+    ),
+    "more": (lambda gt, pred: "[] []", r"pred.json is not JSON: there is more after its end, '\['"),
+    "a number": (lambda gt, pred: 7, 'pred.json: expected COCO JSON, an object with lists "images" and .*, got 7'),
+    "no annotations key": (lambda gt, pred: {"images": []}, 'expected COCO JSON, .*; there is no "annotations"'),
+    "no list": (lambda gt, pred: {"images": {}, "annotations": []}, 'expected COCO JSON, .*; "images" is no list'),
+    "empty list": (lambda gt, pred: [], "pred.json: there are no predictions in this list"),
+    "no truth": (lambda gt, pred: gt["annotations"].clear(), "gt.json: there are no annotations to score against"),
+    "no image id": (
+        lambda gt, pred: pred[0].pop("image_id") and None,
+        "expected annotations with an image_id, got {.*",
+    ),
+    "bad image": (lambda gt, pred: change(gt["images"][0], id=None), 'expected images with an id, got {"id": null,.*'),
+    "repeated image": (lambda gt, pred: change(gt["images"][0], id=2), "gt.json: image id 2 occurs twice"),
+    "stray truth": (
+        lambda gt, pred: change(gt["annotations"][0], image_id=77),
+        "gt.json: annotations of image 77, which is not among its images",
+    ),
+    "unknown image": (
+        lambda gt, pred: change(pred[0], image_id=77),
+        r"pred.json: 1 of \d+ images are not in .*gt.json, image 77 first",
+    ),
+    "other images": (
+        lambda gt, pred: [{**result, "image_id": f"{result['image_id']}.jpg"} for result in pred],
+        r"no image of .*pred.json is in .*gt.json \(image ids such as '\d+.jpg', .* against 1, 2, 3\)",
+    ),
+    "other width": (
+        lambda gt, pred: with_images({**gt, "images": [{**gt["images"][0], "width": 5}]}, []),
+        "image 1: width is 11 in .*gt.json but 5 in .*pred.json",
+    ),
+    "other name": (
+        lambda gt, pred: with_images({**gt, "images": [{**gt["images"][0], "file_name": "b/2.png"}]}, []),
+        "image 1 is 1.png in .*gt.json but b/2.png in .*pred.json",
+    ),
+    "no size": (
+        lambda gt, pred: gt["images"][0].pop("width") and None,
+        "gt.json: expected height and width of image 1, got 9 and None",
+    ),
+    "other mask size": (
+        lambda gt, pred: change(pred[0]["segmentation"], size=[11, 9]),
+        r"image \d+: annotation \(without id\): expected a mask of size \[9, 11\], got \[11, 9\]",
+    ),
+    "broken mask": (
+        lambda gt, pred: change(gt["annotations"][0]["segmentation"], counts="4"),
+        r"gt.json, image \d+: mask 0: run lengths add up to 4, expected 9 x 11 = 99",
+    ),
+    "no mask": (
+        lambda gt, pred: pred[0].pop("segmentation") and None,
+        "annotation .*: expected a segmentation, RLE or polygons of three corners or more",
+    ),
+    "no score": (lambda gt, pred: pred[0].pop("score") and None, "expected a score on every annotation, got None"),
+    "nan score": (lambda gt, pred: change(pred[0], score=float("nan")), "image .*: expected finite scores, got nan"),
+    "no annotator": (
+        lambda gt, pred: change(gt["annotations"][0], annotator=1),
+        r"gt.json, image \d+: expected an annotator on every annotation, as on others of this file",
+    ),
+    "unknown parent": (
+        lambda gt, pred: change(gt["annotations"][0], parent=999),
+        r"gt.json, image \d+: parent 999 is not an annotation of this image",
+    ),
+    "own parent": (
+        lambda gt, pred: change(gt["annotations"][0], parent=1),
+        r"pred.json against .*gt.json, image \d+: parents hold a cycle above mask 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named(save, small, case):
+    spoil, message = BAD[case]
+    _, truth, results = small
+    for number, image in enumerate(truth["images"], start=1):
+        image["file_name"] = f"{number}.png"
+    replaced = spoil(truth, results)
+    gt, pred = save("gt.json", truth), save("pred.json", results if replaced is None else replaced)
+    if case == "missing":
+        pred.unlink()
+    with pytest.raises(BadInput, match=message):
+        evaluate_files(gt, pred)
+
+
+def test_real_ground_truth_equals_pycocotools(tools, save):
+    """COCO's own masks; predicted are their boxes, and the masks moved by some pixels."""
+    file = DATA / "coco_tiny100" / "annotations.json"
+    if not file.is_file():
+        pytest.skip(f"no such data: {file}")
+    truth = json.loads(file.read_text())
+    truth["images"] = truth["images"][:40]
+    kept = {image["id"] for image in truth["images"]}
+    truth["annotations"] = [record for record in truth["annotations"] if record["image_id"] in kept]
+    rng = np.random.default_rng(4)
+    results = []
+    for record in truth["annotations"]:
+        mask = coco_mask.decode(record["segmentation"])
+        x, y, width, height = (int(side) for side in record["bbox"])
+        box = np.zeros_like(mask)
+        box[y : y + height, x : x + width] = 1
+        moved = np.roll(mask, rng.integers(-6, 7, size=2), axis=(0, 1))
+        for guess in (box, moved):
+            rle = coco_mask.encode(np.asfortranarray(guess))
+            rle["counts"] = rle["counts"].decode()
+            results.append(
+                {"image_id": record["image_id"], "category_id": 1, "segmentation": rle, "score": rng.random()}
+            )
+    scored = score_files(save("gt.json", truth), save("pred.json", results))
+    precision, recall = tools.run_pycocotools(truth, results, (1, 10, 100, 1000), COCO_AREAS)
+    for m, k in enumerate((1, 10, 100, 1000)):
+        np.testing.assert_array_equal(scored.precision(k), precision[..., m])
+        np.testing.assert_array_equal(scored.recall(k), recall[..., m])
+    assert 0.3 < scored.summary()["AR@1000"] < 0.9

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The JSON reader against the standard library's, through windows of a few bytes."""
+
+import json
+
+import pytest
+
+from sohes.evaluation.json_stream import JsonReader
+
+DOCUMENT = {
+    "info": {"note": 'quotes " and \\ and ] } [', "year": 2024},
+    "numbers": [0, -1.5e-3, 1234567890123456789, True, None],
+    "images": [{"file_name": "grün 木.png", "id": 1}, {"id": 2}],
+    "none": [],
+    "deep": [[[]], {"a": {"b": [1]}}],
+    "last": 98765,
+}
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 2, 7, 64, 1 << 20])
+@pytest.mark.parametrize("options", [{}, {"indent": 2}, {"ensure_ascii": False}])
+def test_reads_what_json_reads(tmp_path, chunk_bytes, options):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(DOCUMENT, **options), encoding="utf-8")
+    found = {}
+    with JsonReader(path, chunk_bytes) as reader:
+        for name in reader.members():
+            found[name] = list(reader.elements()) if reader.peek() == "[" else reader.value().value
+        assert reader.peek() == ""
+    text = path.read_bytes()
+    for name, expected in DOCUMENT.items():
+        if isinstance(expected, list):
+            assert [element.value for element in found[name]] == expected
+            assert [json.loads(text[element.start : element.stop]) for element in found[name]] == expected
+        else:
+            assert found[name] == expected
+
+
+def test_a_byte_order_mark_is_skipped(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(b"\xef\xbb\xbf[12]")
+    with JsonReader(path) as reader:
+        assert list(reader.elements()) == [(12, 4, 6)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"^expected '\[', got the end of the file at byte 0$"),
+        ("{}", r"^expected '\[', got '{' at byte 0$"),
+        ("[1, 2", r"^expected ',', got the end of the file at byte 5$"),
+        ("[1 2]", r"^expected ',', got '2' at byte 3$"),
+        ('[{"a": 1}, {"a":', r"^Expecting value at byte 16$"),
+        ('[{"a": "b', r"^Unterminated string starting at at byte 7$"),
+        ("[oops]", r"^Expecting value at byte 1$"),
+    ],
+)
+@pytest.mark.parametrize("chunk_bytes", [1, 1 << 20])
+def test_says_where_it_is_no_json(tmp_path, text, message, chunk_bytes):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with JsonReader(path, chunk_bytes) as reader, pytest.raises(ValueError, match=message):
+        list(reader.elements())
