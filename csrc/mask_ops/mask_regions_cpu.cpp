@@ -189,6 +189,7 @@ void mask_resize(const TensorView& words, int64_t height, const TensorView& row_
   const int64_t out_width = col_index.shape[0];
   require_words(out, out_height * out_width);
   require(words.is_contiguous(), "mask_resize: expected contiguous words");
+  if (out.numel() == 0) return;
   const int64_t* rows = row_start.as<int64_t>();
   parallel_for(words.shape[0], 1, num_threads, [&](int, int64_t n, int64_t) {
     uint64_t* to = row(out, n);

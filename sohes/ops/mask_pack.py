@@ -54,7 +54,7 @@ def mask_from_index(index: Tensor, num_masks: int, backend: str = "auto") -> Ten
 
 
 def _new_words(like: Tensor, size: tuple[int, int]) -> Tensor:
-    return torch.empty((len(like), num_words(size)), dtype=torch.int64, device=like.device)
+    return torch.empty((like.shape[0], num_words(size)), dtype=torch.int64, device=like.device)
 
 
 def _new_packed(like: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -63,8 +63,8 @@ def _new_packed(like: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Te
 
 
 def _new_stats(like: Tensor) -> tuple[Tensor, Tensor]:
-    areas = torch.empty(len(like), dtype=torch.int64, device=like.device)
-    return areas, torch.empty((len(like), 4), dtype=torch.int64, device=like.device)
+    areas = torch.empty(like.shape[0], dtype=torch.int64, device=like.device)
+    return areas, torch.empty((like.shape[0], 4), dtype=torch.int64, device=like.device)
 
 
 def _pack_cpp(dense: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -130,7 +130,7 @@ _unpack = define_op(
     "mask_unpack",
     '(Tensor words, SymInt height, SymInt width, str backend="auto") -> Tensor',
     reference=reference.mask_unpack,
-    fake=lambda words, height, width: words.new_empty((len(words), height, width), dtype=torch.bool),
+    fake=lambda words, height, width: words.new_empty((words.shape[0], height, width), dtype=torch.bool),
 )
 _stats = define_op(
     "mask_stats",

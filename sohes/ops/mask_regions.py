@@ -119,7 +119,7 @@ _resize = define_op(
     '(Tensor words, SymInt height, SymInt width, SymInt new_height, SymInt new_width, str backend="auto") -> Tensor',
     reference=reference.mask_resize,
     fake=lambda words, height, width, new_height, new_width: words.new_empty(
-        (len(words), num_words((new_height, new_width)))
+        (words.shape[0], num_words((new_height, new_width)))
     ),
 )
 _resize.add_backend("cpp", _resize_cpp, why_not_cpp)

@@ -62,7 +62,7 @@ def _as_bytes(counts: Counts) -> bytes:
     if isinstance(counts, bytes):
         return counts
     if isinstance(counts, str):
-        return counts.encode("ascii", "replace")
+        return counts.encode()  # what is not ASCII has bytes past 127, which are refused
     runs = torch.as_tensor(counts, dtype=torch.int64).numpy()
     return reference.compress(runs).encode("ascii")
 

@@ -67,7 +67,7 @@ def mask_resize(words: Tensor, height: int, width: int, new_height: int, new_wid
     rows = nearest_table(height, new_height).to(words.device)  # [new H]
     columns = nearest_table(width, new_width).to(words.device)  # [new W]
     resized = words.new_zeros((len(words), num_words((new_height, new_width))))  # [N, new V]
-    for part in chunks(len(words), max(height * width, new_height * new_width)):
+    for part in chunks(len(words) if resized.numel() else 0, max(height * width, new_height * new_width)):
         dense = mask_unpack(words[part], height, width)  # [n, H, W]
         resized[part] = mask_pack(dense[:, rows][:, :, columns])[0]  # [n, new V]
     return resized

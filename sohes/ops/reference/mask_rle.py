@@ -32,10 +32,10 @@ def decode_rle(counts: Sequence[Counts], num_pixels: int) -> Tensor:
     octets = np.zeros((len(counts), 8 * num_words((num_pixels, 1))), np.uint8)  # [N, 8*V]
     for row, one in zip(octets, counts, strict=True):
         runs = decompress(one) if isinstance(one, str | bytes) else np.asarray(one, np.int64)  # [runs]
-        if (runs < 0).any() or runs.sum() != num_pixels:
-            raise ValueError(
-                f"RLE of {runs.sum()} pixels with shortest run {runs.min(initial=0)}, expected {num_pixels}"
-            )
+        if (runs < 0).any():
+            raise ValueError(f"RLE has a run of length {runs.min()}")
+        if runs.sum() != num_pixels:
+            raise ValueError(f"RLE has {runs.sum()} pixels, expected {num_pixels}")
         bits = np.repeat((np.arange(len(runs)) & 1).astype(np.uint8), runs)  # [H*W]
         packed = np.packbits(bits, bitorder="little")  # [ceil(H*W/8)]
         row[: len(packed)] = packed
@@ -61,7 +61,7 @@ def compress(runs: np.ndarray) -> str:
 
 def decompress(counts: str | bytes) -> np.ndarray:
     """Compressed `counts` -> run lengths int64 [runs]. Raises ValueError for what is no RLE or cut short."""
-    text = counts.encode("ascii", "replace") if isinstance(counts, str) else counts
+    text = counts.encode() if isinstance(counts, str) else counts
     groups = np.frombuffer(text, np.uint8).astype(np.int64) - 48  # [characters]
     if len(groups) == 0:
         return groups
