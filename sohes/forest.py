@@ -31,9 +31,8 @@ class Forest:
         count = len(self.masks)
         for name, values, dtype in (("scores", self.scores, torch.float32), ("parents", self.parents, torch.int64)):
             if values.shape != (count,) or values.dtype != dtype:
-                expected = f"{str(dtype).removeprefix('torch.')} [{count}]"
-                got = f"{str(values.dtype).removeprefix('torch.')} {list(values.shape)}"
-                raise ValueError(f"Forest: expected {name} {expected}, got {got}")
+                got = f"{values.dtype} {list(values.shape)}"
+                raise ValueError(f"Forest: expected {name} {dtype} [{count}], got {got}")
         if count and (int(self.parents.min()) < -1 or int(self.parents.max()) >= count):
             raise ValueError(f"Forest: expected parents from -1 to {count - 1}, got {self.parents.tolist()}")
         self.levels  # noqa: B018  (walks to every root, and so refuses cycles)

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+import pytest
+import torch
+from mask_cases import SIZES, mixed
+
+from sohes.masks import PackedMasks, mask_coverage, mask_iou, nms_masks
+
+
+def packed(seed, height, width, each=3):
+    return PackedMasks.from_dense(mixed(seed, height, width, each))
+
+
+def same(a, b):
+    """Equal masks, and areas and boxes that fit them."""
+    fresh = PackedMasks(a.words, a.size)
+    stats = torch.equal(a.areas, fresh.areas) and torch.equal(a.boxes, fresh.boxes)
+    return stats and a.size == b.size and torch.equal(a.words, b.words)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_way_in_and_out(size):
+    dense = mixed(0, *size)
+    masks = PackedMasks.from_dense(dense)
+    assert same(masks, PackedMasks.from_dense(dense.numpy()))
+    assert same(masks, PackedMasks.from_dense(dense.to(torch.uint8) * 255))
+    assert torch.equal(masks.to_dense(), dense)
+    assert same(PackedMasks.from_rle(masks.to_rle()), masks)
+    assert same(PackedMasks.from_rle(masks.to_rle(), size), masks)
+    assert same(PackedMasks.from_logits(dense.float() - 0.5, size), masks)
+    assert same(PackedMasks.cat([masks[:5], masks[5:]]), masks)
+
+
+@pytest.mark.parametrize("change", ["reversed", "read-only", "columns first"])
+def test_arrays_of_any_layout(change):
+    dense = mixed(1, 6, 7).numpy()
+    array = dense[:, ::-1] if change == "reversed" else np.asfortranarray(dense) if change != "read-only" else dense
+    array.flags.writeable = change != "read-only"
+    assert torch.equal(PackedMasks.from_dense(array).to_dense(), torch.from_numpy(np.array(array)))
+
+
+def test_no_masks():
+    masks = PackedMasks.empty((5, 7))
+    assert len(masks) == 0
+    assert masks.to_rle() == []
+    assert masks.to_dense().shape == (0, 5, 7)
+    assert same(PackedMasks.from_rle([], (5, 7)), masks)
+    assert same(PackedMasks.from_logits(torch.zeros(0, 3, 3), (5, 7)), masks)
+    assert same(PackedMasks.from_label_map(torch.zeros(5, 7, dtype=torch.int32), torch.zeros(0).int()), masks)
+    assert masks.areas.shape == (0,)
+    assert masks.boxes.shape == (0, 4)
+    assert mask_iou(masks, packed(0, 5, 7)).shape == (0, 24)
+    assert nms_masks(masks).shape == (0,)
+    for change in (masks.fill_holes(), masks.boundary(), masks.largest_component(), masks.components()[0]):
+        assert same(change, masks)
+    assert same(masks.resize((2, 3)), PackedMasks.empty((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        slice(None),
+        slice(2, 9, 3),
+        slice(5, 5),
+        torch.tensor([3, 3, 0, -1]),
+        torch.tensor([], dtype=torch.int64),
+        torch.arange(24) % 5 == 1,
+    ],
+)
+def test_indexing(index):
+    masks = packed(2, 20, 21)
+    part = masks[index]
+    assert torch.equal(part.to_dense(), masks.to_dense()[index])
+    assert same(part, part)
+
+
+def test_indexing_with_an_int():
+    masks = packed(2, 20, 21)
+    assert same(masks[3], masks[3:4])
+    assert same(masks[-1], masks[23:])
+    assert len(list(masks)) == 24
+    with pytest.raises(IndexError, match=r"^mask 24 of 24$"):
+        masks[24]
+
+
+def test_label_map():
+    labels = torch.tensor([[7, 7, -1], [2, 7, 2]])
+    masks = PackedMasks.from_label_map(labels, torch.tensor([2, 9, 7, 2, -1]))
+    assert torch.equal(masks.to_dense(), labels == torch.tensor([2, 9, 7, 2, -1])[:, None, None])
+    assert same(masks, masks)
+    with pytest.raises(ValueError, match=r"^from_label_map: expected integer \[H, W\], got torch.float32 \[2, 3\]$"):
+        PackedMasks.from_label_map(labels.float(), torch.tensor([2]))
+
+
+def test_iou_and_coverage():
+    a, b = packed(3, 30, 31), packed(4, 30, 31)
+    dense_a, dense_b = a.to_dense().double().flatten(1), b.to_dense().double().flatten(1)
+    overlap = dense_a @ dense_b.T
+    union = dense_a.sum(1)[:, None] + dense_b.sum(1) - overlap
+    iou, coverage = mask_iou(a, b), mask_coverage(a, b)
+    assert iou.dtype == coverage.dtype == torch.float32
+    assert torch.equal(iou, torch.where(union > 0, overlap / union.clamp(min=1), 0).float())
+    assert torch.equal(coverage, (overlap / dense_a.sum(1)[:, None].clamp(min=1)).float())
+
+
+def nms_by_definition(masks, threshold, rank):
+    """One mask at a time, best first, against every one kept so far."""
+    iou = mask_iou(masks, masks)
+    kept = []
+    for index in sorted(range(len(masks)), key=lambda i: (-float(rank[i]), i)):
+        if all(iou[index, other] <= threshold for other in kept):
+            kept.append(index)
+    return kept
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.75, 1.0])
+def test_nms(threshold):
+    masks = packed(5, 12, 13, each=8)
+    masks = PackedMasks.cat([masks, masks[::3]])
+    scores = torch.rand(len(masks), generator=torch.Generator().manual_seed(0)).mul(10).round()  # with ties
+    assert nms_masks(masks, threshold).tolist() == nms_by_definition(masks, threshold, masks.areas)
+    assert nms_masks(masks, threshold, scores).tolist() == nms_by_definition(masks, threshold, scores)
+
+
+def test_nms_of_duplicates():
+    dense = torch.zeros(5, 4, 4, dtype=torch.bool)
+    dense[1:4, :2] = True
+    dense[3, 3, 3] = True
+    masks = PackedMasks.from_dense(dense)  # nothing, half, the same half, half and a pixel, nothing
+    assert nms_masks(masks, 0.9).tolist() == [3, 1, 0, 4]  # 8 / 9 < 0.9
+    assert nms_masks(masks, 0.8).tolist() == [3, 0, 4]
+    assert nms_masks(masks, 0.8, torch.tensor([0.0, 0.2, 0.9, 0.3, 0.5])).tolist() == [2, 4, 0]
+    with pytest.raises(ValueError, match=r"^nms_masks: expected scores \[5\], got \[4\]$"):
+        nms_masks(masks, 0.9, torch.ones(4))
+
+
+def test_corners():
+    dense = torch.zeros(3, 9, 8, dtype=torch.bool)
+    dense[1, 0, 0] = dense[1, 8, 7] = dense[1, 4, 0] = True
+    dense[2] = True
+    assert PackedMasks.from_dense(dense).num_corners().tolist() == [0, 2, 4]
+    assert packed(6, 1, 1).num_corners().unique().tolist() == [0, 4]
+    assert packed(6, 0, 5, each=1).num_corners().tolist() == [0] * 8
+
+
+def test_methods_keep_the_masks_apart():
+    masks = packed(7, 24, 25)
+    for name in ("fill_holes", "largest_component", "boundary"):
+        together = getattr(masks, name)()
+        alone = PackedMasks.cat([getattr(mask, name)() for mask in masks])
+        assert same(together, alone)
+    assert torch.equal(masks.fill_holes().boundary().words & ~masks.fill_holes().words, torch.zeros_like(masks.words))
+    assert torch.equal(masks.resize((48, 50)).resize((24, 25)).words, masks.words)
+    assert torch.equal(masks.resize((48, 50)).areas, 4 * masks.areas)
+
+
+def test_memory_follows_the_chunk():
+    """400 masks of 1024 x 1024 are 50 MB packed, and would be 1.6 GB as float32 logits at full size."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    masks = PackedMasks.from_logits(torch.rand(400, 8, 8) - 0.5, (1024, 1024))
+    assert len(masks) == 400
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before  # KB
+    assert grown < 600_000
+
+
+def test_messages():
+    with pytest.raises(
+        ValueError, match=r"^PackedMasks: expected int64 words \[N, 2\] for \(8, 9\), got torch.int64 \[3, 1\]$"
+    ):
+        PackedMasks(torch.zeros(3, 1, dtype=torch.int64), (8, 9))
+    with pytest.raises(ValueError, match=r"^PackedMasks.from_rle: expected a size beside an empty list$"):
+        PackedMasks.from_rle([])
+    rles = [{"size": [1, 2], "counts": "2"}, {"size": [2, 1], "counts": "2"}]
+    with pytest.raises(ValueError, match=r"^PackedMasks.from_rle: expected size \(1, 2\), got \(2, 1\) at 1$"):
+        PackedMasks.from_rle(rles)
+    with pytest.raises(ValueError, match=r"^PackedMasks.cat: expected sets of one size, got \[\(1, 2\), \(2, 1\)\]$"):
+        PackedMasks.cat([PackedMasks.empty((1, 2)), PackedMasks.empty((2, 1))])
