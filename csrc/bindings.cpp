@@ -49,6 +49,8 @@ PYBIND11_MODULE(_C, m) {
 #ifdef SOHES_WITH_CUDA
   m.def("mask_overlap_cuda", &sohes::mask_overlap_cuda, ReleaseGil());
 #endif
+  m.def("mask_nms", &sohes::mask_nms, ReleaseGil());
+  m.def("mask_parents", &sohes::mask_parents, ReleaseGil());
   m.def("mask_num_runs", &sohes::mask_num_runs, ReleaseGil());
   m.def("rle_encode", &sohes::rle_encode, ReleaseGil());
   m.def("rle_decode", &sohes::rle_decode, ReleaseGil());

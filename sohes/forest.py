@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sohes.masks import PackedMasks, Size
-from sohes.ops.mask_overlap import mask_overlap
+from sohes.ops.mask_select import mask_parents
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +158,7 @@ class Forest:
         ]
 
 
-def build_forest(masks: PackedMasks, theta_cover: float = 0.9) -> Tensor:
+def build_forest(masks: PackedMasks, theta_cover: float = 0.9, backend: str = "auto") -> Tensor:
     """Parents int64 [N] of masks by coverage, -1 for a root.
 
     A lies inside B when at least `theta_cover` of A lies in B and not the other way round; its parent is the smallest
@@ -169,14 +169,5 @@ def build_forest(masks: PackedMasks, theta_cover: float = 0.9) -> Tensor:
     """
     if not 0 < theta_cover <= 1:
         raise ValueError(f"build_forest: expected theta_cover in (0, 1], got {theta_cover}")
-    if len(masks) == 0:
-        return masks.areas
-    areas = masks.areas  # [N]
-    overlap = mask_overlap(masks, masks).double()  # [N, N]
-    needed = theta_cover * areas.double()  # [N]
-    inside = (overlap >= needed[:, None]) & (overlap < needed[None, :])  # [N, N]: row inside column
-    inside &= areas[:, None] > 0
-    # Masks by size, the lower index first among equals: the first column that covers a row is its parent.
-    order = areas.argsort(stable=True)  # [N]
-    first = inside[:, order].to(torch.uint8).argmax(1)  # [N]
-    return torch.where(inside.any(1), order[first], -1)
+    order = masks.areas.argsort(stable=True)  # [N], the lower index first among equals
+    return mask_parents(masks.words, masks.areas, masks.boxes, order, theta_cover, masks.size[0], backend)

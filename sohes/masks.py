@@ -14,6 +14,7 @@ from torch import Tensor
 from sohes.ops import mask_pack, mask_regions, mask_rle
 from sohes.ops.mask_overlap import mask_overlap
 from sohes.ops.mask_pack import num_words
+from sohes.ops.mask_select import mask_nms
 
 Size = tuple[int, int]
 
@@ -192,7 +193,9 @@ def mask_coverage(a: PackedMasks, b: PackedMasks) -> Tensor:
     return (mask_overlap(a, b).double() / a.areas[:, None].clamp(min=1)).float()
 
 
-def nms_masks(masks: PackedMasks, iou_threshold: float = 0.9, scores: Tensor | None = None) -> Tensor:
+def nms_masks(
+    masks: PackedMasks, iou_threshold: float = 0.9, scores: Tensor | None = None, backend: str = "auto"
+) -> Tensor:
     """Indices int64 [kept] of the masks that no better one duplicates, best first.
 
     Better is a higher score, or more pixels where `scores` is None; of equals the lower index. A mask is dropped when
@@ -202,12 +205,5 @@ def nms_masks(masks: PackedMasks, iou_threshold: float = 0.9, scores: Tensor | N
     if rank.shape != (len(masks),):
         raise ValueError(f"nms_masks: expected scores [{len(masks)}], got {list(rank.shape)}")
     order = rank.argsort(descending=True, stable=True).to(masks.device)  # [N]
-    ranked = masks[order]
-    overlap = mask_overlap(ranked, ranked)  # [N, N]
-    union = ranked.areas[:, None] + ranked.areas[None, :] - overlap  # [N, N]
-    duplicate = (overlap > iou_threshold * union.double()).cpu().numpy()  # [N, N]
-    alive = np.ones(len(masks), bool)
-    for index in range(len(masks)):
-        if alive[index]:
-            alive[index + 1 :] &= ~duplicate[index, index + 1 :]
-    return order[torch.from_numpy(alive).to(order.device)]
+    keep = mask_nms(masks.words, masks.areas, masks.boxes, order, float(iou_threshold), masks.size[0], backend)  # [N]
+    return order[keep[order]]

@@ -51,9 +51,9 @@ def grown(parents):
 
 
 @settings(max_examples=150, deadline=None)
-@given(mask_sets(), thetas)
-def test_parent_is_the_smallest_that_covers(masks, theta):
-    parents = build_forest(masks, theta)
+@given(mask_sets(), thetas, st.sampled_from(["auto", "reference"]))
+def test_parent_is_the_smallest_that_covers(masks, theta, backend):
+    parents = build_forest(masks, theta, backend)
     forest = Forest(masks, torch.ones(len(masks)), parents)  # refuses cycles
     dense = masks.to_dense().double().flatten(1)
     overlap, areas = dense @ dense.T, masks.areas.tolist()

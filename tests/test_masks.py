@@ -113,13 +113,14 @@ def nms_by_definition(masks, threshold, rank):
     return kept
 
 
-@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.75, 1.0])
-def test_nms(threshold):
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("threshold", [-1.0, 0.0, 0.3, 0.75, 1.0])
+def test_nms(threshold, backend):
     masks = packed(5, 12, 13, each=8)
     masks = PackedMasks.cat([masks, masks[::3]])
     scores = torch.rand(len(masks), generator=torch.Generator().manual_seed(0)).mul(10).round()  # with ties
-    assert nms_masks(masks, threshold).tolist() == nms_by_definition(masks, threshold, masks.areas)
-    assert nms_masks(masks, threshold, scores).tolist() == nms_by_definition(masks, threshold, scores)
+    assert nms_masks(masks, threshold, backend=backend).tolist() == nms_by_definition(masks, threshold, masks.areas)
+    assert nms_masks(masks, threshold, scores, backend).tolist() == nms_by_definition(masks, threshold, scores)
 
 
 def test_nms_of_duplicates():

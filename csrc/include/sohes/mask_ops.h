@@ -47,6 +47,18 @@ void mask_overlap(const TensorView& words_a, const TensorView& boxes_a, const Te
 void mask_overlap_cuda(const TensorView& words_a, const TensorView& boxes_a, const TensorView& words_b,
                        const TensorView& boxes_b, int64_t height, const TensorView& out, uintptr_t stream);
 
+// keep[i] (bool [N]): no mask kept before it in `order` (int64 [N], best first) shares with i more than
+// `threshold` of what either covers. kept int64 [N] is scratch.
+void mask_nms(const TensorView& words, const TensorView& areas, const TensorView& boxes,
+              const TensorView& order, double threshold, int64_t height, const TensorView& kept,
+              const TensorView& keep);
+
+// parents[i] (int64 [N]): the first mask j in `order` (int64 [N], fewest pixels first) of which |i & j| >=
+// theta * |i| and |i & j| < theta * |j|, else -1; -1 for an empty mask. 0 < theta <= 1.
+void mask_parents(const TensorView& words, const TensorView& areas, const TensorView& boxes,
+                  const TensorView& order, double theta, int64_t height, const TensorView& parents,
+                  int num_threads);
+
 // Runs that COCO RLE needs for each mask (the first may be of length 0), int64 [N].
 void mask_num_runs(const TensorView& words, int64_t num_pixels, const TensorView& num_runs, int num_threads);
 

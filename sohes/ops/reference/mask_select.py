@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which masks are duplicates and which lie inside which, defined on the intersections of all pairs.
+
+Comparisons are of exact integers and products with them in float64, each rounded once, so faster twins agree exactly.
+"""
+
+import torch
+from torch import Tensor
+
+from sohes.ops.reference.mask_pack import chunks
+
+
+def mask_nms(words: Tensor, areas: Tensor, boxes: Tensor, order: Tensor, threshold: float, height: int) -> Tensor:
+    """Masks of words int64 [N, V], areas int64 [N] and boxes int64 [N, 4] -> which are kept, bool [N].
+
+    In `order` (int64 [N], best first) a mask is kept unless, for a mask kept before it, `shared > threshold * union`.
+    """
+    words, areas, boxes = words[order], areas[order], boxes[order]
+    alive = torch.ones(len(words), dtype=torch.bool)  # [N], in order
+    for part in chunks(len(words), len(words)):
+        shared = torch.ops.sohes.mask_overlap(words[part], boxes[part], words, boxes, height)  # [n, N]
+        union = areas[part, None] + areas - shared  # [n, N]
+        duplicate = (shared > threshold * union.double()).cpu()  # [n, N]
+        for index in range(part.start, part.stop):
+            if alive[index]:
+                alive[index + 1 :] &= ~duplicate[index - part.start, index + 1 :]
+    keep = torch.empty_like(alive, device=words.device)  # [N]
+    keep[order] = alive.to(words.device)
+    return keep
+
+
+def mask_parents(words: Tensor, areas: Tensor, boxes: Tensor, order: Tensor, theta: float, height: int) -> Tensor:
+    """Masks of words int64 [N, V], areas int64 [N] and boxes int64 [N, 4] -> parents int64 [N], -1 for none.
+
+    The parent of i is the first j in `order` (int64 [N], fewest pixels first) with `shared >= theta * |i|` and
+    `shared < theta * |j|`. An empty mask has none.
+    """
+    parents = torch.full_like(areas, -1)  # [N]
+    needed = theta * areas.double()  # [N]
+    for part in chunks(len(words), len(words)):
+        shared = torch.ops.sohes.mask_overlap(words[part], boxes[part], words, boxes, height).double()  # [n, N]
+        inside = (shared >= needed[part, None]) & (shared < needed) & (areas[part, None] > 0)  # [n, N]
+        first = inside[:, order].to(torch.uint8).argmax(1)  # [n], the first of equals
+        parents[part] = torch.where(inside.any(1), order[first], -1)  # [n]
+    return parents
