@@ -5,27 +5,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from sohes.config import LossConfig
+from sohes.data.dataset import Target
 from sohes.losses.ancestor_loss import ancestor_loss
 from sohes.losses.mask_losses import bce_loss, class_loss, dice_loss
 from sohes.losses.matcher import Matches, assign, pairwise_cost
 from sohes.losses.points import loss_points, match_points, sample_labels, sample_maps
 from sohes.models.outputs import Outputs
-
-
-class Target(Protocol):
-    """What is to be found in one image."""
-
-    masks: Tensor
-    """bool [N, H, W]."""
-    ancestors: Tensor
-    """bool [N, N]; [i, j]: i is an ancestor of j."""
 
 
 class Criterion:

@@ -11,14 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sohes.config import InferConfig
+from sohes.data.transforms import normalise
 from sohes.forest import Forest, build_forest
 from sohes.masks import PackedMasks, mask_coverage, nms_masks
 from sohes.models.outputs import Outputs
 from sohes.models.segmenter_model import SohesModel
-
-IMAGE_MEAN = (0.485, 0.456, 0.406)
-IMAGE_STD = (0.229, 0.224, 0.225)
-"""Of ImageNet, in 0..1: what published backbones were trained with."""
 
 
 @torch.no_grad()
@@ -65,11 +62,8 @@ def prepare(image: Tensor, size: tuple[int, int]) -> Tensor:
     """uint8 [3, H, W] -> normalised float32 [3, *size]."""
     if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3 or 0 in image.shape:
         raise ValueError(f"expected an image of uint8 [3, H, W], got {image.dtype} {list(image.shape)}")
-    pixels = F.interpolate(
-        image[None].float() / 255.0, size=size, mode="bilinear", align_corners=False, antialias=True
-    )[0]
-    mean = pixels.new_tensor(IMAGE_MEAN)[:, None, None]
-    return (pixels - mean) / pixels.new_tensor(IMAGE_STD)[:, None, None]
+    pixels = normalise(image)[None]  # [1, 3, H, W]
+    return F.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=True)[0]
 
 
 def score_masks(class_logits: Tensor, mask_logits: Tensor) -> Tensor:

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""With weights copied from a random transformers Mask2Former, both decoders give the same logits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sohes.models.mask_decoder import MaskDecoder
+from sohes.models.pixel_decoder import PixelDecoder
+from sohes.models.queries import LearnedQueries
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+
+CHANNELS = [12, 16, 24, 32]
+DIM, QUERIES = 32, 7
+
+
+@pytest.fixture(scope="module")
+def peer():
+    config = transformers.Mask2FormerConfig(
+        backbone_config=transformers.SwinConfig(
+            embed_dim=12,
+            depths=[1, 1, 1, 1],
+            num_heads=[1, 1, 1, 1],
+            out_features=["stage1", "stage2", "stage3", "stage4"],
+        ),
+        feature_size=DIM,
+        mask_feature_size=DIM,
+        hidden_dim=DIM,
+        encoder_feedforward_dim=48,
+        dim_feedforward=64,
+        encoder_layers=2,
+        decoder_layers=5,  # counts the prediction before the first layer
+        num_attention_heads=4,
+        num_queries=QUERIES,
+        num_labels=1,
+    )
+    torch.manual_seed(0)
+    model = transformers.Mask2FormerForUniversalSegmentation(config).eval()
+    module = model.model.pixel_level_module.decoder
+    peer_decoder = type(module)(config, feature_channels=CHANNELS)
+    for parameter in peer_decoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.15)
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return model, peer_decoder.eval()
+
+
+def pixel_decoder_from(peer_decoder: torch.nn.Module) -> PixelDecoder:
+    ours = PixelDecoder(CHANNELS, DIM, DIM, num_layers=2, num_heads=4, num_points=4, ffn_dim=48, dropout=0.0).eval()
+    state = {key.replace("encoder.layers", "layers"): value for key, value in peer_decoder.state_dict().items()}
+    ours.load_state_dict(state, strict=True)
+    return ours
+
+
+def mask_decoder_from(model: torch.nn.Module) -> MaskDecoder:
+    ours = MaskDecoder(
+        LearnedQueries(QUERIES, DIM),
+        None,
+        DIM,
+        DIM,
+        4,
+        num_layers=4,
+        num_heads=4,
+        ffn_dim=64,
+        dropout=0.0,
+        ancestor_head=False,
+        activation_checkpointing=False,
+    ).eval()
+    state = {}
+    for key, value in model.model.transformer_module.state_dict().items():
+        key = key.removeprefix("decoder.")
+        if ".cross_attn.in_proj_" in key:  # theirs is nn.MultiheadAttention: one matrix for three projections
+            stem, kind = key.split("in_proj_")
+            for name, part in zip("qkv", value.chunk(3), strict=True):
+                state[f"{stem}{name}_proj.{kind}"] = part
+            continue
+        key = key.replace("queries_embedder.weight", "queries.position")
+        key = key.replace("queries_features.weight", "queries.content")
+        if key.startswith("mask_predictor.mask_embedder."):  # theirs: layer.0, ours: one sequence with activations
+            _, _, layer, _, kind = key.split(".")
+            key = f"mask_embedder.{2 * int(layer)}.{kind}"
+        state[key] = value
+    state |= {f"class_predictor.{kind}": value for kind, value in model.class_predictor.state_dict().items()}
+    ours.load_state_dict(state, strict=True)
+    return ours
+
+
+@pytest.mark.parametrize("size", [(64, 96), (96, 64)])
+def test_pixel_decoder_and_mask_decoder_equal_transformers(peer, size):
+    model, peer_decoder = peer
+    torch.manual_seed(1)
+    maps = [torch.randn(2, c, size[0] // s, size[1] // s) for c, s in zip(CHANNELS, (4, 8, 16, 32), strict=True)]
+    with torch.no_grad():
+        theirs = peer_decoder(maps, return_dict=True, output_hidden_states=False, output_attentions=False)
+        pixels = pixel_decoder_from(peer_decoder)(maps)
+        torch.testing.assert_close(pixels.mask_features, theirs.mask_features, rtol=1e-4, atol=1e-4)
+
+        decoded = model.model.transformer_module(list(theirs.multi_scale_features), theirs.mask_features)
+        outputs = mask_decoder_from(model)(pixels, size)
+    layers = [*outputs.aux, outputs]
+    assert len(layers) == len(decoded.masks_queries_logits) == 5
+    for layer, masks, hidden in zip(
+        layers, decoded.masks_queries_logits, decoded.intermediate_hidden_states, strict=True
+    ):
+        classes = model.class_predictor(hidden.transpose(0, 1))
+        torch.testing.assert_close(layer.mask_logits, masks, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(layer.class_logits, classes, rtol=1e-4, atol=1e-4)
+    # The test would pass on empty attention if masks were all of one sign.
+    assert 0.1 < (outputs.mask_logits > 0).float().mean() < 0.9

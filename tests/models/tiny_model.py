@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The smallest model with every part, for tests."""
+
+from __future__ import annotations
+
+from sohes.config import ModelConfig
+
+
+def tiny_config(**changes: object) -> ModelConfig:
+    values = {
+        "backbone": "vit_tiny_patch16_224",
+        "backbone_kwargs": {"img_size": 64, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2},
+        "vit_stride": 8,
+        "adapter_interactions": 2,
+        "adapter_heads": 2,
+        "adapter_stem": 8,
+        "hidden_dim": 32,
+        "mask_dim": 16,
+        "num_heads": 2,
+        "encoder_layers": 1,
+        "encoder_ffn_dim": 32,
+        "decoder_layers": 2,
+        "decoder_ffn_dim": 32,
+        "num_queries": 9,
+        "grid_size": 4,
+        "num_granularities": 2,
+        "affinity_dim": 8,
+    }
+    return ModelConfig(**{**values, **changes})
