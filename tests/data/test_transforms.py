@@ -4,7 +4,6 @@ import pytest
 import torch
 from numpy.random import PCG64, Generator
 
-from sohes.data import transforms
 from sohes.data.transforms import (
     IMAGE_MEAN,
     IMAGE_STD,
@@ -86,12 +85,14 @@ class TestViews:
             g = draw_geometry(rng(seed), (37, 53), 32, (0.4, 2.5))
             assert torch.equal(view_masks(masks, g).sum(0), view_valid(g).long())
 
-    def test_chunks_change_nothing(self, monkeypatch):
-        masks = PackedMasks.from_dense(rng().random((7, 20, 30)) < 0.5)
-        g = draw_geometry(rng(), (20, 30), 16, (0.5, 2.0))
-        whole = view_masks(masks, g)
-        monkeypatch.setattr(transforms, "MAX_DENSE_BYTES", 1300)
-        assert torch.equal(view_masks(masks, g), whole)
+    def test_nearest_masks_by_hand(self):
+        """Twice the size: every pixel becomes four; a third and a half: the middle, the later of two."""
+        dense = torch.from_numpy(rng().random((7, 21, 30)) < 0.5)
+        masks = PackedMasks.from_dense(dense)
+        twice = view_masks(masks, Geometry((21, 30), (42, 60), 5, 11, False, 16))
+        assert torch.equal(twice, dense.repeat_interleave(2, 1).repeat_interleave(2, 2)[:, 5:21, 11:27])
+        half = view_masks(masks, Geometry((21, 30), (7, 15), 0, 0, True, 15))
+        assert torch.equal(half[:, :7], dense[:, 1::3, 1::2].flip(2))
 
     def test_no_masks(self):
         g = draw_geometry(rng(), (20, 30), 16, (1, 1))
