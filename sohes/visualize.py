@@ -17,7 +17,7 @@ from sohes.masks import PackedMasks
 
 _FILL_ALPHA = 0.55
 _DIM = 0.5  # brightness of the photo under bare contours
-_CHUNK_PIXELS = 1 << 23  # masks are unpacked in chunks of at most this many pixels
+_CHUNK_PIXELS = 1 << 23  # masks are sampled in chunks of at most this many pixels of the picture
 
 
 def overlay_forest(forest: Forest, level: int | None = None, fill: bool = True, max_masks: int = 200) -> Tensor:
@@ -37,16 +37,13 @@ def overlay_forest(forest: Forest, level: int | None = None, fill: bool = True, 
     colors = forest_colors(forest)[drawn]
     # Slot 0 is "nothing", slot 1 + k the k-th mask in drawing order.
     top, edge = np.zeros((height, width), np.int64), np.zeros((height, width), np.int64)
-    chunk = max(1, _CHUNK_PIXELS // max(height * width, 1))
-    boxes = forest.masks.boxes[drawn].tolist()
-    for start in range(0, len(drawn), chunk):
-        block = forest.masks[drawn[start : start + chunk]].to_dense().cpu().numpy()  # [n, H, W]
-        for slot, mask in enumerate(block, start=start + 1):
-            x0, y0, x1, y1 = boxes[slot - 1]
-            # One pixel more than the box, so that the neighbours of its rim are there to compare with.
-            window = np.s_[max(y0 - 1, 0) : y1 + 1, max(x0 - 1, 0) : x1 + 1]
-            top[window][mask[window]] = slot
-            edge[window][_contour(mask[window])] = slot
+    packed = forest.masks.words[drawn].cpu().view(torch.uint8).numpy()  # [n, bytes]
+    for slot, (x0, y0, x1, y1) in enumerate(forest.masks.boxes[drawn].tolist(), start=1):
+        # One pixel more than the box, so that the neighbours of its rim are there to compare with.
+        x0, y0, x1, y1 = max(x0 - 1, 0), max(y0 - 1, 0), min(x1 + 1, width), min(y1 + 1, height)
+        mask = _unpack_box(packed[slot - 1], height, (x0, y0, x1, y1))
+        top[y0:y1, x0:x1][mask] = slot
+        edge[y0:y1, x0:x1][_contour(mask)] = slot
     top, edge = torch.from_numpy(top), torch.from_numpy(edge)  # [H, W]
 
     picture = torch.zeros(height, width, 4)
@@ -130,12 +127,14 @@ def resize_forest(forest: Forest, size: tuple[int, int]) -> Forest:
     bits = xs[:, None] * height + ys[None, :]  # [w, h] flat bit of each picture pixel, in the order of the words
     byte, position = (bits >> 3).flatten(), (bits & 7).to(torch.uint8)
     words = forest.masks.words.cpu().view(torch.uint8)  # [N, bytes], the low byte of a word first
-    parts = [PackedMasks.empty(size)]
+    parts = []
     chunk = max(1, _CHUNK_PIXELS // max(bits.numel(), 1))
-    for start in range(0, len(words), chunk):
-        sampled = words[start : start + chunk].index_select(1, byte).view(-1, *bits.shape)  # [n, w, h]
+    for start in range(0, max(len(words), 1), chunk):
+        sampled = words[start : start + chunk].index_select(1, byte).unflatten(1, bits.shape)  # [n, w, h]
         parts.append(PackedMasks.from_dense(((sampled >> position) & 1).mT))
-    return Forest(PackedMasks.cat(parts), forest.scores.cpu(), forest.parents.cpu())
+    # A single part keeps its areas and boxes, which `cat` would count again.
+    masks = parts[0] if len(parts) == 1 else PackedMasks.cat(parts)
+    return Forest(masks, forest.scores.cpu(), forest.parents.cpu())
 
 
 def _drawing_order(forest: Forest, level: int | None, max_masks: int) -> Tensor:
@@ -146,6 +145,17 @@ def _drawing_order(forest: Forest, level: int | None, max_masks: int) -> Tensor:
     best = sorted(asked, key=lambda i: (-scores[i], -areas[i], i))[:max_masks]
     # Equal areas: the deeper mask last, so that it shows.
     return torch.tensor(sorted(best, key=lambda i: (-areas[i], levels[i], i)), dtype=torch.int64)
+
+
+def _unpack_box(packed: np.ndarray, height: int, box: tuple[int, int, int, int]) -> np.ndarray:
+    """One mask within a box x0, y0, x1, y1, half-open: uint8 [bytes] -> bool [y1 - y0, x1 - x0].
+
+    Columns lie one after the other in a packed mask, so only the box's own columns are read.
+    """
+    x0, y0, x1, y1 = box
+    first, last = x0 * height, x1 * height
+    bits = np.unpackbits(packed[first // 8 : (last + 7) // 8], bitorder="little")
+    return bits[first % 8 :][: last - first].reshape(x1 - x0, height)[:, y0:y1].T.astype(bool)
 
 
 def _contour(mask: np.ndarray) -> np.ndarray:

@@ -80,7 +80,7 @@ def photos_section(panels: PhotoPanels) -> str:
         buttons.append(f'<label for="view-{index}">{label}</label>')
     sliders = (
         '<span class="sliders" hidden>'
-        '<label>colour <input type="range" min="0" max="1" step="0.05" value="1" data-variable="--fade"></label>'
+        '<label>opacity <input type="range" min="0" max="1" step="0.05" value="1" data-variable="--fade"></label>'
         '<label>size <input type="range" min="8" max="40" step="1" value="14" data-variable="--tile" '
         'data-unit="rem"></label></span>'
     )

@@ -144,7 +144,7 @@ def _shown_forest(labelled: LabelledImage, title: str) -> Forest:
     if labelled.annotator is not None and keep.any():
         annotators, counts = labelled.annotator[keep].unique(return_counts=True)
         keep &= labelled.annotator == annotators[counts.argmax()]
-    forest = labelled.forest.select(keep)
+    forest = labelled.forest if keep.all() else labelled.forest.select(keep)
     if title == GROUND_TRUTH and not (forest.parents >= 0).any():
         forest = Forest(forest.masks, forest.scores, build_forest(forest.masks))
     return forest

@@ -23,10 +23,11 @@ RESULT_GROUPS: tuple[tuple[str, Mapping[str, str]], ...] = (
     ("Mask average recall", {"AR@1000": "@1000", "AR@100": "@100", "AR@10": "@10", "AR@1": "@1"}),
     ("AR@1000 by size", {"AR-small": "small", "AR-medium": "medium", "AR-large": "large"}),
     ("Average precision", {"AP": "AP", "AP50": "AP50", "AP75": "AP75"}),
+    ("AP by size", {"AP-small": "small", "AP-medium": "medium", "AP-large": "large"}),
     ("Hierarchy", {"parent_recall": "parent recall", "ancestor_f1": "ancestor F1"}),
     ("Counts", {"num_images": "images", "masks_per_image": "masks / image"}),
 )
-COUNTS = {"num_images": "{:,.0f}", "masks_per_image": "{:,.1f}"}
+COUNTS = {"num_images": "{:,.0f}", "masks_per_image": "{:,.1f}", "true_masks": "{:,.0f}", "predicted_masks": "{:,.0f}"}
 _NO_CURVE = {"step", "time", "loss", "data_seconds"}
 _CHARTS = (
     ("Average recall", {"AR@1000": "all", "AR-large": "large", "AR-medium": "medium", "AR-small": "small"}),

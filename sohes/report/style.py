@@ -42,13 +42,14 @@ a { color: inherit; }
 
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.9rem; }
-th, td { padding: 0.34rem 0.75rem; text-align: right; white-space: nowrap; }
+th, td { padding: 0.34rem 0.6rem; text-align: right; white-space: nowrap; }
+#results thead tr + tr th { white-space: normal; }
 th { font-weight: 500; color: var(--soft); font-size: 0.8rem; vertical-align: bottom; }
 thead tr:first-child th[colspan] { text-align: left; }
 thead th { border-bottom: 1px solid var(--faint); }
 tbody tr + tr > * { border-top: 1px solid var(--rule); }
 th:first-child, td.text { text-align: left; }
-th:first-child { padding-left: 0; }
+th:first-child, td.text:first-child { padding-left: 0; }
 tbody th { color: var(--ink); font-size: 0.9rem; font-weight: 400; }
 td.text { white-space: normal; }
 td.best { font-weight: 700; }
@@ -73,7 +74,7 @@ polyline { fill: none; stroke-linejoin: round; }
 .legend li { font-size: 0.875rem; }
 .legend i { display: inline-block; width: 0.7em; height: 0.7em; border-radius: 2px; margin-right: 0.45em; }
 
-.views { border: 0; margin: 0; padding: 0; }
+.views { position: relative; }
 .views > input { position: absolute; opacity: 0; pointer-events: none; }
 .views > label {
   display: inline-block; padding: 0.2rem 0.7rem; margin: 0 0.1rem 0.6rem 0; border: 1px solid var(--rule);
@@ -82,6 +83,7 @@ polyline { fill: none; stroke-linejoin: round; }
 .views > input:checked + label { border-color: var(--ink); color: var(--ink); }
 .views > input:focus-visible + label { outline: 2px solid var(--c0); outline-offset: 2px; }
 .sliders { display: inline-flex; flex-wrap: wrap; gap: 0 1.4rem; margin-left: 1.2rem; color: var(--soft); }
+.sliders[hidden] { display: none; }
 .sliders label { font-size: 0.875rem; display: inline-flex; align-items: center; gap: 0.5rem; }
 .sliders input { width: 7rem; accent-color: var(--c0); }
 .photo { margin: 0 0 1.8rem; break-inside: avoid; }
