@@ -118,6 +118,13 @@ def test_resize_forest_samples_pixel_centres(size):
     assert torch.equal(resized.scores, forest.scores)
 
 
+def test_resize_forest_in_chunks_changes_nothing(monkeypatch):
+    forest, _ = make_forest()
+    whole = resize_forest(forest, (20, 10)).masks.words
+    monkeypatch.setattr("sohes.visualize._CHUNK_PIXELS", 450)
+    assert torch.equal(resize_forest(forest, (20, 10)).masks.words, whole)
+
+
 def test_resize_image_keeps_small_photos_in_whole_pixels():
     image = torch.arange(3 * 4 * 5, dtype=torch.uint8).reshape(3, 4, 5)
     enlarged = resize_image(image, 17)
