@@ -6,6 +6,7 @@
 #include <pybind11/stl.h>
 
 #include "sohes/mask_ops.h"
+#include "sohes/merge_regions.h"
 #include "sohes/ms_deform_attn.h"
 #include "sohes/tensor_view.h"
 #include "sohes/torch_caster.h"
@@ -37,6 +38,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info);
 
   // --- merge_regions ---
+  m.def("merge_regions_loops", &sohes::merge_regions_loops);
+  m.def("merge_regions_scratch", &sohes::merge_regions_scratch);
+  m.def("merge_regions", &sohes::merge_regions_cpu, ReleaseGil());
+  m.def("merge_regions_graph", &sohes::merge_regions_graph_cpu, ReleaseGil());
+  m.def("merge_tree_layout", &sohes::merge_tree_layout, ReleaseGil());
 
   // --- mask_ops ---
   m.def("mask_pack", &sohes::mask_pack, ReleaseGil());

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// merge_regions: exact greedy merging of adjacent regions, one merge tree per image. The definition
+// (similarity, ties, zero and non-finite features) is sohes/ops/reference/merge_regions.py.
+//
+// features      float32, float16 or bfloat16 [T, C], contiguous: the regions of B images one after the other
+// grid_sizes    h, w of each image in turn, T = sum of h*w; its regions are adjacent to their 4-neighbours,
+// except
+//               where region_mask (bool [T], or none) is false
+// merges        int32 [T, 2], similarity float32 [T]: an image whose regions begin at row t has its merges
+// from row t
+//               on; the rows after its last one are -1 and 0
+// num_merges    int32 [B]
+//
+// The results are the same bits for every processor and number of threads.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "sohes/tensor_view.h"
+
+namespace sohes {
+
+// Bytes of uint8 scratch for a batch of grids, or for a graph of grid_sizes[0] * grid_sizes[1] regions if
+// num_edges is not negative.
+int64_t merge_regions_scratch(const std::vector<int64_t>& grid_sizes, int64_t num_edges, int64_t channels,
+                              bool is_half, int num_threads);
+
+// Images are shared out among up to num_threads threads; one image is merged by one thread. `loops` names the
+// instruction set ("" is the fastest that merge_regions_loops() lists).
+void merge_regions_cpu(const TensorView& features, const std::optional<TensorView>& region_mask,
+                       const std::vector<int64_t>& grid_sizes, float min_similarity, int num_threads,
+                       const std::string& loops, const TensorView& scratch, const TensorView& merges,
+                       const TensorView& similarity, const TensorView& num_merges);
+
+// One image over a general graph: edges int32 [E, 2] between different regions, in any order, repeated or
+// not.
+void merge_regions_graph_cpu(const TensorView& features, const TensorView& edges, float min_similarity,
+                             const std::string& loops, const TensorView& scratch, const TensorView& merges,
+                             const TensorView& similarity, const TensorView& num_merges);
+
+// Names of the instruction sets that this processor has loops for, fastest first.
+std::vector<std::string> merge_regions_loops();
+
+// Depth-first layout of a tree of merges int32 [M, 2] over N leaves on a grid of this width; R = N + M.
+// counts int64 [R], starts int64 [R], order int64 [N], boxes int32 [R, 4]: see
+// sohes/ops/reference/merge_tree.py.
+void merge_tree_layout(const TensorView& merges, int64_t width, const TensorView& counts,
+                       const TensorView& starts, const TensorView& order, const TensorView& boxes);
+
+}  // namespace sohes

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+// Depth-first layout of a merge tree: one pass up for counts and boxes, one pass down for positions.
+#include <algorithm>
+
+#include "sohes/merge_regions.h"
+
+namespace sohes {
+
+void merge_tree_layout(const TensorView& merges, int64_t width, const TensorView& counts,
+                       const TensorView& starts, const TensorView& order, const TensorView& boxes) {
+  const int64_t num_merges = merges.shape[0], num_leaves = order.shape[0],
+                num_nodes = num_leaves + num_merges;
+  require(counts.numel() == num_nodes && starts.numel() == num_nodes && boxes.numel() == 4 * num_nodes,
+          "merge_tree_layout: an output has the wrong size");
+  require(merges.is_contiguous() && merges.dtype == DType::kInt32,
+          "merge_tree_layout: merges are not int32 [M, 2]");
+  const int32_t* pair = merges.as<int32_t>();
+  int64_t* count = counts.as<int64_t>();
+  int64_t* start = starts.as<int64_t>();
+  int32_t* box = boxes.as<int32_t>();
+
+  for (int64_t i = 0; i < num_leaves; ++i) {
+    const int32_t x = static_cast<int32_t>(i % width), y = static_cast<int32_t>(i / width);
+    const int32_t patch[4] = {x, y, x + 1, y + 1};
+    std::copy_n(patch, 4, box + 4 * i);
+    count[i] = 1;
+  }
+  std::fill_n(start, num_nodes, -1);  // -1: no parent seen
+  for (int64_t k = 0; k < num_merges; ++k) {
+    const int64_t left = pair[2 * k], right = pair[2 * k + 1], node = num_leaves + k;
+    require(0 <= left && left < node && 0 <= right && right < node,
+            "merge_tree_layout: a merge names a later node");
+    count[node] = count[left] + count[right];
+    for (int side = 0; side < 4; ++side) {
+      const int32_t a = box[4 * left + side], b = box[4 * right + side];
+      box[4 * node + side] = side < 2 ? std::min(a, b) : std::max(a, b);
+    }
+    start[left] = start[right] = 0;
+  }
+  int64_t position = 0;
+  for (int64_t node = 0; node < num_nodes; ++node) {
+    if (start[node] == 0) continue;
+    start[node] = position;
+    position += count[node];
+  }
+  for (int64_t k = num_merges - 1; k >= 0; --k) {
+    const int64_t left = pair[2 * k], right = pair[2 * k + 1];
+    start[left] = start[num_leaves + k];
+    start[right] = start[left] + count[left];
+  }
+  int64_t* leaf = order.as<int64_t>();
+  for (int64_t i = 0; i < num_leaves; ++i) leaf[start[i]] = i;
+}
+
+}  // namespace sohes
