@@ -29,8 +29,6 @@ class Arguments:
     """Write a CSV table with one line for each image here."""
     max_dets: tuple[int, ...] = (1, 10, 100, 1000)
     """How many of an image's best predictions count, each at least 1; AP and AR by size use the largest."""
-    threads: int = 1
-    """Images scored at a time, at least 1."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,8 +42,6 @@ def evaluate(args: Arguments) -> None:
     """Score, print, write. Raises BadInput for everything a person can mend."""
     if not args.max_dets or min(args.max_dets) < 1 or len(set(args.max_dets)) < len(args.max_dets):
         raise BadInput(f"--max-dets: expected different numbers from 1 up, got {list(args.max_dets)}")
-    if args.threads < 1:
-        raise BadInput(f"--threads: expected 1 or more, got {args.threads}")
     for path in (args.out, args.per_image):
         if path is not None and not path.parent.is_dir():
             raise BadInput(f"{path}: the folder {path.parent} does not exist")
@@ -58,7 +54,7 @@ def evaluate(args: Arguments) -> None:
                 progress = stack.enter_context(Progress(total, "evaluate", "images"))
             progress.update(1)
 
-        evaluator = score_files(args.gt, args.pred, max_dets=args.max_dets, threads=args.threads, on_image=on_image)
+        evaluator = score_files(args.gt, args.pred, max_dets=args.max_dets, on_image=on_image)
     summary = evaluator.summary()
     print(format_summary(summary))
     if args.out is not None:

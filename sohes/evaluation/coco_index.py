@@ -22,7 +22,7 @@ class CocoIndex:
     """The images of a COCO file, or of a bare list of COCO results, and where their annotations lie.
 
     images: the image records by id, in the order of the file; None for a bare list. annotated: the ids that have
-    annotations. keys: every key that some annotation has. num_annotations: in all.
+    annotations. has_annotators: some annotation has an ``annotator``. num_annotations: in all.
 
     The file is read once, a few megabytes at a time. Annotations of one image that follow each other, as they mostly
     do, are remembered as one span of bytes. Reading an image's annotations is thread-safe.
@@ -33,7 +33,7 @@ class CocoIndex:
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path)
         self.images: dict[ImageId, dict] | None = None
-        self.keys: set[str] = set()
+        self.has_annotators = False
         self.num_annotations = 0
         self._spans: dict[ImageId, list[list[int]]] = {}
         if not self.path.is_file():
@@ -76,7 +76,7 @@ class CocoIndex:
                 if key not in seen:
                     raise BadInput(f'{expected}; there is no "{key}"')
         else:
-            raise BadInput(f"{expected}, got {_short(reader.value().value)}")
+            raise BadInput(f"{expected}, got {_short(reader.value()[0])}")
         if reader.peek():
             raise ValueError(f"there is more after its end, {reader.peek()!r}")
 
@@ -103,7 +103,7 @@ class CocoIndex:
             self._spans[image_id][-1][1] = stop  # only a comma and white space lie between
         else:
             self._spans.setdefault(image_id, []).append([start, stop])
-        self.keys.update(record)
+        self.has_annotators = self.has_annotators or "annotator" in record
         self.num_annotations += 1
         return image_id
 

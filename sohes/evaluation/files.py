@@ -6,7 +6,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -24,10 +23,10 @@ Scored = list[tuple[Any, ImageRecord]]  # (key of the evaluator, record)
 
 
 def evaluate_files(
-    gt_json: PathLike, pred_json: PathLike, *, max_dets: Sequence[int] = (1, 10, 100, 1000), threads: int = 1
+    gt_json: PathLike, pred_json: PathLike, *, max_dets: Sequence[int] = (1, 10, 100, 1000)
 ) -> dict[str, float]:
     """``Evaluator.summary()`` of a file of predictions; see ``score_files``."""
-    return score_files(gt_json, pred_json, max_dets=max_dets, threads=threads).summary()
+    return score_files(gt_json, pred_json, max_dets=max_dets).summary()
 
 
 def score_files(
@@ -35,7 +34,6 @@ def score_files(
     pred_json: PathLike,
     *,
     max_dets: Sequence[int] = (1, 10, 100, 1000),
-    threads: int = 1,
     on_image: Callable[[int, int], None] | None = None,
 ) -> Evaluator:
     """An evaluator that has seen every image of the ground truth.
@@ -49,7 +47,7 @@ def score_files(
     among the image's predictions makes a root.
 
     Images are matched by id. One that has no predictions counts as missed; memory does not grow with the files.
-    threads: images scored at a time. on_image(done, total) is called after each.
+    on_image(done, total) is called after each image.
 
     Raises BadInput: a file is missing or malformed, ids or sizes do not agree.
     """
@@ -57,21 +55,17 @@ def score_files(
     _check_ids(gt, pred)
     evaluator = Evaluator(max_dets)
 
-    def score(image_id: ImageId) -> Scored:
+    for done, image_id in enumerate(gt.images, start=1):
         try:
-            return _score_one(evaluator.protocol, gt, pred, image_id)
+            scored = _score_one(evaluator.protocol, gt, pred, image_id)
         except BadInput:
             raise
         except ValueError as error:
             raise BadInput(f"{pred.path} against {gt.path}, image {image_id!r}: {error}") from error
-
-    image_ids = list(gt.images or ())
-    with ThreadPoolExecutor(threads) as pool:
-        for done, scored in enumerate((pool.map if threads > 1 else map)(score, image_ids), start=1):
-            for key, record in scored:
-                evaluator.add_record(key, record)
-            if on_image is not None:
-                on_image(done, len(image_ids))
+        for key, record in scored:
+            evaluator.add_record(key, record)
+        if on_image is not None:
+            on_image(done, len(gt.images))
     return evaluator
 
 
@@ -114,7 +108,7 @@ def _some(ids: Any) -> str:
 
 
 def _score_one(protocol: Protocol, gt: CocoIndex, pred: CocoIndex, image_id: ImageId) -> Scored:
-    image = (gt.images or {})[image_id]
+    image = gt.images[image_id]
     size = (image.get("height"), image.get("width"))
     if not all(isinstance(side, int) for side in size):
         raise BadInput(f"{gt.path}: expected height and width of image {image_id!r}, got {size[0]} and {size[1]}")
@@ -138,7 +132,7 @@ def _score_one(protocol: Protocol, gt: CocoIndex, pred: CocoIndex, image_id: Ima
 def _by_annotator(gt: CocoIndex, image_id: ImageId) -> dict[Any, list[dict]]:
     """The true annotations of an image by who drew them; all under None where the file does not say."""
     records = _in_category_order(gt.annotations(image_id))
-    if "annotator" not in gt.keys:
+    if not gt.has_annotators:
         return {None: records}
     drawn: dict[Any, list[dict]] = {}
     for annotation in records:

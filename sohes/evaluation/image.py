@@ -81,7 +81,7 @@ class ImageRecord:
 def score_image(
     protocol: Protocol, gt: Masks, truth: Truth, pred: Masks, scores: np.ndarray, parents: np.ndarray
 ) -> ImageRecord:
-    """Score the N predictions of one image against its M true masks. Pure, so that images may be scored in threads.
+    """Score the N predictions of one image against its M true masks. Pure.
 
     gt, pred: both packed, or both runs. scores: float64 [N]. parents: int64 [N], -1 for a root.
 

@@ -7,17 +7,13 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 CHUNK_BYTES = 1 << 22
 
 
-class Element(NamedTuple):
-    """A JSON value and the bytes [start, stop) of the file that spell it."""
-
-    value: Any
-    start: int
-    stop: int
+Element = tuple[Any, int, int]
+"""A JSON value and where in the file it is spelled: its first byte, and the one past its last."""
 
 
 class JsonReader:
@@ -45,6 +41,8 @@ class JsonReader:
 
     def peek(self) -> str:
         """The next character that is not white space, "" at the end of the file."""
+        if self._at < len(self._text) and (char := self._text[self._at]) not in " \t\r\n":
+            return char  # by far the most frequent case
         while True:
             while self._at < len(self._text):
                 char = self._text[self._at]
@@ -72,7 +70,7 @@ class JsonReader:
         start, self._at = self._at, end
         if not self._text.isascii() and not self._text[start:end].isascii():
             value = json.loads(self._text[start:end].encode("latin-1"))
-        return Element(value, self._offset + start, self._offset + end)
+        return value, self._offset + start, self._offset + end
 
     def elements(self) -> Iterator[Element]:
         """Every element of the array that comes next."""
@@ -87,7 +85,7 @@ class JsonReader:
         """Every key of the object that comes next; read its value before asking for another."""
         self._expect("{")
         while self.peek() != "}":
-            key = self.value().value
+            key = self.value()[0]
             self._expect(":")
             yield key
             if self.peek() != "}":

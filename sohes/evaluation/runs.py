@@ -15,7 +15,9 @@ import numpy as np
 
 from sohes.ops.reference.mask_rle import Counts, compress
 
-RUNS_AT_A_TIME = 1 << 20  # runs intersected at a time, so that memory does not follow the number of pairs
+# Few enough at a time that the arrays in between stay in the cache, and memory does not follow the number of masks.
+CHARACTERS_AT_A_TIME = 1 << 15
+RUNS_AT_A_TIME = 1 << 15
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,10 +45,25 @@ def read_runs(counts: Sequence[Counts], size: tuple[int, int]) -> RunMasks:
 
     Raises ValueError, naming the mask by its index, where counts are no RLE or do not add up to H * W.
     """
-    table, row_bounds = _decompress([_as_bytes(one) for one in counts])  # [rows, 2], [N + 1]
+    texts = [_as_bytes(one) for one in counts]
+    parts = []
+    for part in _split(np.array([len(text) for text in texts], np.int64), CHARACTERS_AT_A_TIME):
+        parts.append(_read_some(texts[part], size, part.start))
+    if len(parts) == 1:
+        return parts[0]
+    base = np.cumsum([0] + [len(part.starts) for part in parts])
+    first = [part.first[:-1] + low for part, low in zip(parts, base, strict=False)] + [base[-1:]]
+    columns = zip(*((part.starts, part.stops, part.areas, part.boxes) for part in parts), strict=True)
+    starts, stops, areas, boxes = (np.concatenate(column) for column in columns)
+    return RunMasks(size, starts, stops, np.concatenate(first), areas, boxes)
+
+
+def _read_some(texts: Sequence[bytes], size: tuple[int, int], index: int) -> RunMasks:
+    """``read_runs`` of the masks from ``index`` on."""
+    table, row_bounds = _decompress(texts, index)  # [rows, 2], [N + 1]
     ends = np.cumsum(table.sum(1))  # [rows], where the set run stops, all masks in one line
     line = np.append(0, ends)[row_bounds]  # [N + 1]
-    _check(table, row_bounds, np.diff(line), size)
+    _check(table, row_bounds, np.diff(line), size, index)
     is_set = table[:, 1] > 0  # [rows]
     stops = (ends - np.repeat(line[:-1], np.diff(row_bounds)))[is_set]  # [R]
     starts = stops - table[is_set, 1]  # [R]
@@ -71,7 +88,7 @@ def intersect(a: RunMasks, b: RunMasks, rows: np.ndarray, columns: np.ndarray) -
     covered = np.cumsum(np.stack((np.zeros_like(b.starts), b.stops - b.starts), 1).ravel())  # C at ends
     num_runs = np.diff(a.first)[rows]  # [P]
     todo = np.flatnonzero(num_runs)  # [p]
-    for part in _split(num_runs[todo]):
+    for part in _split(num_runs[todo], RUNS_AT_A_TIME):
         pairs = todo[part]  # [p]
         per_pair = num_runs[pairs]  # [p]
         begin = np.cumsum(per_pair) - per_pair  # [p], where each pair's runs begin in the row below
@@ -82,11 +99,11 @@ def intersect(a: RunMasks, b: RunMasks, rows: np.ndarray, columns: np.ndarray) -
     return shared
 
 
-def _split(num_runs: np.ndarray) -> list[slice]:
-    """Slices over the pairs with about RUNS_AT_A_TIME runs each."""
-    chunk = np.cumsum(num_runs) // RUNS_AT_A_TIME
-    cuts = [0, *(np.flatnonzero(np.diff(chunk)) + 1).tolist(), len(num_runs)]
-    return [slice(low, high) for low, high in pairwise(cuts) if high > low]
+def _split(amounts: np.ndarray, limit: int) -> list[slice]:
+    """Consecutive slices that hold about ``limit`` in all, or one item; one empty slice of no items."""
+    chunk = np.cumsum(amounts) // limit
+    cuts = [0, *(np.flatnonzero(np.diff(chunk)) + 1).tolist(), len(amounts)]
+    return [slice(low, high) for low, high in pairwise(cuts)]
 
 
 def _as_bytes(counts: Counts) -> bytes:
@@ -97,7 +114,7 @@ def _as_bytes(counts: Counts) -> bytes:
     return compress(np.asarray(counts, np.int64)).encode("ascii")
 
 
-def _decompress(counts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+def _decompress(counts: Sequence[bytes], index: int) -> tuple[np.ndarray, np.ndarray]:
     """Run lengths int64 [rows, 2], unset and set in turn, and the rows of each mask, int64 [N + 1].
 
     A character minus 48 is a group: five bits of the number, least first; 32 says that another group follows; the
@@ -108,7 +125,7 @@ def _decompress(counts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     char_bounds = np.cumsum([0] + [len(one) for one in counts])  # [N + 1]
     ends = np.flatnonzero(groups < 32)  # [runs], last group of each number
     bounds = np.searchsorted(ends, char_bounds)  # [N + 1], the runs of each mask
-    _refuse_broken(groups, ends, bounds, char_bounds)
+    _refuse_broken(groups, ends, bounds, char_bounds, index)
     runs = (groups[ends].astype(np.int64) ^ 16) - 16  # [runs]
     digits = np.diff(ends, prepend=-1)  # [runs]
     longer = np.flatnonzero(digits > 1)
@@ -134,25 +151,27 @@ def _decompress(counts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     return above, row_bounds
 
 
-def _refuse_broken(groups: np.ndarray, ends: np.ndarray, bounds: np.ndarray, char_bounds: np.ndarray) -> None:
+def _refuse_broken(
+    groups: np.ndarray, ends: np.ndarray, bounds: np.ndarray, char_bounds: np.ndarray, index: int
+) -> None:
     if groups.max(initial=0) > 63:
-        index = np.searchsorted(char_bounds, np.flatnonzero(groups > 63)[0], side="right") - 1
+        index += np.searchsorted(char_bounds, np.flatnonzero(groups > 63)[0], side="right") - 1
         raise ValueError(f"mask {index}: counts is not a compressed RLE string")
     last = np.append(-1, ends)[bounds[1:]]  # [N], where the last number of a mask or one before it ends
     cut = np.flatnonzero((np.diff(char_bounds) > 0) & (last != char_bounds[1:] - 1))
     if len(cut):
-        raise ValueError(f"mask {cut[0]}: counts is cut short")
+        raise ValueError(f"mask {index + cut[0]}: counts is cut short")
 
 
-def _check(table: np.ndarray, row_bounds: np.ndarray, totals: np.ndarray, size: tuple[int, int]) -> None:
+def _check(table: np.ndarray, row_bounds: np.ndarray, totals: np.ndarray, size: tuple[int, int], index: int) -> None:
     if table.min(initial=0) < 0:
         row = np.flatnonzero((table < 0).any(1))[0]
-        index = np.searchsorted(row_bounds, row, side="right") - 1
+        index += np.searchsorted(row_bounds, row, side="right") - 1
         raise ValueError(f"mask {index}: counts hold a negative run length, {table[row].min()}")
     wrong = np.flatnonzero(totals != size[0] * size[1])
     if len(wrong):
         raise ValueError(
-            f"mask {wrong[0]}: run lengths add up to {totals[wrong[0]]}, expected {size[0]} x {size[1]} = "
+            f"mask {index + wrong[0]}: run lengths add up to {totals[wrong[0]]}, expected {size[0]} x {size[1]} = "
             f"{size[0] * size[1]}"
         )
 

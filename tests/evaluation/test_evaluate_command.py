@@ -61,7 +61,6 @@ def test_bad_files_are_one_line_and_exit_code_2(files, tmp_path, capsys):
     [
         (["--max-dets", "0"], "--max-dets: expected different numbers from 1 up, got [0]"),
         (["--max-dets", "5", "5"], "--max-dets: expected different numbers from 1 up, got [5, 5]"),
-        (["--threads", "0"], "--threads: expected 1 or more, got 0"),
         (["--out", "nowhere/results.json"], "nowhere/results.json: the folder nowhere does not exist"),
     ],
 )

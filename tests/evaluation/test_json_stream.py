@@ -25,13 +25,13 @@ def test_reads_what_json_reads(tmp_path, chunk_bytes, options):
     found = {}
     with JsonReader(path, chunk_bytes) as reader:
         for name in reader.members():
-            found[name] = list(reader.elements()) if reader.peek() == "[" else reader.value().value
+            found[name] = list(reader.elements()) if reader.peek() == "[" else reader.value()[0]
         assert reader.peek() == ""
     text = path.read_bytes()
     for name, expected in DOCUMENT.items():
         if isinstance(expected, list):
-            assert [element.value for element in found[name]] == expected
-            assert [json.loads(text[element.start : element.stop]) for element in found[name]] == expected
+            assert [value for value, _, _ in found[name]] == expected
+            assert [json.loads(text[start:stop]) for _, start, stop in found[name]] == expected
         else:
             assert found[name] == expected
 

@@ -39,7 +39,8 @@ def box_of(mask):
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (7, 1), (13, 11), (40, 53)])
 def test_everything_equals_the_dense_masks(size, monkeypatch):
-    monkeypatch.setattr(runs, "RUNS_AT_A_TIME", 50)  # many chunks
+    for name in ("RUNS_AT_A_TIME", "CHARACTERS_AT_A_TIME"):
+        monkeypatch.setattr(runs, name, 50)  # many chunks
     rng = np.random.default_rng(size[0])
     a, b = random_masks(rng, 40, size), random_masks(rng, 30, size)
     read_a, read_b = read_runs(encode(a), size), read_runs([counts.decode() for counts in encode(b)], size)
