@@ -44,8 +44,57 @@ class ExploreConfig:
 
     features: str = "descriptor"
     """`descriptor` (weight-free) or the name of a timm ViT, e.g. `vit_base_patch8_224.dino` [paper: DINO ViT-B/8]."""
+    weights: str = "timm"
+    """Of a ViT: `timm` for the published ones, `random`, or a local file (.safetensors, .pth). Not used by
+    `descriptor`."""
+    facet: Literal["key", "query", "value", "output"] = "key"
+    """What of the ViT's last block is a patch's feature. [sibling: key]"""
+    side: int = 480
+    """Photos are resized to about side^2 pixels, aspect ratio kept; `descriptor` does not enlarge. [ours]"""
+    patch: int = 4
+    """Side of a patch of `descriptor` in pixels; a ViT has its own. [ours]"""
+    snap_rounds: int = 2
+    """Rounds in which pixels move to the neighbouring patch they resemble; 0 leaves patches square. [ours]"""
+    compactness: float = 5.0
+    """Lab distance that counts as much as one patch side when pixels choose their patch, > 0. [ours]"""
+    color_width: float = 12.0
+    """Lab distance at which two colours begin to count as different, > 0. [ours]"""
+    texture_width: float = 6.0
+    """The same for texture (spread and oriented gradients of lightness), > 0. [ours]"""
+    texture_weight: float = 0.3
+    """Weight of texture beside colour, >= 0. [ours]"""
+    place_width: float = 0.1
+    """Distance, relative to the image's size, at which two places begin to count as different, > 0. [ours]"""
+    place_weight: float = 0.7
+    """Weight of place beside colour, >= 0: keeps regions together and lets small ones merge first. [ours]"""
+    diffusion_steps: int = 20
+    """Steps in which descriptors even out within surfaces, >= 0. [ours]"""
+    diffusion_contrast: float = 8.0
+    """Lab difference of neighbouring patches that stops the evening out, > 0. [ours]"""
+    cuts: Literal["adaptive", "fixed"] = "adaptive"
+    """Where to cut the merge tree: `adaptive` at quantiles of its own similarities, `fixed` at `thresholds`. [ours]"""
+    num_cuts: int = 64
+    """Adaptive cuts, spread evenly over the logarithm of the number of regions; 0 takes every node. [ours]"""
     thresholds: tuple[float, ...] = (0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
-    """Similarities at which the merge tree is cut, falling. [sibling]"""
+    """Fixed cuts: similarities, falling. [sibling]"""
+    min_area: float = 100.0
+    """Smallest mask in pixels of an image of 480x480; scales with the image's size. [sibling: 100 px]"""
+    min_pixels: int = 16
+    """Smallest mask in pixels of the photo, whatever its size. [ours]"""
+    max_area: float = 0.9
+    """Largest mask as a share of the image. [sibling]"""
+    max_corners: int = 2
+    """Masks that hold more image corners are dropped, 0..4. [sibling: 3 or more are dropped]"""
+    nms_iou: float = 0.9
+    """Of two masks with a higher IoU only one stays. [sibling]"""
+    theta_cover: float = 0.9
+    """Share of a mask that must lie in another to be its part. [sibling]"""
+    max_masks: int = 100
+    """Masks kept per image, best scores first. [ours]"""
+    shard_size: int = 100
+    """Images per file of labels; a killed run loses at most one. [ours]"""
+    max_failures: int = 100
+    """With more unreadable images than this, the phase ends with an error, after everything is written. [ours]"""
 
 
 @dataclass
@@ -91,17 +140,19 @@ class ModelConfig:
     """Hidden channels of their feed-forward layers. [Mask2Former]"""
     dropout: float = 0.0
     """Dropout in both decoders. [Mask2Former]"""
-    query_init: Literal["learned", "grid"] = "learned"
-    """`learned`: free embeddings [Mask2Former]. `grid`: queries start from the features at a grid of anchor points,
-    and masks as affinity with the anchor; learns in a fraction of the steps. [ours]"""
+    query_init: Literal["learned", "seeds"] = "learned"
+    """`learned`: free embeddings [Mask2Former]. `seeds`: queries start from the features at points of the image, and
+    masks as likeness with those points; learns in a fraction of the steps. [ours]"""
     num_queries: int = 1000
     """Learned queries. AR counts up to 1000 masks; UnSAM trains 2000. [ours]"""
     grid_size: int = 16
-    """Anchor points along each side of the image, for `grid`. [ours]"""
-    num_granularities: int = 4
-    """Queries per anchor point, from fine to coarse, for `grid`. [ours]"""
+    """Cells along each side of the image, each with seeds of its own, for `seeds`. [ours]"""
+    seeds_per_cell: int = 2
+    """Seed points of a cell: its centre, then what differs most from those chosen, for `seeds`. [ours]"""
+    num_granularities: int = 2
+    """Queries per seed point, from fine to coarse, for `seeds`. [ours]"""
     affinity_dim: int = 16
-    """Channels of the features in which `grid` masks start as distances to their anchor. [ours]"""
+    """Channels of the features in which masks of `seeds` start as likeness, >= 3. [ours]"""
     ancestor_head: bool = True
     """Predict which mask is an ancestor of which. [paper]"""
     activation_checkpointing: bool = False

@@ -19,7 +19,7 @@ from sohes.models.anchor_affinity import AnchorAffinity
 from sohes.models.layers import MLP, Attention, sine_position_map
 from sohes.models.outputs import Outputs
 from sohes.models.pixel_decoder import PixelFeatures, valid_cells
-from sohes.models.queries import GridQueries, LearnedQueries
+from sohes.models.queries import LearnedQueries, SeedQueries, sample_map
 
 
 class DecoderLayer(nn.Module):
@@ -71,13 +71,13 @@ class MaskDecoder(nn.Module):
 
     Args:
         queries: where they come from.
-        affinity: adds masks that start as likeness with an anchor; for grid queries.
+        affinity: adds masks that start as likeness with an anchor; comes with seed queries.
         num_levels: the layers look at these in turn, coarse first.
     """
 
     def __init__(
         self,
-        queries: LearnedQueries | GridQueries,
+        queries: LearnedQueries | SeedQueries,
         affinity: AnchorAffinity | None,
         dim: int,
         mask_dim: int,
@@ -117,17 +117,22 @@ class MaskDecoder(nn.Module):
         ]
         valid_levels = [None] * len(shapes) if valid is None else valid_cells(valid, shapes)
         features = pixels.mask_features  # [B, E, h, w]
-        if self.affinity is not None:
-            features = torch.cat((features, self.affinity.maps(pixels)), dim=1)
+        if self.affinity is None:
+            start, likeness = self.queries(pixels), None
+        else:
+            maps = self.affinity.maps(pixels)  # [B, A + 5, h, w]
+            g = maps[:, : self.affinity.affinity_dim]
+            start = self.queries(pixels, g)
+            likeness = sample_map(g, start.anchors)  # [B, Q, A]
+            features = torch.cat((features, maps), dim=1)
         with torch.no_grad():
             small = [
                 F.interpolate(features, size=shape, mode="bilinear", align_corners=False).flatten(2) for shape in shapes
             ]
 
-        start = self.queries(pixels)
         x = start.content  # [B, Q, C]
         normed = [self.layernorm(x)]
-        embeddings = [self.embed_masks(normed[0], features)]
+        embeddings = [self.embed_masks(normed[0], start.anchors, likeness)]
         for index, layer in enumerate(self.layers):
             level = index % len(shapes)
             attend = attention_mask(embeddings[-1].detach(), small[level], valid_levels[level])
@@ -137,15 +142,15 @@ class MaskDecoder(nn.Module):
             else:
                 x = layer(*arguments)
             normed.append(self.layernorm(x))
-            embeddings.append(self.embed_masks(normed[-1], features))
+            embeddings.append(self.embed_masks(normed[-1], start.anchors, likeness))
         return self.collect(torch.stack(normed), embeddings, features, image_size)
 
-    def embed_masks(self, queries: Tensor, features: Tensor) -> Tensor:
-        """Normalised queries [B, Q, C], mask features [B, E, h, w] -> mask embeddings [B, Q, E]."""
+    def embed_masks(self, queries: Tensor, anchors: Tensor | None, likeness: Tensor | None) -> Tensor:
+        """Normalised queries [B, Q, C], and of each its anchor and the likeness features there -> [B, Q, E]."""
         embedding = self.mask_embedder(queries)
         if self.affinity is None:
             return embedding
-        return torch.cat((embedding, self.affinity.embeddings(queries, features[:, self.mask_dim :])), dim=-1)
+        return torch.cat((embedding, self.affinity.embeddings(queries, anchors, likeness)), dim=-1)
 
     def collect(
         self, normed: Tensor, embeddings: list[Tensor], features: Tensor, image_size: tuple[int, int]

@@ -27,6 +27,8 @@ class PixelFeatures:
     """[B, C, H/4, W/4]."""
     finest: Tensor
     """[B, M, H/s, W/s] at the stride s of the masks: `fine` itself where that is 4."""
+    colours: Tensor
+    """[B, 3, H/s, W/s], the image at that stride."""
     mask_features: Tensor
     """[B, E, H/s, W/s], `finest` projected for the product with mask embeddings."""
 
@@ -97,8 +99,8 @@ class PixelDecoder(nn.Module):
         self.finest_dim = mask_dim if stem else dim
         self.mask_projection = nn.Conv2d(self.finest_dim, mask_dim, 1)
 
-    def forward(self, maps: list[Tensor], valid: Tensor | None = None) -> PixelFeatures:
-        """maps: [B, c, h, w] of the strides said above, fine first; valid: bool [B, H, W] or None."""
+    def forward(self, maps: list[Tensor], images: Tensor, valid: Tensor | None = None) -> PixelFeatures:
+        """maps: [B, c, h, w] of the strides said above, fine first; images: [B, 3, H, W]; valid: bool [B, H, W]."""
         fine, coarse = maps[-4], maps[-3:]
         coarse = [project(x) for project, x in zip(self.input_projections, reversed(coarse), strict=True)]
         shapes = [(x.shape[2], x.shape[3]) for x in coarse]
@@ -116,7 +118,8 @@ class PixelDecoder(nn.Module):
         finest = fine
         if self.has_stem:
             finest = self.layer_0(add_upsampled(self.adapter_0(maps[0]), self.reduce_0(fine)))
-        return PixelFeatures(levels, fine, finest, self.mask_projection(finest))
+        colours = F.adaptive_avg_pool2d(images, finest.shape[2:])
+        return PixelFeatures(levels, fine, finest, colours, self.mask_projection(finest))
 
 
 def add_upsampled(fine: Tensor, coarse: Tensor) -> Tensor:

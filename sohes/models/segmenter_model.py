@@ -15,7 +15,7 @@ from sohes.models.backbone import build_backbone
 from sohes.models.mask_decoder import MaskDecoder
 from sohes.models.outputs import Outputs
 from sohes.models.pixel_decoder import PixelDecoder
-from sohes.models.queries import GridQueries, LearnedQueries
+from sohes.models.queries import LearnedQueries, SeedQueries
 from sohes.models.vit_adapter import ViTAdapter
 
 PAD_MULTIPLE = 32  # the coarsest stride
@@ -53,7 +53,7 @@ class SohesModel(nn.Module):
                 valid = images.new_ones((images.shape[0], height, width), dtype=torch.bool)
             images, valid = F.pad(images, pad), F.pad(valid, pad)
         maps = self.backbone(images, valid)
-        pixels = self.pixel_decoder(maps[-self.num_maps :], valid)
+        pixels = self.pixel_decoder(maps[-self.num_maps :], images, valid)
         return self.mask_decoder(pixels, (height, width), valid)
 
 
@@ -83,11 +83,9 @@ def build_model(config: ModelConfig) -> SohesModel:
         ffn_dim=config.encoder_ffn_dim,
         dropout=config.dropout,
     )
-    if config.query_init == "grid":
-        queries = GridQueries(config.grid_size, config.num_granularities, dim)
-        affinity = AnchorAffinity(
-            dim, pixel_decoder.finest_dim, config.affinity_dim, queries.anchors, config.num_granularities
-        )
+    if config.query_init == "seeds":
+        queries = SeedQueries(config.grid_size, config.seeds_per_cell, config.num_granularities, dim)
+        affinity = AnchorAffinity(dim, pixel_decoder.finest_dim, config.affinity_dim, config.num_granularities)
     else:
         queries, affinity = LearnedQueries(config.num_queries, dim), None
     mask_decoder = MaskDecoder(

@@ -94,7 +94,7 @@ def test_pixel_decoder_and_mask_decoder_equal_transformers(peer, size):
     maps = [torch.randn(2, c, size[0] // s, size[1] // s) for c, s in zip(CHANNELS, (4, 8, 16, 32), strict=True)]
     with torch.no_grad():
         theirs = peer_decoder(maps, return_dict=True, output_hidden_states=False, output_attentions=False)
-        pixels = pixel_decoder_from(peer_decoder)(maps)
+        pixels = pixel_decoder_from(peer_decoder)(maps, torch.zeros(2, 3, *size))
         torch.testing.assert_close(pixels.mask_features, theirs.mask_features, rtol=1e-4, atol=1e-4)
 
         decoded = model.model.transformer_module(list(theirs.multi_scale_features), theirs.mask_features)

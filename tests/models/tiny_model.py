@@ -22,7 +22,8 @@ def tiny_config(**changes: object) -> ModelConfig:
         "decoder_layers": 2,
         "decoder_ffn_dim": 32,
         "num_queries": 9,
-        "grid_size": 4,
+        "grid_size": 3,
+        "seeds_per_cell": 2,
         "num_granularities": 2,
         "affinity_dim": 8,
     }
