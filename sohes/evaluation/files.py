@@ -117,9 +117,9 @@ def _score_one(protocol: Protocol, gt: CocoIndex, pred: CocoIndex, image_id: Ima
         return []
     found = _in_category_order(pred.annotations(image_id))
     pred_masks = _read_masks(pred, image_id, found, size)
-    scores = np.array([_score_of(pred, image_id, annotation) for annotation in found], np.float64)
-    index_of = {annotation["id"]: index for index, annotation in enumerate(found) if "id" in annotation}
-    parents = np.array([index_of.get(annotation.get("parent"), -1) for annotation in found], np.int64)
+    scores = _numbers(pred, image_id, "score", [record.get("score") for record in found])
+    index_of = {record["id"]: index for index, record in enumerate(found) if "id" in record}
+    parents = np.array([index_of.get(record.get("parent"), -1) for record in found], np.int64)
     scored = []
     for annotator, true in drawn.items():
         gt_masks = _read_masks(gt, image_id, true, size)
@@ -135,59 +135,69 @@ def _by_annotator(gt: CocoIndex, image_id: ImageId) -> dict[Any, list[dict]]:
     if not gt.has_annotators:
         return {None: records}
     drawn: dict[Any, list[dict]] = {}
-    for annotation in records:
-        if not isinstance(annotation.get("annotator"), int | str):
+    for record in records:
+        if not isinstance(record.get("annotator"), int | str):
             raise BadInput(
                 f"{gt.path}, image {image_id!r}: expected an annotator on every annotation, as on others of this file"
             )
-        drawn.setdefault(annotation["annotator"], []).append(annotation)
+        drawn.setdefault(record["annotator"], []).append(record)
     return drawn
 
 
 def _in_category_order(records: list[dict]) -> list[dict]:
     """Categories do not matter, but pycocotools without them (useCats 0) goes by category, and so decides ties."""
-    return sorted(records, key=lambda annotation: annotation.get("category_id", 0))
+    categories = [record.get("category_id") for record in records]
+    if not all(isinstance(category, int) for category in categories):
+        return records
+    return [records[index] for index in np.argsort(categories, kind="stable").tolist()]
 
 
 def _read_masks(index: CocoIndex, image_id: ImageId, records: list[dict], size: tuple[int, int]) -> RunMasks:
     try:
-        return read_runs([_counts(annotation, size) for annotation in records], size)
-    except ValueError as error:
+        return read_runs([_counts(record, size) for record in records], size)
+    except (ValueError, TypeError) as error:  # TypeError: run lengths or corners that are no numbers
         raise BadInput(f"{index.path}, image {image_id!r}: {error}") from error
 
 
-def _counts(annotation: dict, size: tuple[int, int]) -> str | bytes | list[int]:
+def _counts(record: dict, size: tuple[int, int]) -> str | bytes | list[int]:
     """The RLE counts of an annotation; polygons are drawn by pycocotools."""
-    name = f"annotation {annotation.get('id', '(without id)')}"
-    segmentation = annotation.get("segmentation")
-    if isinstance(segmentation, dict) and "counts" in segmentation:
-        if tuple(segmentation.get("size", ())) != size:
-            raise ValueError(f"{name}: expected a mask of size {list(size)}, got {segmentation.get('size')}")
+    segmentation = record.get("segmentation")
+    if isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), str | list):
+        if segmentation.get("size") != [*size]:
+            got = segmentation.get("size")
+            raise ValueError(f"{_name(record)}: expected a mask of size {list(size)}, got {got}")
         return segmentation["counts"]
     if not isinstance(segmentation, list) or not all(isinstance(p, list) and len(p) >= 6 for p in segmentation):
-        raise ValueError(f"{name}: expected a segmentation, RLE or polygons of three corners or more")
+        raise ValueError(f"{_name(record)}: expected a segmentation, RLE or polygons of three corners or more")
     if not segmentation:
         return [size[0] * size[1]]
     return coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))["counts"]
 
 
-def _score_of(pred: CocoIndex, image_id: ImageId, annotation: dict) -> float:
-    score = annotation.get("score")
-    if not isinstance(score, int | float):
-        raise BadInput(f"{pred.path}, image {image_id!r}: expected a score on every annotation, got {score!r}")
-    return score
+def _name(record: dict) -> str:
+    return f"annotation {record.get('id', '(without id)')}"
+
+
+def _numbers(index: CocoIndex, image_id: ImageId, name: str, values: list) -> np.ndarray:
+    """float64 [N] of a number that every annotation must have."""
+    for value in values:
+        if not isinstance(value, int | float):
+            raise BadInput(
+                f"{index.path}, image {image_id!r}: expected a number as {name} of every annotation, got {value!r}"
+            )
+    return np.array(values, np.float64)
 
 
 def _read_truth(gt: CocoIndex, image_id: ImageId, records: list[dict], masks: RunMasks) -> Truth:
-    areas = [annotation.get("area", area) for annotation, area in zip(records, masks.areas, strict=True)]
+    areas = [record.get("area", area) for record, area in zip(records, masks.areas.tolist(), strict=True)]
     parents = None
-    if any("parent" in annotation for annotation in records):
-        index_of = {annotation.get("id"): index for index, annotation in enumerate(records)}
+    if any("parent" in record for record in records):
+        index_of = {record.get("id"): index for index, record in enumerate(records)}
         parents = np.full(len(records), -1, np.int64)
-        for index, annotation in enumerate(records):
-            parent = annotation.get("parent")
+        for index, record in enumerate(records):
+            parent = record.get("parent")
             if parent is not None and parent not in index_of:
                 raise BadInput(f"{gt.path}, image {image_id!r}: parent {parent!r} is not an annotation of this image")
             parents[index] = -1 if parent is None else index_of[parent]
-    crowd = np.array([bool(annotation.get("iscrowd")) for annotation in records], bool)
-    return Truth(np.array(areas, np.float64), crowd, parents)
+    crowd = np.array([bool(record.get("iscrowd")) for record in records], bool)
+    return Truth(_numbers(gt, image_id, "area", areas), crowd, parents)

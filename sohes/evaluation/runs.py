@@ -45,7 +45,7 @@ def read_runs(counts: Sequence[Counts], size: tuple[int, int]) -> RunMasks:
 
     Raises ValueError, naming the mask by its index, where counts are no RLE or do not add up to H * W.
     """
-    texts = [_as_bytes(one) for one in counts]
+    texts = [one.encode() if isinstance(one, str) else _as_bytes(one) for one in counts]
     parts = []
     for part in _split(np.array([len(text) for text in texts], np.int64), CHARACTERS_AT_A_TIME):
         parts.append(_read_some(texts[part], size, part.start))
@@ -106,12 +106,8 @@ def _split(amounts: np.ndarray, limit: int) -> list[slice]:
     return [slice(low, high) for low, high in pairwise(cuts)]
 
 
-def _as_bytes(counts: Counts) -> bytes:
-    if isinstance(counts, bytes):
-        return counts
-    if isinstance(counts, str):
-        return counts.encode("utf-8")  # whatever is not RLE is found below
-    return compress(np.asarray(counts, np.int64)).encode("ascii")
+def _as_bytes(counts: bytes | Sequence[int]) -> bytes:
+    return counts if isinstance(counts, bytes) else compress(np.asarray(counts, np.int64)).encode("ascii")
 
 
 def _decompress(counts: Sequence[bytes], index: int) -> tuple[np.ndarray, np.ndarray]:

@@ -214,8 +214,19 @@ BAD = {
         lambda gt, pred: pred[0].pop("segmentation") and None,
         "annotation .*: expected a segmentation, RLE or polygons of three corners or more",
     ),
-    "no score": (lambda gt, pred: pred[0].pop("score") and None, "expected a score on every annotation, got None"),
+    "no score": (
+        lambda gt, pred: pred[0].pop("score") and None,
+        "expected a number as score of every annotation, got None",
+    ),
     "nan score": (lambda gt, pred: change(pred[0], score=float("nan")), "image .*: expected finite scores, got nan"),
+    "no area": (
+        lambda gt, pred: change(gt["annotations"][0], area="7"),
+        r"gt.json, image \d+: expected a number as area of every annotation, got '7'",
+    ),
+    "odd run lengths": (
+        lambda gt, pred: change(pred[0]["segmentation"], counts=[None]),
+        r"pred.json, image \d+: int\(\) argument must be",
+    ),
     "no annotator": (
         lambda gt, pred: change(gt["annotations"][0], annotator=1),
         r"gt.json, image \d+: expected an annotator on every annotation, as on others of this file",
