@@ -7,11 +7,11 @@
 #include <cstring>
 
 #include "bits.h"
+#include "huge_pages.h"
 #include "parallel.h"
 #include "rows.h"
 #include "simd.h"
 #include "sohes/mask_ops.h"
-#include "stats.h"
 
 // The definition rounds each product: no fused multiply-add.
 #if defined(__clang__)
@@ -101,33 +101,53 @@ void turn(const Grid& grid, const float* source, float threshold, const Band& ba
   }
 }
 
-// Output pixels between source rows j and j + 1, one by one; upper and lower are the column there.
-void blend_pixels(const Grid& grid, float upper, float lower, int64_t j, int64_t base, uint64_t* words) {
+// How many of the output pixels between source rows j and j + 1 are inside, where the column goes from
+// `upper` to `lower` and one of them is inside. The blend rises or falls all the way, rounded too, so those
+// pixels lie at the end inside.
+int64_t count_inside(const Grid& grid, float upper, float lower, int64_t j) {
+  int64_t inside = 0;
   for (int64_t y = grid.row_start[j]; y < grid.row_start[j + 1]; ++y) {
     const float above = upper * (1.0f - grid.row_weight[y]);
     const float below = lower * grid.row_weight[y];
-    const uint64_t inside = above + below > 0.0f;
-    words[(base + y) >> 6] |= inside << ((base + y) & 63);
+    inside += above + below > 0.0f;
   }
+  return inside;
 }
 
-// One output column, whose first bit is `base`, from its source column and the signs of that within the band.
-void fill_column(const Grid& grid, const Band& band, const Scratch& scratch, int64_t base, uint64_t* words) {
+// What the mask covers so far.
+struct Stats {
+  int64_t area = 0;
+  int64_t x0, y0, x1 = 0, y1 = 0;
+};
+
+// Output column x, from its source column and the signs of that within the band.
+void fill_column(const Grid& grid, const Band& band, const Scratch& scratch, int64_t x, uint64_t* words,
+                 Stats& stats) {
   const int64_t rows = band.y1 - band.y0;
+  const float* column = scratch.column;
   for_each_run(scratch.signs, 0, rows, true, [&](int64_t start, int64_t stop) {
     // The band is a row wider than the mask, unless the image ends there; beyond its last row the sign stays.
-    const int64_t last = stop < rows ? stop - 1 : stop;
-    const float* column = scratch.column;
-    if (start > 0) blend_pixels(grid, column[start - 1], column[start], band.y0 + start - 1, base, words);
-    fill_bits(words, base + grid.row_start[band.y0 + start], base + grid.row_start[band.y0 + last]);
-    if (stop < rows) blend_pixels(grid, column[last], column[stop], band.y0 + last, base, words);
+    const int64_t first = band.y0 + start, last = band.y0 + (stop < rows ? stop - 1 : stop);
+    int64_t begin = grid.row_start[first], end = grid.row_start[last];
+    if (start > 0) begin -= count_inside(grid, column[start - 1], column[start], first - 1);
+    if (stop < rows) end += count_inside(grid, column[stop - 1], column[stop], last);
+    if (begin == end) return;
+    fill_bits(words, x * grid.out_height + begin, x * grid.out_height + end);
+    stats.area += end - begin;
+    stats.x0 = std::min(stats.x0, x);
+    stats.x1 = x + 1;
+    stats.y0 = std::min(stats.y0, begin);
+    stats.y1 = std::max(stats.y1, end);
   });
 }
 
-void pack_one(const Grid& grid, const float* source, float threshold, const Scratch& scratch,
-              uint64_t* words) {
+Stats pack_one(const Grid& grid, const float* source, float threshold, const Scratch& scratch,
+               uint64_t* words) {
   const Band band = find_band(grid, source, threshold, scratch);
-  if (band.x1 == 0) return;
+  Stats stats;
+  stats.x0 = grid.out_width;
+  stats.y0 = grid.out_height;
+  if (band.x1 == 0) return stats;
   turn(grid, source, threshold, band, scratch.turned);
   const int64_t rows = band.y1 - band.y0;
   for (int64_t x = 0; x < grid.out_width; ++x) {
@@ -137,8 +157,9 @@ void pack_one(const Grid& grid, const float* source, float threshold, const Scra
     const float weight = grid.col_weight[x];
     simd().blend(scratch.turned + (left - band.x0) * rows, 1.0f - weight,
                  scratch.turned + (right - band.x0) * rows, weight, rows, scratch.column, scratch.signs);
-    fill_column(grid, band, scratch, x * grid.out_height, words);
+    fill_column(grid, band, scratch, x, words, stats);
   }
+  return stats;
 }
 
 }  // namespace
@@ -160,12 +181,16 @@ void mask_pack_logits(const TensorView& logits, float threshold, const TensorVie
   require_words(words, grid.out_height * grid.out_width);
   require(scratch.shape[0] >= num_threads && scratch.shape[1] >= Scratch::size(grid.height, grid.width),
           "mask_pack_logits: scratch is too small");
+  prefer_huge_pages(words);
   parallel_for(logits.shape[0], 1, num_threads, [&](int thread, int64_t n, int64_t) {
     const Scratch own(scratch.as<int64_t>() + thread * scratch.shape[1], grid.height, grid.width);
     uint64_t* out = row(words, n);
     std::memset(out, 0, sizeof(uint64_t) * words.shape[1]);
-    pack_one(grid, logits.as<float>() + n * grid.height * grid.width, threshold, own, out);
-    stats_of(out, grid.out_height, grid.out_width, areas.as<int64_t>() + n, boxes.as<int64_t>() + 4 * n);
+    const float* source = logits.as<float>() + n * grid.height * grid.width;
+    const Stats stats = pack_one(grid, source, threshold, own, out);
+    areas.as<int64_t>()[n] = stats.area;
+    const int64_t box[4] = {stats.x0, stats.y0, stats.x1, stats.y1};
+    for (int k = 0; k < 4; ++k) boxes.as<int64_t>()[4 * n + k] = stats.area ? box[k] : 0;
   });
 }
 

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "bits.h"
+#include "huge_pages.h"
 #include "parallel.h"
 #include "rows.h"
 #include "simd.h"
@@ -101,6 +102,7 @@ void mask_pack(const TensorView& dense, const TensorView& words, const TensorVie
   const bool columns_first = dense.stride[1] == 1 && (dense.stride[2] == height || width == 1);
   require(columns_first || dense.stride[2] == 1 || width <= 1 || height == 0,
           "mask_pack: expected pixels side by side in memory");
+  prefer_huge_pages(words);
   parallel_for(dense.shape[0], 1, num_threads, [&](int, int64_t n, int64_t) {
     const uint8_t* one = dense.as<uint8_t>() + n * dense.stride[0];
     uint64_t* out = row(words, n);
@@ -119,6 +121,7 @@ void mask_from_index(const TensorView& index, const TensorView& words) {
   require_words(words, num_pixels);
   require(index.is_contiguous() && index.dtype == DType::kInt64,
           "mask_from_index: expected contiguous int64 [W, H]");
+  prefer_huge_pages(words);
   std::memset(words.data, 0, sizeof(uint64_t) * words.numel());
   const int64_t* at = index.as<int64_t>();
   for (int64_t start = 0; start < num_pixels;) {
@@ -134,6 +137,7 @@ void mask_unpack(const TensorView& words, const TensorView& dense, int num_threa
   require_words(words, height * width);
   require(dense.is_contiguous() && dense.dtype == DType::kBool,
           "mask_unpack: expected contiguous bool [N, H, W]");
+  prefer_huge_pages(dense.data, dense.numel());
   parallel_for(words.shape[0], 1, num_threads, [&](int, int64_t n, int64_t) {
     unpack_rows(row(words, n), height, width, dense.as<uint8_t>() + n * height * width);
   });

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "bits.h"
+#include "huge_pages.h"
 #include "parallel.h"
 #include "rows.h"
 #include "sohes/mask_ops.h"
@@ -98,6 +99,7 @@ void mask_count_components(const TensorView& words, int64_t height, int64_t widt
 
 void mask_components(const TensorView& words, int64_t height, int64_t width, const TensorView& scratch,
                      const TensorView& first, const TensorView& out, int num_threads) {
+  prefer_huge_pages(out);
   for_each_mask(words, height * width, scratch, num_threads,
                 [&](int64_t n, const uint64_t* mask, int64_t* memory, int64_t capacity) {
                   Regions regions(mask, height, width, true, kCorners, memory, capacity);
@@ -115,6 +117,7 @@ void mask_components(const TensorView& words, int64_t height, int64_t width, con
 
 void mask_largest_component(const TensorView& words, int64_t height, int64_t width, const TensorView& scratch,
                             const TensorView& out, int num_threads) {
+  prefer_huge_pages(out);
   for_each_mask(words, height * width, scratch, num_threads,
                 [&](int64_t n, const uint64_t* mask, int64_t* memory, int64_t capacity) {
                   Regions regions(mask, height, width, true, kCorners, memory, capacity);
@@ -133,6 +136,7 @@ void mask_largest_component(const TensorView& words, int64_t height, int64_t wid
 
 void mask_fill_holes(const TensorView& words, int64_t height, int64_t width, const TensorView& scratch,
                      const TensorView& out, int num_threads) {
+  prefer_huge_pages(out);
   for_each_mask(words, height * width, scratch, num_threads,
                 [&](int64_t n, const uint64_t* mask, int64_t* memory, int64_t capacity) {
                   Regions regions(mask, height, width, false, kSides, memory, capacity);
@@ -155,6 +159,7 @@ void mask_fill_holes(const TensorView& words, int64_t height, int64_t width, con
 
 void mask_boundary(const TensorView& words, int64_t height, int64_t width, const TensorView& out,
                    int num_threads) {
+  prefer_huge_pages(out);
   const int64_t num_pixels = height * width, num = words.shape[1];
   require_words(words, num_pixels);
   if (num_pixels == 0) return;
@@ -164,6 +169,8 @@ void mask_boundary(const TensorView& words, int64_t height, int64_t width, const
     // edge := pixels with all four neighbours inside, then what is left of the mask. Moving by one bit
     // crosses from column to column only at the first and last row, which are edge anyway.
     for (int64_t k = 0; k < num; ++k) {
+      edge[k] = 0;
+      if (mask[k] == 0) continue;
       const uint64_t up = mask[k] << 1 | (k > 0 ? mask[k - 1] >> 63 : 0);
       const uint64_t down = mask[k] >> 1 | (k + 1 < num ? mask[k + 1] << 63 : 0);
       const int64_t at = 64 * k;
@@ -186,6 +193,7 @@ void mask_boundary(const TensorView& words, int64_t height, int64_t width, const
 
 void mask_resize(const TensorView& words, int64_t height, const TensorView& row_start,
                  const TensorView& col_index, int64_t out_height, const TensorView& out, int num_threads) {
+  prefer_huge_pages(out);
   const int64_t out_width = col_index.shape[0];
   require_words(out, out_height * out_width);
   require(words.is_contiguous(), "mask_resize: expected contiguous words");

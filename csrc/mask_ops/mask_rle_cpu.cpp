@@ -6,8 +6,10 @@
 #include <cstring>
 
 #include "bits.h"
+#include "huge_pages.h"
 #include "parallel.h"
 #include "rows.h"
+#include "simd.h"
 #include "sohes/mask_ops.h"
 
 static_assert(std::endian::native == std::endian::little, "characters are written as one little-endian word");
@@ -30,8 +32,8 @@ inline int64_t put_number(int64_t number, char* text) {
       static_cast<uint64_t>(number ^ (number >> 63));                 // bits that differ from the sign
   const int64_t groups = (64 - std::countl_zero(magnitude)) / 5 + 1;  // with room for the sign
   const uint64_t bits = static_cast<uint64_t>(number);
-  uint64_t spread = 0;
-  for (int g = 0; g < 8; ++g) spread |= ((bits >> (5 * g)) & 31) << (8 * g);
+  uint64_t spread = (bits & 31) | (bits & 31 << 5) << 3 | (bits & 31 << 10) << 6 | (bits & 31 << 15) << 9;
+  for (int g = 4; g < groups; ++g) spread |= ((bits >> (5 * g)) & 31) << (8 * g);
   const uint64_t more = 0x2020202020202020ull & low_bits(8 * (groups - 1));  // every group but the last
   spread = (spread | more) + 0x3030303030303030ull;
   std::memcpy(text, &spread, 8);
@@ -96,10 +98,10 @@ void mask_num_runs(const TensorView& words, int64_t num_pixels, const TensorView
   require_words(words, num_pixels);
   parallel_for(words.shape[0], kGrain, num_threads, [&](int, int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
-      int64_t runs = 1;
-      for (int64_t k = 0; k < words.shape[1]; ++k)
-        runs += std::popcount(changes(row(words, n), k, num_pixels));
-      num_runs.as<int64_t>()[n] = runs;
+      const int64_t changes = simd().count_changes(row(words, n), words.shape[1]);
+      // A last pixel inside differs from the padding after it, where no run begins.
+      const bool padded = num_pixels % 64 != 0 && get_bit(row(words, n), num_pixels - 1);
+      num_runs.as<int64_t>()[n] = changes - padded + 1;
     }
   });
 }
@@ -119,6 +121,7 @@ void rle_encode(const TensorView& words, int64_t num_pixels, const TensorView& o
 void rle_decode(const TensorView& text, const TensorView& offsets, int64_t num_pixels,
                 const TensorView& words, const TensorView& ok, int num_threads) {
   require_words(words, num_pixels);
+  prefer_huge_pages(words);
   parallel_for(words.shape[0], kGrain, num_threads, [&](int, int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       const int64_t* at = offsets.as<int64_t>() + n;

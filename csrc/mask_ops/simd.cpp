@@ -6,6 +6,11 @@
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define SOHES_X86 1
+#if !defined(__clang__)
+// GCC 12 takes the deliberately undefined registers in its own header for mistakes.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
 #elif defined(__aarch64__)
 #define SOHES_NEON 1
@@ -27,6 +32,16 @@ namespace {
 int64_t and_popcount_plain(const uint64_t* a, const uint64_t* b, int64_t count) {
   int64_t sum = 0;
   for (int64_t k = 0; k < count; ++k) sum += std::popcount(a[k] & b[k]);
+  return sum;
+}
+
+int64_t count_changes_plain(const uint64_t* words, int64_t count) {
+  int64_t sum = 0;
+  uint64_t before = 0;
+  for (int64_t k = 0; k < count; ++k) {
+    sum += std::popcount(words[k] ^ (words[k] << 1 | before));
+    before = words[k] >> 63;
+  }
   return sum;
 }
 
@@ -68,8 +83,9 @@ void blend_plain(const float* a, float weight_a, const float* b, float weight_b,
   }
 }
 
-constexpr Simd kPlain = {"plain",     and_popcount_plain, bytes_to_bits_plain, bits_to_bytes_plain,
-                         above_plain, blend_plain};
+constexpr Simd kPlain = {
+    "plain",     and_popcount_plain, count_changes_plain, bytes_to_bits_plain, bits_to_bytes_plain,
+    above_plain, blend_plain};
 
 #if SOHES_X86
 
@@ -100,6 +116,13 @@ SOHES_AVX2 int64_t and_popcount_avx2(const uint64_t* a, const uint64_t* b, int64
   _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), sums);
   int64_t sum = lanes[0] + lanes[1] + lanes[2] + lanes[3];
   for (; k < count; ++k) sum += _mm_popcnt_u64(a[k] & b[k]);
+  return sum;
+}
+
+SOHES_AVX2 int64_t count_changes_avx2(const uint64_t* words, int64_t count) {
+  if (count == 0) return 0;
+  int64_t sum = _mm_popcnt_u64(words[0] ^ (words[0] << 1));
+  for (int64_t k = 1; k < count; ++k) sum += _mm_popcnt_u64(words[k] ^ (words[k] << 1 | words[k - 1] >> 63));
   return sum;
 }
 
@@ -175,12 +198,19 @@ SOHES_AVX2 void blend_avx2(const float* a, float weight_a, const float* b, float
   }
 }
 
-constexpr Simd kAvx2 = {"avx2",     and_popcount_avx2, bytes_to_bits_avx2, bits_to_bytes_avx2,
-                        above_avx2, blend_avx2};
+constexpr Simd kAvx2 = {
+    "avx2",     and_popcount_avx2, count_changes_avx2, bytes_to_bits_avx2, bits_to_bytes_avx2,
+    above_avx2, blend_avx2};
 
 // --- AVX-512 with VPOPCNTDQ (Ice Lake, Zen 4 and later) ---
 
 #define SOHES_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512vpopcntdq,popcnt")))
+
+SOHES_AVX512 inline int64_t sum_lanes(__m512i v) {
+  alignas(64) int64_t lanes[8];
+  _mm512_store_si512(lanes, v);
+  return ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
+}
 
 SOHES_AVX512 int64_t and_popcount_avx512(const uint64_t* a, const uint64_t* b, int64_t count) {
   __m512i first = _mm512_setzero_si512();
@@ -198,9 +228,20 @@ SOHES_AVX512 int64_t and_popcount_avx512(const uint64_t* a, const uint64_t* b, i
         _mm512_and_si512(_mm512_maskz_loadu_epi64(rest, a + k), _mm512_maskz_loadu_epi64(rest, b + k));
     first = _mm512_add_epi64(first, _mm512_popcnt_epi64(v));
   }
-  alignas(64) int64_t lanes[8];
-  _mm512_store_si512(lanes, _mm512_add_epi64(first, second));
-  return ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
+  return sum_lanes(_mm512_add_epi64(first, second));
+}
+
+SOHES_AVX512 int64_t count_changes_avx512(const uint64_t* words, int64_t count) {
+  if (count == 0) return 0;
+  __m512i sums = _mm512_setzero_si512();
+  for (int64_t k = 1; k < count; k += 8) {
+    const __mmask8 rest = count - k >= 8 ? 0xFF : static_cast<__mmask8>((1u << (count - k)) - 1);
+    const __m512i v = _mm512_maskz_loadu_epi64(rest, words + k);
+    const __m512i before = _mm512_srli_epi64(_mm512_maskz_loadu_epi64(rest, words + k - 1), 63);
+    const __m512i moved = _mm512_or_si512(_mm512_slli_epi64(v, 1), before);
+    sums = _mm512_add_epi64(sums, _mm512_popcnt_epi64(_mm512_xor_si512(v, moved)));
+  }
+  return sum_lanes(sums) + _mm_popcnt_u64(words[0] ^ (words[0] << 1));
 }
 
 SOHES_AVX512 void bytes_to_bits_avx512(const uint8_t* bytes, int64_t count, uint64_t* out, int64_t stride) {
@@ -258,8 +299,9 @@ SOHES_AVX512 void blend_avx512(const float* a, float weight_a, const float* b, f
   }
 }
 
-constexpr Simd kAvx512 = {"avx512",     and_popcount_avx512, bytes_to_bits_avx512, bits_to_bytes_avx512,
-                          above_avx512, blend_avx512};
+constexpr Simd kAvx512 = {
+    "avx512",     and_popcount_avx512, count_changes_avx512, bytes_to_bits_avx512, bits_to_bytes_avx512,
+    above_avx512, blend_avx512};
 
 #elif SOHES_NEON
 
@@ -292,8 +334,9 @@ void bytes_to_bits_neon(const uint8_t* bytes, int64_t count, uint64_t* out, int6
   bytes_to_bits_plain(bytes + start, count - start, out, stride);
 }
 
-constexpr Simd kNeon = {"neon",      and_popcount_neon, bytes_to_bits_neon, bits_to_bytes_plain,
-                        above_plain, blend_plain};
+constexpr Simd kNeon = {
+    "neon",      and_popcount_neon, count_changes_plain, bytes_to_bits_neon, bits_to_bytes_plain,
+    above_plain, blend_plain};
 
 #endif
 

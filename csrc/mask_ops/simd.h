@@ -17,6 +17,9 @@ struct Simd {
   // sum_k popcount(a[k] & b[k]), k < count.
   int64_t (*and_popcount)(const uint64_t* a, const uint64_t* b, int64_t count);
 
+  // How many bits differ from the one before, over all bits of the words in order; before the first comes 0.
+  int64_t (*count_changes)(const uint64_t* words, int64_t count);
+
   // Bit i of the stream out[0], out[stride], out[2 * stride], ... is bytes[i] != 0; the last word is padded
   // with zeros.
   void (*bytes_to_bits)(const uint8_t* bytes, int64_t count, uint64_t* out, int64_t stride);
