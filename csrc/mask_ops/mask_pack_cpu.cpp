@@ -3,7 +3,6 @@
 // the dense side once, row after row, is the floor; the bits are turned from rows to columns in 64 x 64
 // blocks in registers.
 #include <algorithm>
-#include <cstring>
 
 #include "bits.h"
 #include "huge_pages.h"
@@ -109,7 +108,7 @@ void mask_pack(const TensorView& dense, const TensorView& words, const TensorVie
     if (columns_first) {
       simd().bytes_to_bits(one, height * width, out, 1);  // as packed masks are
     } else {
-      std::memset(out, 0, sizeof(uint64_t) * words.shape[1]);
+      std::fill_n(out, words.shape[1], 0);
       pack_rows(one, dense.stride[1], height, width, out);
     }
     stats_of(out, height, width, areas.as<int64_t>() + n, boxes.as<int64_t>() + 4 * n);
@@ -122,7 +121,7 @@ void mask_from_index(const TensorView& index, const TensorView& words) {
   require(index.is_contiguous() && index.dtype == DType::kInt64,
           "mask_from_index: expected contiguous int64 [W, H]");
   prefer_huge_pages(words);
-  std::memset(words.data, 0, sizeof(uint64_t) * words.numel());
+  std::fill_n(words.as<uint64_t>(), words.numel(), 0);
   const int64_t* at = index.as<int64_t>();
   for (int64_t start = 0; start < num_pixels;) {
     int64_t stop = start + 1;

@@ -2,6 +2,7 @@
 // COCO run-length encoding, compressed form. A run begins where a bit differs from the one before it, so a
 // word and itself moved by one give all the runs that begin in it. A number is written as 8 characters in one
 // store, of which those that it needs are kept.
+#include <algorithm>
 #include <bit>
 #include <cstring>
 
@@ -126,7 +127,7 @@ void rle_decode(const TensorView& text, const TensorView& offsets, int64_t num_p
     for (int64_t n = begin; n < end; ++n) {
       const int64_t* at = offsets.as<int64_t>() + n;
       uint64_t* out = row(words, n);
-      std::memset(out, 0, sizeof(uint64_t) * words.shape[1]);
+      std::fill_n(out, words.shape[1], 0);
       ok.as<bool>()[n] = decode_one(text.as<uint8_t>() + at[0], at[1] - at[0], num_pixels, out);
     }
   });

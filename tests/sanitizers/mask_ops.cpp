@@ -1,0 +1,311 @@
+// SPDX-License-Identifier: Apache-2.0
+// Runs every kernel of csrc/mask_ops/ on small random masks in buffers of exactly their size, and compares
+// with loops over pixels. Built by tests/test_sanitizers.py with the address and undefined-behaviour
+// sanitizers.
+#include "sohes/mask_ops.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <vector>
+
+#include "../../csrc/mask_ops/simd.h"
+
+using sohes::DType;
+using sohes::TensorView;
+
+namespace {
+
+int failures = 0;
+
+void expect(bool condition, const char* what, int64_t height, int64_t width) {
+  if (condition) return;
+  std::printf("%s is wrong for %lld x %lld\n", what, static_cast<long long>(height),
+              static_cast<long long>(width));
+  ++failures;
+}
+
+// A tensor that owns exactly its elements.
+template <typename T, DType kType>
+struct Tensor {
+  std::vector<int64_t> shape;
+  std::vector<T> data;
+
+  explicit Tensor(std::vector<int64_t> sizes, T value = T()) : shape(std::move(sizes)) {
+    int64_t count = 1;
+    for (const int64_t size : shape) count *= size;
+    data.assign(static_cast<size_t>(count), value);
+    data.shrink_to_fit();
+  }
+
+  TensorView view() {
+    TensorView view;
+    view.data = data.data();
+    view.ndim = static_cast<int>(shape.size());
+    view.dtype = kType;
+    int64_t stride = 1;
+    for (int i = view.ndim - 1; i >= 0; --i) {
+      view.shape[i] = shape[static_cast<size_t>(i)];
+      view.stride[i] = stride;
+      stride *= view.shape[i];
+    }
+    return view;
+  }
+};
+
+using Bytes = Tensor<uint8_t, DType::kBool>;
+using Ints = Tensor<int64_t, DType::kInt64>;
+using Floats = Tensor<float, DType::kFloat32>;
+
+constexpr int64_t kMasks = 9;
+constexpr int kThreads = 3;
+
+std::mt19937 rng(0);
+int64_t below(int64_t bound) { return static_cast<int64_t>(rng() % static_cast<uint64_t>(bound)); }
+
+// Noise of several densities, solid masks, and rectangles.
+Bytes random_masks(int64_t height, int64_t width) {
+  Bytes dense({kMasks, height, width});
+  for (int64_t n = 0; n < kMasks; ++n) {
+    uint8_t* mask = dense.data.data() + n * height * width;
+    for (int64_t i = 0; i < height * width; ++i) {
+      const int64_t y = i / width, x = i % width;
+      const bool rectangle = y >= n && y < height - n && x > n / 2 && x < width - n;
+      mask[i] = n < 4 ? below(4) < n : n == 4 ? 1 : rectangle;
+    }
+  }
+  return dense;
+}
+
+int64_t words_of(int64_t height, int64_t width) { return (height * width + 63) / 64; }
+
+std::vector<uint8_t> pixels(Ints& words, int64_t n, int64_t height, int64_t width) {
+  std::vector<uint8_t> mask(static_cast<size_t>(height * width));
+  for (int64_t y = 0; y < height; ++y) {
+    for (int64_t x = 0; x < width; ++x) {
+      const int64_t bit = x * height + y;
+      const int64_t word = words.data[static_cast<size_t>(n * words.shape[1] + bit / 64)];
+      mask[static_cast<size_t>(y * width + x)] = (word >> (bit % 64)) & 1;
+    }
+  }
+  return mask;
+}
+
+void check_vectors() {
+  for (const sohes::mask_ops::Simd* const* version = sohes::mask_ops::simd_versions(); *version; ++version) {
+    for (int64_t count : {0, 1, 3, 4, 7, 8, 9, 16, 31, 64, 65, 200}) {
+      std::vector<uint64_t> a(count), b(count), bits((count + 63) / 64, 7), signs((count + 63) / 64);
+      std::vector<uint8_t> bytes(count), back(count);
+      std::vector<float> left(count), right(count), blended(count);
+      for (int64_t i = 0; i < count; ++i) {
+        a[i] = (uint64_t{rng()} << 32) | rng();
+        b[i] = (uint64_t{rng()} << 32) | rng();
+        bytes[i] = below(3) == 0 ? below(256) : 0;
+        left[i] = static_cast<float>(below(2001) - 1000) / 300;
+        right[i] = static_cast<float>(below(2001) - 1000) / 300;
+      }
+      const auto& plain = **sohes::mask_ops::simd_versions();
+      const auto& simd = **version;
+      bool same =
+          simd.and_popcount(a.data(), b.data(), count) == plain.and_popcount(a.data(), b.data(), count);
+      same = same && simd.count_changes(a.data(), count) == plain.count_changes(a.data(), count);
+      simd.bytes_to_bits(bytes.data(), count, bits.data(), 1);
+      simd.bits_to_bytes(bits.data(), 1, count, back.data());
+      for (int64_t i = 0; i < count; ++i) same = same && back[i] == (bytes[i] != 0);
+      if (count % 64) same = same && (bits.back() >> (count % 64)) == 0;
+      simd.above(left.data(), 0.25f, count, signs.data());
+      for (int64_t i = 0; i < count; ++i)
+        same = same && ((signs[i / 64] >> (i % 64)) & 1) == (left[i] > 0.25f);
+      simd.blend(left.data(), 0.3f, right.data(), 0.7f, count, blended.data(), signs.data());
+      std::vector<float> expected(count);
+      std::vector<uint64_t> expected_signs(signs.size());
+      plain.blend(left.data(), 0.3f, right.data(), 0.7f, count, expected.data(), expected_signs.data());
+      expect(same && blended == expected && signs == expected_signs, simd.name, 1, count);
+    }
+  }
+}
+
+// The pixels reachable from the marked ones through equal pixels, with 4 or 8 neighbours.
+void flood(const std::vector<uint8_t>& mask, std::vector<uint8_t>& reached, int64_t height, int64_t width,
+           bool corners) {
+  for (bool grew = true; grew;) {
+    grew = false;
+    for (int64_t i = 0; i < height * width; ++i) {
+      if (reached[i]) continue;
+      for (int64_t dy = -1; dy <= 1; ++dy) {
+        for (int64_t dx = -1; dx <= 1; ++dx) {
+          const int64_t y = i / width + dy, x = i % width + dx;
+          if ((dy && dx && !corners) || y < 0 || y >= height || x < 0 || x >= width) continue;
+          if (reached[y * width + x] && mask[y * width + x] == mask[i] && !reached[i])
+            reached[i] = grew = true;
+        }
+      }
+    }
+  }
+}
+
+void check_masks(int64_t height, int64_t width) {
+  Bytes dense = random_masks(height, width);
+  Ints words({kMasks, words_of(height, width)}), areas({kMasks}), boxes({kMasks, 4});
+  sohes::mask_pack(dense.view(), words.view(), areas.view(), boxes.view(), kThreads);
+  Bytes back({kMasks, height, width}, 7);
+  sohes::mask_unpack(words.view(), back.view(), kThreads);
+  expect(back.data == dense.data, "pack and unpack", height, width);
+
+  // Columns first in memory, the masks one after the other.
+  Bytes turned({kMasks, width, height});
+  for (int64_t n = 0; n < kMasks; ++n) {
+    const std::vector<uint8_t> mask = pixels(words, n, height, width);
+    for (int64_t i = 0; i < height * width; ++i) {
+      turned.data[n * height * width + (i % width) * height + i / width] = mask[i];
+    }
+  }
+  TensorView columns_first = turned.view();
+  std::swap(columns_first.shape[1], columns_first.shape[2]);
+  std::swap(columns_first.stride[1], columns_first.stride[2]);
+  Ints again({kMasks, words_of(height, width)}, -1), areas_again({kMasks}), boxes_again({kMasks, 4});
+  sohes::mask_pack(columns_first, again.view(), areas_again.view(), boxes_again.view(), kThreads);
+  expect(again.data == words.data && areas_again.data == areas.data, "pack by columns", height, width);
+  sohes::mask_stats(words.view(), height, width, areas_again.view(), boxes_again.view(), kThreads);
+  expect(areas_again.data == areas.data && boxes_again.data == boxes.data, "stats", height, width);
+
+  Ints overlap({kMasks, kMasks}, -1), crossed({kMasks, kMasks}, -1);
+  sohes::mask_overlap(words.view(), boxes.view(), words.view(), boxes.view(), height, overlap.view(),
+                      kThreads);
+  sohes::mask_overlap(words.view(), boxes.view(), again.view(), boxes.view(), height, crossed.view(),
+                      kThreads);
+  Ints order({kMasks}), kept({kMasks}), parents({kMasks});
+  for (int64_t i = 0; i < kMasks; ++i) {
+    order.data[i] = i;
+    for (int64_t j = 0; j < kMasks; ++j) {
+      int64_t shared = 0;
+      for (int64_t p = 0; p < height * width; ++p) {
+        shared += dense.data[i * height * width + p] && dense.data[j * height * width + p];
+      }
+      expect(overlap.data[i * kMasks + j] == shared && crossed.data[i * kMasks + j] == shared, "overlap",
+             height, width);
+    }
+  }
+  std::stable_sort(order.data.begin(), order.data.end(),
+                   [&](int64_t i, int64_t j) { return areas.data[i] < areas.data[j]; });
+  Bytes keep({kMasks});
+  sohes::mask_nms(words.view(), areas.view(), boxes.view(), order.view(), 0.5, height, kept.view(),
+                  keep.view());
+  sohes::mask_parents(words.view(), areas.view(), boxes.view(), order.view(), 0.5, height, parents.view(),
+                      kThreads);
+  expect(keep.data[order.data[0]] == 1 && parents.data[order.data[kMasks - 1]] == -1, "selection", height,
+         width);
+
+  Ints runs({kMasks}), offsets({kMasks + 1}), lengths({kMasks});
+  sohes::mask_num_runs(words.view(), height * width, runs.view(), kThreads);
+  for (int64_t n = 0; n < kMasks; ++n)
+    offsets.data[n + 1] = offsets.data[n] + 8 * runs.data[n] + sohes::kRleSlack;
+  Bytes text({offsets.data[kMasks]});
+  sohes::rle_encode(words.view(), height * width, offsets.view(), text.view(), lengths.view(), kThreads);
+  Bytes joined({0}), ok({kMasks});
+  Ints stops({kMasks + 1});
+  for (int64_t n = 0; n < kMasks; ++n) {
+    const auto slot = text.data.begin() + offsets.data[n];
+    joined.data.insert(joined.data.end(), slot, slot + lengths.data[n]);
+    stops.data[n + 1] = stops.data[n] + lengths.data[n];
+  }
+  joined.data.shrink_to_fit();
+  std::fill(again.data.begin(), again.data.end(), -1);
+  sohes::rle_decode(joined.view(), stops.view(), height * width, again.view(), ok.view(), kThreads);
+  expect(again.data == words.data && std::count(ok.data.begin(), ok.data.end(), 1) == kMasks, "RLE", height,
+         width);
+  for (int round = 0; round < 50; ++round) {  // damaged text is refused or decoded, never read past
+    Bytes damaged({0});
+    damaged.data = joined.data;
+    for (int k = 0; k < 3 && !damaged.data.empty(); ++k)
+      damaged.data[below(damaged.data.size())] = below(256);
+    sohes::rle_decode(damaged.view(), stops.view(), height * width, again.view(), ok.view(), kThreads);
+  }
+
+  const int64_t most = *std::max_element(runs.data.begin(), runs.data.end());
+  Ints scratch({kThreads, 4 * (most + width)}), counts({kMasks}), first({kMasks}),
+      changed({kMasks, words.shape[1]});
+  sohes::mask_count_components(words.view(), height, width, scratch.view(), counts.view(), kThreads);
+  for (int64_t n = 1; n < kMasks; ++n) first.data[n] = first.data[n - 1] + counts.data[n - 1];
+  Ints parts({first.data[kMasks - 1] + counts.data[kMasks - 1], words.shape[1]}, -1);
+  sohes::mask_components(words.view(), height, width, scratch.view(), first.view(), parts.view(), kThreads);
+  for (int64_t n = 0; n < kMasks; ++n) {
+    const std::vector<uint8_t> mask = pixels(words, n, height, width);
+    for (int64_t part = first.data[n]; part < first.data[n] + counts.data[n]; ++part) {
+      const std::vector<uint8_t> own = pixels(parts, part, height, width);
+      std::vector<uint8_t> reached(own.size());
+      reached[std::find(own.begin(), own.end(), 1) - own.begin()] = 1;
+      flood(mask, reached, height, width, true);
+      expect(reached == own, "components", height, width);
+    }
+  }
+  sohes::mask_largest_component(words.view(), height, width, scratch.view(), changed.view(), kThreads);
+  sohes::mask_fill_holes(words.view(), height, width, scratch.view(), changed.view(), kThreads);
+  for (int64_t n = 0; n < kMasks; ++n) {
+    std::vector<uint8_t> mask = pixels(words, n, height, width), outside(mask.size());
+    for (int64_t i = 0; i < height * width; ++i) {
+      const int64_t y = i / width, x = i % width;
+      outside[i] = !mask[i] && (y == 0 || x == 0 || y == height - 1 || x == width - 1);
+    }
+    flood(mask, outside, height, width, false);
+    for (uint8_t& pixel : outside) pixel = !pixel;
+    expect(pixels(changed, n, height, width) == outside, "fill_holes", height, width);
+  }
+  sohes::mask_boundary(words.view(), height, width, changed.view(), kThreads);
+
+  Ints index({width, height});
+  for (int64_t& mask : index.data) mask = below(kMasks + 1) - 1;
+  sohes::mask_from_index(index.view(), changed.view());
+}
+
+void check_resizing(int64_t height, int64_t width, int64_t new_height, int64_t new_width) {
+  Floats logits({kMasks, height, width}), row_weight({new_height}), col_weight({new_width});
+  for (float& logit : logits.data) logit = static_cast<float>(below(2001) - 1000) / 300;
+  Ints row_start({height + 1}), columns({new_width}), areas({kMasks}), boxes({kMasks, 4});
+  const auto source = [](int64_t at, int64_t from, int64_t to) { return (2 * at + 1) * from / (2 * to); };
+  for (int64_t j = 0; j <= height; ++j) {
+    while (row_start.data[j] < new_height && source(row_start.data[j], height, new_height) < j)
+      ++row_start.data[j];
+  }
+  for (int64_t x = 0; x < new_width; ++x) columns.data[x] = source(x, width, new_width);
+  for (float& weight : row_weight.data) weight = 0.25f;
+  for (float& weight : col_weight.data) weight = 0.5f;
+  Ints words({kMasks, words_of(new_height, new_width)}, -1);
+  Ints scratch({kThreads, sohes::mask_pack_logits_scratch(height, width)});
+  sohes::mask_pack_logits(logits.view(), 0.1f, row_start.view(), row_weight.view(), columns.view(),
+                          col_weight.view(), scratch.view(), words.view(), areas.view(), boxes.view(),
+                          kThreads);
+  Ints areas_again({kMasks}), boxes_again({kMasks, 4});
+  sohes::mask_stats(words.view(), new_height, new_width, areas_again.view(), boxes_again.view(), kThreads);
+  expect(areas_again.data == areas.data && boxes_again.data == boxes.data, "logits", new_height, new_width);
+
+  Bytes dense = random_masks(height, width);
+  Ints small({kMasks, words_of(height, width)});
+  sohes::mask_pack(dense.view(), small.view(), areas.view(), boxes.view(), kThreads);
+  sohes::mask_resize(small.view(), height, row_start.view(), columns.view(), new_height, words.view(),
+                     kThreads);
+  for (int64_t n = 0; n < kMasks; ++n) {
+    const std::vector<uint8_t> mask = pixels(words, n, new_height, new_width);
+    for (int64_t i = 0; i < new_height * new_width; ++i) {
+      const int64_t y = source(i / new_width, height, new_height),
+                    x = source(i % new_width, width, new_width);
+      expect(mask[i] == dense.data[(n * height + y) * width + x], "resize", new_height, new_width);
+    }
+  }
+}
+
+}  // namespace
+
+int main() {
+  check_vectors();
+  const int64_t sizes[][2] = {{0, 5}, {5, 0},  {1, 1},   {1, 70},  {70, 1},
+                              {8, 8}, {13, 5}, {63, 65}, {64, 64}, {65, 66}};
+  for (const auto& size : sizes) check_masks(size[0], size[1]);
+  for (const auto& size : sizes) {
+    if (size[0] * size[1] == 0) continue;
+    for (const auto& other : sizes) check_resizing(size[0], size[1], other[0], other[1]);
+  }
+  if (failures == 0) std::printf("clean\n");
+  return failures == 0 ? 0 : 1;
+}
