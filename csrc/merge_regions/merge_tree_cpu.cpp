@@ -7,16 +7,19 @@
 namespace sohes {
 
 void merge_tree_layout(const TensorView& merges, int64_t width, const TensorView& counts,
-                       const TensorView& starts, const TensorView& order, const TensorView& boxes) {
+                       const TensorView& starts, const TensorView& order, const TensorView& boxes,
+                       const TensorView& parents) {
   const int64_t num_merges = merges.shape[0], num_leaves = order.shape[0],
                 num_nodes = num_leaves + num_merges;
-  require(counts.numel() == num_nodes && starts.numel() == num_nodes && boxes.numel() == 4 * num_nodes,
+  require(counts.numel() == num_nodes && starts.numel() == num_nodes && parents.numel() == num_nodes &&
+              boxes.numel() == 4 * num_nodes,
           "merge_tree_layout: an output has the wrong size");
   require(merges.is_contiguous() && merges.dtype == DType::kInt32,
           "merge_tree_layout: merges are not int32 [M, 2]");
   const int32_t* pair = merges.as<int32_t>();
   int64_t* count = counts.as<int64_t>();
   int64_t* start = starts.as<int64_t>();
+  int64_t* parent = parents.as<int64_t>();
   int32_t* box = boxes.as<int32_t>();
 
   for (int64_t i = 0; i < num_leaves; ++i) {
@@ -25,7 +28,7 @@ void merge_tree_layout(const TensorView& merges, int64_t width, const TensorView
     std::copy_n(patch, 4, box + 4 * i);
     count[i] = 1;
   }
-  std::fill_n(start, num_nodes, -1);  // -1: no parent seen
+  std::fill_n(parent, num_nodes, -1);
   for (int64_t k = 0; k < num_merges; ++k) {
     const int64_t left = pair[2 * k], right = pair[2 * k + 1], node = num_leaves + k;
     require(0 <= left && left < node && 0 <= right && right < node,
@@ -35,11 +38,11 @@ void merge_tree_layout(const TensorView& merges, int64_t width, const TensorView
       const int32_t a = box[4 * left + side], b = box[4 * right + side];
       box[4 * node + side] = side < 2 ? std::min(a, b) : std::max(a, b);
     }
-    start[left] = start[right] = 0;
+    parent[left] = parent[right] = node;
   }
   int64_t position = 0;
   for (int64_t node = 0; node < num_nodes; ++node) {
-    if (start[node] == 0) continue;
+    if (parent[node] >= 0) continue;
     start[node] = position;
     position += count[node];
   }

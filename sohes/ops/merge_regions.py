@@ -13,7 +13,8 @@ from math import inf, isnan
 import torch
 from torch import Tensor
 
-from sohes.ops._library import define_op
+from sohes._binary import require_binary
+from sohes.ops._library import define_op, why_not_cpp
 from sohes.ops.merge_tree import MergeTree
 from sohes.ops.reference import merge_regions as reference
 
@@ -151,6 +152,33 @@ _op = define_op(
     reference=reference.merge_regions,
     fake=_fake,
 )
+
+
+def _run_cpp(
+    features: Tensor,
+    edges: Tensor | None,
+    region_mask: Tensor | None,
+    grid_sizes: list[int],
+    min_similarity: float,
+    loops: str = "",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The compiled kernel; `loops` names one of its instruction sets, "" takes the fastest."""
+    kernels = require_binary()
+    features = features.contiguous()
+    outputs = _fake(features, edges, region_mask, grid_sizes, min_similarity)
+    num_edges, num_threads = -1 if edges is None else len(edges), torch.get_num_threads()
+    is_half = features.dtype != torch.float32
+    num_bytes = kernels.merge_regions_scratch(grid_sizes, num_edges, features.shape[1], is_half, num_threads)
+    scratch = torch.empty(num_bytes, dtype=torch.uint8)
+    if edges is not None:
+        kernels.merge_regions_graph(features, edges.int().contiguous(), min_similarity, loops, scratch, *outputs)
+    else:
+        mask = None if region_mask is None else region_mask.contiguous()
+        kernels.merge_regions(features, mask, grid_sizes, min_similarity, num_threads, loops, scratch, *outputs)
+    return outputs
+
+
+_op.add_backend("cpp", run=_run_cpp, why_not=why_not_cpp)
 
 
 def _as_list(value: Tensor | Sequence[Tensor], ndim: int, expected: str) -> list[Tensor]:

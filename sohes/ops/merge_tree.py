@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sohes.ops.reference.merge_tree import tree_layout
+from sohes._binary import find_binary
+from sohes.ops.reference.merge_tree import TreeLayout, tree_layout
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +72,15 @@ class MergeTree:
         """
         if self.grid is None:
             raise ValueError("a merge tree over a general graph has no boxes: its leaves have no place on a grid")
-        return torch.from_numpy(self._layout[3])
+        return torch.from_numpy(self._layout.boxes)
+
+    @property
+    def intervals(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Depth-first layout: starts int64 [R], counts int64 [R], order int64 [N].
+
+        Node r holds the leaves order[starts[r]] ... order[starts[r] + counts[r] - 1].
+        """
+        return torch.from_numpy(self._starts), torch.from_numpy(self._counts), torch.from_numpy(self._order)
 
     def num_merges(self, threshold: float) -> int:
         """How many merges happen before the first one whose similarity is below `threshold` (rounded to float32).
@@ -84,7 +93,7 @@ class MergeTree:
                 f"threshold must be at least min_similarity = {self.min_similarity}, where merging stopped, "
                 f"got {threshold}"
             )
-        return int(np.searchsorted(-self._running_min, -np.float32(threshold), side="right"))
+        return int(np.searchsorted(self._fallen, -np.float32(threshold), side="right"))
 
     def cut(self, threshold: float) -> Tensor:
         """The regions just before the first merge below `threshold`, as a label map.
@@ -93,7 +102,9 @@ class MergeTree:
             int32 [h, w] (or [N] without a grid): the node id alive at each leaf, -1 outside leaf_mask.
         """
         num_merges = self.num_merges(threshold)
-        alive = np.flatnonzero((self._born <= num_merges) & (num_merges <= self._died))
+        # Alive: born by then, and the parent (seen unsigned, a root's -1 is the largest) not yet.
+        end = self.num_leaves + num_merges
+        alive = np.flatnonzero(self._parents.view(np.uint64)[:end] >= end)
         alive = alive[np.argsort(self._starts[alive])]
         labels = np.empty(self.num_leaves, dtype=np.int32)
         labels[self._order] = np.repeat(alive, self._counts[alive])
@@ -103,9 +114,11 @@ class MergeTree:
 
     def candidates(self, thresholds: Iterable[float]) -> Tensor:
         """int64 [n]: ids, ascending, of the nodes that are alive in the cut of at least one of `thresholds`."""
+        # A node is in the state after m merges exactly when born <= m <= died.
         cuts = np.unique([self.num_merges(threshold) for threshold in thresholds])
-        first_cut = np.searchsorted(cuts, self._born, side="left")
-        alive = np.searchsorted(cuts, self._died, side="right") > first_cut
+        born = np.maximum(np.arange(self.num_nodes) - self.num_leaves + 1, 0)
+        died = np.where(self._parents < 0, len(self.merges), self._parents - self.num_leaves)
+        alive = np.searchsorted(cuts, died, side="right") > np.searchsorted(cuts, born, side="left")
         if self.leaf_mask is not None:
             alive[: self.num_leaves] &= self.leaf_mask.numpy()
         return torch.from_numpy(np.flatnonzero(alive))
@@ -129,40 +142,41 @@ class MergeTree:
     # nesting and cuts are comparisons of numbers.
 
     @cached_property
-    def _layout(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        return tree_layout(self.merges.numpy(), self.num_leaves, self.grid[1] if self.grid else 1)
+    def _layout(self) -> TreeLayout:
+        width = self.grid[1] if self.grid else 1
+        kernels = find_binary().module
+        if kernels is None:
+            return tree_layout(self.merges.numpy(), self.num_leaves, width)
+        layout = TreeLayout(
+            counts=np.empty(self.num_nodes, dtype=np.int64),
+            starts=np.empty(self.num_nodes, dtype=np.int64),
+            order=np.empty(self.num_leaves, dtype=np.int64),
+            boxes=np.empty((self.num_nodes, 4), dtype=np.int32),
+            parents=np.empty(self.num_nodes, dtype=np.int64),
+        )
+        kernels.merge_tree_layout(self.merges.contiguous(), width, *map(torch.from_numpy, layout))
+        return layout
 
     @property
     def _counts(self) -> np.ndarray:
-        return self._layout[0]
+        return self._layout.counts
 
     @property
     def _starts(self) -> np.ndarray:
-        return self._layout[1]
+        return self._layout.starts
 
     @property
     def _order(self) -> np.ndarray:
-        return self._layout[2]
+        return self._layout.order
 
-    @cached_property
+    @property
     def _parents(self) -> np.ndarray:
-        parents = np.full(self.num_nodes, -1, dtype=np.int64)
-        parents[self.merges.numpy()] = np.arange(self.num_leaves, self.num_nodes)[:, None]
-        return parents
-
-    # A node is in the state after m merges exactly when born <= m <= died.
+        return self._layout.parents
 
     @cached_property
-    def _born(self) -> np.ndarray:
-        return np.maximum(np.arange(self.num_nodes) - self.num_leaves + 1, 0)
-
-    @cached_property
-    def _died(self) -> np.ndarray:
-        return np.where(self._parents < 0, len(self.merges), self._parents - self.num_leaves)
-
-    @cached_property
-    def _running_min(self) -> np.ndarray:
-        return np.minimum.accumulate(self.similarity.numpy()) if len(self.merges) else np.empty(0, np.float32)
+    def _fallen(self) -> np.ndarray:
+        """float32 [M], rising: minus the lowest similarity so far."""
+        return np.maximum.accumulate(-self.similarity.numpy()) if len(self.merges) else np.empty(0, np.float32)
 
     @property
     def _leaf_shape(self) -> tuple[int, ...]:

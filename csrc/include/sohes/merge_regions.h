@@ -44,9 +44,10 @@ void merge_regions_graph_cpu(const TensorView& features, const TensorView& edges
 std::vector<std::string> merge_regions_loops();
 
 // Depth-first layout of a tree of merges int32 [M, 2] over N leaves on a grid of this width; R = N + M.
-// counts int64 [R], starts int64 [R], order int64 [N], boxes int32 [R, 4]: see
+// counts int64 [R], starts int64 [R], order int64 [N], boxes int32 [R, 4], parents int64 [R]: see
 // sohes/ops/reference/merge_tree.py.
 void merge_tree_layout(const TensorView& merges, int64_t width, const TensorView& counts,
-                       const TensorView& starts, const TensorView& order, const TensorView& boxes);
+                       const TensorView& starts, const TensorView& order, const TensorView& boxes,
+                       const TensorView& parents);
 
 }  // namespace sohes

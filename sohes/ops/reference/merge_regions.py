@@ -135,15 +135,13 @@ def merge_regions_loop(features: np.ndarray, edges: np.ndarray, min_similarity: 
 
 def merge_regions_heap(features: np.ndarray, edges: np.ndarray, min_similarity: float = -inf) -> Merges:
     """Equal to merge_regions_loop, with a heap of pairs: stale pairs stay in it and are skipped when they surface."""
-    num_leaves, num_channels = features.shape
-    sums = np.zeros((max(2 * num_leaves - 1, 0), num_channels), dtype=np.float32)
-    sums[:num_leaves] = features
+    num_leaves = len(features)
+    # float32 numbers, held in float64 for the dot products. A merged region takes the row of one of its parts.
+    sums = features.astype(np.float32).astype(np.float64)
+    row = list(range(num_leaves))
     with np.errstate(all="ignore"):
-        leaves = sums[:num_leaves].astype(np.float64)
-        norms = np.zeros(len(sums))
-        norms[:num_leaves] = np.einsum("nc,nc->n", leaves, leaves)
-        dots = np.einsum("ec,ec->e", leaves[edges[:, 0]], leaves[edges[:, 1]])
-    del leaves
+        norms = np.einsum("nc,nc->n", sums, sums)
+        dots = np.einsum("ec,ec->e", sums[edges[:, 0]], sums[edges[:, 1]])
     first = cosine(dots, norms[edges[:, 0]], norms[edges[:, 1]])
     ordered = np.sort(edges, axis=1).tolist()
     neighbours: list[set[int]] = [set() for _ in range(num_leaves)]
@@ -171,12 +169,14 @@ def merge_regions_heap(features: np.ndarray, edges: np.ndarray, min_similarity: 
         for other in others:
             neighbours[other] -= {a, b}
             neighbours[other].add(new)
+        row.append(row[a])
+        rows = [row[other] for other in others]
         with np.errstate(all="ignore"):
-            np.add(sums[a], sums[b], out=sums[new])
-            merged = sums[new].astype(np.float64)
-            norms[new] = merged @ merged
-            dots = sums[others].astype(np.float64) @ merged
-        for s, other in zip(cosine(dots, norms[others], norms[new]).tolist(), others, strict=True):
+            merged = (sums[row[a]] + sums[row[b]]).astype(np.float32).astype(np.float64)
+            sums[row[new]] = merged
+            norms[row[new]] = merged @ merged
+            dots = sums[rows] @ merged
+        for s, other in zip(cosine(dots, norms[rows], norms[row[new]]).tolist(), others, strict=True):
             heapq.heappush(heap, (-s, other, new))
     return _as_arrays(merges, similarities)
 

@@ -3,12 +3,30 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 
-def tree_layout(
-    merges: np.ndarray, num_leaves: int, width: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+class TreeLayout(NamedTuple):
+    """A merge tree of N leaves and M merges, by node; R = N + M.
+
+    Attributes:
+        counts: int64 [R], the number of leaves below each node.
+        starts: int64 [R], the first position of each node: it holds positions start .. start + count - 1.
+        order: int64 [N], the leaf at each position.
+        boxes: int32 [R, 4], (x0, y0, x1, y1) half-open.
+        parents: int64 [R], the node that swallowed each node, -1 for a root.
+    """
+
+    counts: np.ndarray
+    starts: np.ndarray
+    order: np.ndarray
+    boxes: np.ndarray
+    parents: np.ndarray
+
+
+def tree_layout(merges: np.ndarray, num_leaves: int, width: int) -> TreeLayout:
     """Number the leaves depth-first, so that every node holds one interval of positions.
 
     Roots follow each other by rising id; below a node its left child comes first.
@@ -17,29 +35,23 @@ def tree_layout(
         merges: int32 [M, 2]; merge k joins two nodes into node num_leaves + k.
         num_leaves: N.
         width: leaf i lies at column i % width, row i // width.
-
-    Returns:
-        counts: int64 [R], the number of leaves below each of the R = N + M nodes.
-        starts: int64 [R], the first position of each node: it holds positions start .. start + count - 1.
-        order: int64 [N], the leaf at each position.
-        boxes: int32 [R, 4], (x0, y0, x1, y1) half-open.
     """
     num_nodes = num_leaves + len(merges)
     pairs = merges.tolist()
     columns, rows = np.arange(num_leaves) % width, np.arange(num_leaves) // width
     counts = [1] * num_leaves
     boxes = np.stack([columns, rows, columns + 1, rows + 1], axis=1).tolist()
-    is_root = [True] * num_nodes
-    for left, right in pairs:
+    parents = [-1] * num_nodes
+    for k, (left, right) in enumerate(pairs):
         counts.append(counts[left] + counts[right])
         a, b = boxes[left], boxes[right]
         boxes.append([min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])])
-        is_root[left] = is_root[right] = False
+        parents[left] = parents[right] = num_leaves + k
 
     starts = [0] * num_nodes
     position = 0
     for node in range(num_nodes):
-        if is_root[node]:
+        if parents[node] < 0:
             starts[node] = position
             position += counts[node]
     for k in range(len(pairs) - 1, -1, -1):
@@ -50,5 +62,10 @@ def tree_layout(
     starts_array = np.asarray(starts, dtype=np.int64)
     order = np.empty(num_leaves, dtype=np.int64)
     order[starts_array[:num_leaves]] = np.arange(num_leaves)
-    boxes_array = np.asarray(boxes, dtype=np.int32).reshape(num_nodes, 4)
-    return np.asarray(counts, dtype=np.int64), starts_array, order, boxes_array
+    return TreeLayout(
+        counts=np.asarray(counts, dtype=np.int64),
+        starts=starts_array,
+        order=order,
+        boxes=np.asarray(boxes, dtype=np.int32).reshape(num_nodes, 4),
+        parents=np.asarray(parents, dtype=np.int64),
+    )
