@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The weight-free descriptor of patches: colour, texture and place, mapped so that the cosine of sums means something.
+
+Merging compares the cosine of *summed* features. Raw statistics do badly there: their signs and scales decide. Each
+statistic s is therefore mapped to random Fourier features (Rahimi and Recht, 2007), whose inner product approximates
+the Gaussian kernel exp(-|s - t|^2 / 2 sigma^2). A sum over a region stands for the distribution of s in it, and the
+cosine of two sums for how much two distributions overlap. The frequencies are drawn from a fixed seed.
+"""
+
+from __future__ import annotations
+
+from math import pi
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sohes.config import ExploreConfig
+from sohes.labels.view import View
+
+_NUM_ORIENTATIONS = 4
+_COLOR_FREQUENCIES, _TEXTURE_FREQUENCIES, _PLACE_FREQUENCIES = 32, 16, 16
+# Lightness varies more than hue within one surface (shading), so its kernel is wider by this.
+_LIGHTNESS_WIDTH = 1.5
+
+
+def describe(view: View, config: ExploreConfig) -> Tensor:
+    """Descriptor of each patch, float32 [h, w, C]; a constant image gives features that differ by place only."""
+    h, w = view.grid
+    lab = view.pool(view.lab)  # [h*w, 3]
+    color = _embed(view.lab.flatten(1).T, _color_widths(config), _COLOR_FREQUENCIES, seed=0)  # [H*W, 64]
+    color = view.pool(color.T.view(-1, *view.lab.shape[1:]))  # [h*w, 64]
+    spread = (view.pool(view.lab[:1].square()) - lab[:, :1].square()).clamp_min(0).sqrt()  # [h*w, 1]
+    texture = torch.cat([spread, view.pool(orientation_energy(view.lab[0]))], 1)  # [h*w, 5]
+    widths = torch.full((texture.shape[1],), config.texture_width)
+    texture = _embed(texture, widths, _TEXTURE_FREQUENCIES, seed=1)  # [h*w, 32]
+    features = torch.cat([color, config.texture_weight * texture], 1)  # [h*w, 96]
+    features = diffuse(features.T.view(-1, h, w), lab.T.view(-1, h, w), config)  # [96, h, w]
+    place = _embed(_place(view), torch.full((2,), config.place_width), _PLACE_FREQUENCIES, seed=2)  # [h*w, 32]
+    return torch.cat([features.flatten(1).T, config.place_weight * place], 1).view(h, w, -1)
+
+
+def orientation_energy(lightness: Tensor) -> Tensor:
+    """Gradient magnitude of lightness [H, W] split by orientation (cos^2 tuning), float32 [4, H, W]."""
+    padded = F.pad(lightness[None, None], (1, 1, 1, 1), mode="replicate")[0, 0]  # [H+2, W+2]
+    dx = (padded[1:-1, 2:] - padded[1:-1, :-2]) / 2  # [H, W]
+    dy = (padded[2:, 1:-1] - padded[:-2, 1:-1]) / 2  # [H, W]
+    magnitude = torch.hypot(dx, dy).clamp_min(1e-6)
+    angles = [k * pi / _NUM_ORIENTATIONS for k in range(_NUM_ORIENTATIONS)]
+    directions = [(torch.tensor(a).cos(), torch.tensor(a).sin()) for a in angles]
+    return torch.stack([(dx * c + dy * s).square() / magnitude for c, s in directions])
+
+
+def diffuse(features: Tensor, lab: Tensor, config: ExploreConfig) -> Tensor:
+    """Even features [C, h, w] out inside surfaces but not across edges (Perona and Malik, 1990).
+
+    Neighbours exchange a share exp(-|difference of lab|^2 / diffusion_contrast^2) / 4 of their difference per step.
+    """
+    across = _conductance(lab[:, :, 1:] - lab[:, :, :-1], config.diffusion_contrast)  # [h, w-1]
+    down = _conductance(lab[:, 1:] - lab[:, :-1], config.diffusion_contrast)  # [h-1, w]
+    for _ in range(config.diffusion_steps):
+        flow_x = (features[:, :, 1:] - features[:, :, :-1]) * across
+        flow_y = (features[:, 1:] - features[:, :-1]) * down
+        features = features.clone()
+        features[:, :, :-1] += flow_x
+        features[:, :, 1:] -= flow_x
+        features[:, :-1] += flow_y
+        features[:, 1:] -= flow_y
+    return features
+
+
+def _conductance(difference: Tensor, contrast: float) -> Tensor:
+    return torch.exp(-difference.square().sum(0) / contrast**2) / 4
+
+
+def _color_widths(config: ExploreConfig) -> Tensor:
+    return config.color_width * torch.tensor([_LIGHTNESS_WIDTH, 1.0, 1.0])
+
+
+def _place(view: View) -> Tensor:
+    """(y, x) of patch centres, in units of the square root of the image's area, float32 [h*w, 2]."""
+    h, w = view.grid
+    height, width = view.lab.shape[1:]
+    unit = (height * width) ** 0.5
+    y = (torch.arange(h) + 0.5) * (height / h / unit)
+    x = (torch.arange(w) + 0.5) * (width / w / unit)
+    return torch.cartesian_prod(y, x).view(-1, 2)
+
+
+def _embed(values: Tensor, widths: Tensor, num_frequencies: int, seed: int) -> Tensor:
+    """Random Fourier features [P, 2 * num_frequencies], of norm 1, of values [P, S] for kernels of `widths` [S]."""
+    generator = torch.Generator().manual_seed(seed)
+    frequencies = torch.randn(len(widths), num_frequencies, generator=generator) / widths[:, None]  # [S, D]
+    phases = values @ frequencies  # [P, D]
+    return torch.cat([phases.cos(), phases.sin()], 1) / num_frequencies**0.5

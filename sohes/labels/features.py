@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Patch features of photos: the weight-free descriptor, or the last block of a timm ViT."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import timm
+import torch
+from huggingface_hub.errors import HfHubHTTPError
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from sohes.config import ExploreConfig
+from sohes.labels.descriptor import describe
+from sohes.labels.view import View, fit_area, make_view
+from sohes.models.backbone import load_vit_weights
+from sohes.models.weights import WeightsError
+
+
+class FeatureExtractor(Protocol):
+    """Turns photos into views on a grid of patches, and views into one feature per patch."""
+
+    def view(self, image: Tensor) -> View:
+        """uint8 [3, H, W] -> the photo at working size; aspect ratio kept."""
+        ...
+
+    def __call__(self, views: Sequence[View]) -> list[Tensor]:
+        """Views of any sizes -> float32 [h, w, C] each."""
+        ...
+
+
+class DescriptorExtractor:
+    """The descriptor of `sohes.labels.descriptor`. Photos are shrunk to the working area, never enlarged."""
+
+    def __init__(self, config: ExploreConfig) -> None:
+        self.config = config
+
+    def view(self, image: Tensor) -> View:
+        config = self.config
+        size = fit_area((image.shape[1], image.shape[2]), config.side**2, 1, enlarge=False)
+        grid = (max(1, round(size[0] / config.patch)), max(1, round(size[1] / config.patch)))
+        return make_view(image, size, grid, config.snap_rounds, config.compactness)
+
+    def __call__(self, views: Sequence[View]) -> list[Tensor]:
+        return [describe(view, self.config) for view in views]
+
+
+class ViTExtractor:
+    """One facet of a ViT's last attention; class and register tokens are dropped. Threads may share it.
+
+    vit: positions are interpolated to each view's grid. facet: key, query, value (before any norm), or output (the
+    normalised output of the network). mean, std: of the weights' own preprocessing.
+    """
+
+    def __init__(self, vit: VisionTransformer, config: ExploreConfig) -> None:
+        self.vit, self.config = vit.eval().requires_grad_(False), config
+        self.patch: int = vit.patch_embed.patch_size[0]
+        settings = vit.pretrained_cfg
+        self.mean = torch.tensor(settings.get("mean", (0.5, 0.5, 0.5)))[:, None, None]  # [3, 1, 1]
+        self.std = torch.tensor(settings.get("std", (0.5, 0.5, 0.5)))[:, None, None]  # [3, 1, 1]
+
+    def view(self, image: Tensor) -> View:
+        config = self.config
+        size = fit_area((image.shape[1], image.shape[2]), config.side**2, self.patch, enlarge=True)
+        grid = (size[0] // self.patch, size[1] // self.patch)
+        return make_view(image, size, grid, config.snap_rounds, config.compactness)
+
+    def __call__(self, views: Sequence[View]) -> list[Tensor]:
+        """Views of one grid go through the network together."""
+        features: list[Tensor] = [torch.empty(0)] * len(views)
+        for grid in dict.fromkeys(view.grid for view in views):
+            group = [i for i, view in enumerate(views) if view.grid == grid]
+            images = torch.stack([(views[i].image.float() / 255 - self.mean) / self.std for i in group])  # [B, 3, H, W]
+            for i, feature in zip(group, self._forward(images).float(), strict=True):
+                features[i] = feature.reshape(*grid, -1)
+        return features
+
+    @torch.no_grad()
+    def _forward(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, h*w, C]."""
+        prefix = self.vit.num_prefix_tokens
+        if self.config.facet == "output":
+            return self.vit.forward_features(images)[:, prefix:]
+        # Tokens that enter the last block. Norm and projection act on each token alone, so the others are not needed.
+        depth = len(self.vit.blocks)
+        (tokens,) = self.vit.forward_intermediates(
+            images, indices=[depth - 2], output_fmt="NLC", stop_early=True, intermediates_only=True
+        )  # [B, h*w, D]
+        last = self.vit.blocks[-1]
+        part = ("query", "key", "value").index(self.config.facet)
+        return last.attn.qkv(last.norm1(tokens)).chunk(3, dim=-1)[part]
+
+
+def build_extractor(config: ExploreConfig) -> FeatureExtractor:
+    """The extractor a config names, weights loaded.
+
+    Raises:
+        WeightsError: weights are missing, do not fit, or cannot be fetched.
+        ValueError: timm has no such ViT.
+    """
+    if config.features == "descriptor":
+        return DescriptorExtractor(config)
+    name = config.features
+    if not name.startswith("vit_") or not timm.is_model(name.split(".")[0]):
+        near = ", ".join(timm.list_models(name.split(".")[0][:9] + "*", module="vision_transformer")[:5])
+        raise ValueError(f"features {name!r}: expected 'descriptor' or a ViT of timm (vit_*); near: {near or 'none'}")
+    fetch = config.weights == "timm"
+    try:
+        vit = timm.create_model(name, pretrained=fetch, num_classes=0, dynamic_img_size=True)
+    except (OSError, HfHubHTTPError) as error:
+        raise WeightsError(
+            f"could not fetch the weights of {name!r} ({type(error).__name__}); without a network set weights to a "
+            "local file (.safetensors, .pth), or to 'random' for untrained features"
+        ) from error
+    if not isinstance(vit, VisionTransformer):
+        raise ValueError(f"features {name!r} is a {type(vit).__name__}, expected a plain VisionTransformer")
+    if config.weights not in ("timm", "random"):
+        load_vit_weights(vit, Path(config.weights))
+    return ViTExtractor(vit, config)

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is known about every node of a merge tree without drawing a mask: size, border length, contrast, life.
+
+In the depth-first layout of the tree a node is one interval of leaves, so sums over it are differences of running
+sums. The border of a node consists of the edges between neighbouring patches with one end inside: all edge ends inside
+minus twice the edges with both ends inside, and the latter are those whose lowest common ancestor lies below the node.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from sohes.ops.merge_tree import MergeTree
+
+
+@dataclass(frozen=True, eq=False)
+class NodeStatistics:
+    """One value per node; float64 [R] unless said otherwise.
+
+    counts: patches, int64. border: edges to patches outside (the image's own border does not count).
+    contrast: mean edge strength along the border, 0 without one. separation: 1 - similarity with the sibling at the
+    merge that ended the node, in 0..1; 1 for the root.
+    """
+
+    counts: np.ndarray
+    border: np.ndarray
+    contrast: np.ndarray
+    separation: np.ndarray
+
+
+def node_statistics(tree: MergeTree, colors: Tensor, softness: float) -> NodeStatistics:
+    """Statistics of all nodes.
+
+    Args:
+        tree: over a grid of patches, merged down to one region.
+        colors: float32 [h*w, 3], mean Lab of each patch.
+        softness: Lab difference d at which an edge has half its full strength d / (d + softness).
+    """
+    starts, counts, order = (array.numpy() for array in tree.intervals)
+    a, b = grid_edges(*tree.grid)  # [E], [E]
+    color = colors.double().cpu().numpy()
+    difference = np.sqrt(((color[a] - color[b]) ** 2).sum(1))  # [E]
+    strength = difference / (difference + softness)  # [E]
+    joined_at = _separator_of_ancestor(tree, a, b)  # [E]
+
+    def along_border(weights: np.ndarray) -> np.ndarray:
+        ends = np.bincount(a, weights, tree.num_leaves) + np.bincount(b, weights, tree.num_leaves)  # [N]
+        ends = np.concatenate([[0.0], np.cumsum(ends[order])])  # [N + 1]
+        inside = np.concatenate([[0.0], np.cumsum(np.bincount(joined_at, weights, tree.num_leaves))])  # [N + 1]
+        # A node's own separators lie strictly after its first position.
+        return ends[starts + counts] - ends[starts] - 2 * (inside[starts + counts] - inside[starts + 1])
+
+    border = along_border(np.ones(len(a)))
+    contrast = np.where(border > 0.5, along_border(strength) / np.maximum(border, 1), 0.0).clip(0, 1)
+    separation = np.ones(tree.num_nodes)
+    parents = tree.parents.numpy()
+    swallowed = parents >= 0
+    similarity = tree.similarity.double().numpy()
+    separation[swallowed] = (1 - similarity[parents[swallowed] - tree.num_leaves]).clip(0, 1)
+    return NodeStatistics(counts, border, contrast, separation)
+
+
+def grid_edges(h: int, w: int) -> tuple[np.ndarray, np.ndarray]:
+    """Both ends, int64 [E] each, of the edges between 4-neighbours of a grid of h x w patches."""
+    index = np.arange(h * w).reshape(h, w)
+    first = np.concatenate([index[:, :-1].ravel(), index[:-1].ravel()])
+    second = np.concatenate([index[:, 1:].ravel(), index[1:].ravel()])
+    return first, second
+
+
+def _separator_of_ancestor(tree: MergeTree, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """For leaves a, b [E] the position [E] that separates the two children of their lowest common ancestor.
+
+    Every merge separates one pair of neighbouring positions; a later merge has a higher id, so the ancestor of two
+    leaves is the highest id among the separators between them: a range maximum, answered from a sparse table.
+    """
+    starts, _, order = (array.numpy() for array in tree.intervals)
+    separator = starts[tree.merges.numpy()].max(1)  # [M]: where the right child of each merge begins
+    merge_at = np.full(tree.num_leaves, -1, dtype=np.int64)
+    merge_at[separator] = np.arange(len(separator))  # [N], by position
+    table = [merge_at]  # table[k][i]: maximum over positions i .. i + 2^k - 1
+    while 2 ** len(table) <= tree.num_leaves:
+        step = 2 ** (len(table) - 1)
+        table.append(np.maximum(table[-1][:-step], table[-1][step:]))
+
+    position = np.empty(tree.num_leaves, dtype=np.int64)
+    position[order] = np.arange(tree.num_leaves)
+    low, high = np.minimum(position[a], position[b]) + 1, np.maximum(position[a], position[b]) + 1  # half-open
+    level = np.frexp(high - low)[1] - 1  # floor(log2(length)), length >= 1
+    merge = np.empty(len(a), dtype=np.int64)
+    for k in np.unique(level):
+        here = level == k
+        merge[here] = np.maximum(table[k][low[here]], table[k][high[here] - 2**k])
+    return separator[merge]
