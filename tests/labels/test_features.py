@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+import socket
+
+import pytest
+import timm
+import torch
+from huggingface_hub import constants
+from safetensors.torch import save_file
+from sohes.config import ExploreConfig
+from sohes.labels.features import build_extractor
+from sohes.models.weights import WeightsError
+
+TINY = "vit_tiny_patch16_224"
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 2000), (2000, 3), (5, 5), (64, 96), (61, 97)])
+def test_descriptor_of_any_size(size):
+    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    extractor = build_extractor(ExploreConfig())
+    view = extractor.view(image)
+    (features,) = extractor([view])
+    assert features.shape[:2] == view.grid
+    assert features.dtype == torch.float32
+    assert features.isfinite().all()
+    assert view.patches.max() == view.grid[0] * view.grid[1] - 1
+
+
+def test_descriptor_tells_surfaces_apart(two_discs):
+    image, outer, inner = two_discs
+    extractor = build_extractor(ExploreConfig(place_weight=0.0))
+    view = extractor.view(image)
+    features = torch.nn.functional.normalize(extractor([view])[0].flatten(0, 1), dim=1)
+    kind = (view.pool(torch.stack([outer, inner]).float()) > 0.5).sum(1)  # 0 gray, 1 red, 2 yellow
+    means = torch.stack([features[kind == k].mean(0) for k in range(3)])
+    between = torch.nn.functional.cosine_similarity(means[:, None], means[None], dim=2)
+    assert between.fill_diagonal_(0).max() < 0.5
+    for k in range(3):
+        assert (features[kind == k] @ means[k]).mean() > 0.9
+
+
+def test_constant_image_differs_by_place_only():
+    extractor = build_extractor(ExploreConfig(place_weight=0.0))
+    (features,) = extractor([extractor.view(torch.full((3, 32, 32), 77, dtype=torch.uint8))])
+    torch.testing.assert_close(features, features[:1, :1].expand_as(features), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("facet", ["key", "query", "value", "output"])
+def test_vit_keeps_the_aspect_ratio_and_drops_prefix_tokens(facet):
+    extractor = build_extractor(ExploreConfig(features=TINY, weights="random", side=64, facet=facet))
+    images = [torch.randint(0, 256, (3, h, w), dtype=torch.uint8) for h, w in ((50, 100), (1, 1), (100, 50), (50, 100))]
+    views = [extractor.view(image) for image in images]
+    together = extractor(views)
+    assert [tuple(f.shape) for f in together] == [(3, 6, 192), (4, 4, 192), (6, 3, 192), (3, 6, 192)]
+    for view, features in zip(views, together, strict=True):
+        torch.testing.assert_close(extractor([view])[0], features, rtol=1e-3, atol=1e-4)
+
+
+def test_key_is_what_the_last_attention_projects():
+    extractor = build_extractor(ExploreConfig(features=TINY, weights="random", side=32))
+    view = extractor.view(torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8))
+    seen = []
+    handle = extractor.vit.blocks[-1].attn.qkv.register_forward_hook(lambda m, i, o: seen.append(o))
+    extractor.vit.forward_features(((view.image.float() / 255 - extractor.mean) / extractor.std)[None])
+    handle.remove()
+    torch.testing.assert_close(extractor([view])[0].flatten(0, 1), seen[0][0, 1:, 192:384], rtol=1e-4, atol=1e-5)
+
+
+def test_local_weights_are_used_and_must_fit(tmp_path):
+    state = timm.create_model(TINY, num_classes=0).state_dict()
+    save_file(state, tmp_path / "good.safetensors")
+    config = ExploreConfig(features=TINY, weights=str(tmp_path / "good.safetensors"), side=32)
+    loaded = build_extractor(config).vit.state_dict()["blocks.11.attn.qkv.weight"]
+    torch.testing.assert_close(loaded, state["blocks.11.attn.qkv.weight"])
+
+    state["extra"] = state.pop("norm.bias")
+    save_file(state, tmp_path / "bad.safetensors")
+    with pytest.raises(WeightsError) as error:
+        build_extractor(ExploreConfig(features=TINY, weights=str(tmp_path / "bad.safetensors")))
+    assert "missing     norm.bias [192]" in str(error.value)
+    assert "unexpected  extra [192]" in str(error.value)
+
+
+def test_missing_weights_file():
+    with pytest.raises(WeightsError, match=r"^backbone weights not found: nowhere\.safetensors$"):
+        build_extractor(ExploreConfig(features=TINY, weights="nowhere.safetensors"))
+
+
+def test_no_network_gives_one_clear_error(monkeypatch, tmp_path):
+    def refuse(*_args, **_kwargs):
+        raise OSError("no network in tests")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # else the hub client retries for a minute
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(WeightsError) as error:
+        build_extractor(ExploreConfig(features=TINY))
+    assert str(error.value).startswith(f"could not fetch the weights of '{TINY}' (")
+    assert str(error.value).endswith(
+        "without a network set weights to a local file (.safetensors, .pth), or to 'random' for untrained features"
+    )
+
+
+@pytest.mark.parametrize("name", ["resnet50", "vit_bsae_patch8", "nothing"])
+def test_unknown_features(name):
+    with pytest.raises(ValueError, match=rf"features '{name}': expected 'descriptor' or a ViT of timm"):
+        build_extractor(ExploreConfig(features=name, weights="random"))
