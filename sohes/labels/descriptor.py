@@ -28,8 +28,7 @@ def describe(view: View, config: ExploreConfig) -> Tensor:
     """Descriptor of each patch, float32 [h, w, C]; a constant image gives features that differ by place only."""
     h, w = view.grid
     lab = view.pool(view.lab)  # [h*w, 3]
-    color = _embed(view.lab.flatten(1).T, _color_widths(config), _COLOR_FREQUENCIES, seed=0)  # [H*W, 64]
-    color = view.pool(color.T.view(-1, *view.lab.shape[1:]))  # [h*w, 64]
+    color = _embed(lab, _color_widths(config), _COLOR_FREQUENCIES, seed=0)  # [h*w, 64]
     spread = (view.pool(view.lab[:1].square()) - lab[:, :1].square()).clamp_min(0).sqrt()  # [h*w, 1]
     texture = torch.cat([spread, view.pool(orientation_energy(view.lab[0]))], 1)  # [h*w, 5]
     widths = torch.full((texture.shape[1],), config.texture_width)

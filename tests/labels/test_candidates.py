@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
 from sohes.config import ExploreConfig
 from sohes.labels.candidates import area_limits, cut_thresholds, drop_nested_duplicates, find_candidates
 from sohes.labels.draw import draw_candidates, draw_nodes

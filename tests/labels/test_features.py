@@ -6,6 +6,7 @@ import timm
 import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
+
 from sohes.config import ExploreConfig
 from sohes.labels.features import build_extractor
 from sohes.models.weights import WeightsError

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 from skimage.color import rgb2lab
+
 from sohes.labels.color import rgb_to_lab
 from sohes.labels.view import assign_pixels, fit_area, make_view
 

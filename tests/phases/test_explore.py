@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 from PIL import Image
+
 from sohes.config import ExploreConfig
 from sohes.data.coco import LabelSet
 from sohes.data.errors import DataNotFoundError
