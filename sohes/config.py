@@ -171,9 +171,9 @@ class LossConfig:
     """This many times more points are drawn before the most uncertain are kept, >= 1. [Mask2Former]"""
     importance_ratio: float = 0.75
     """Share of the points of a mask that are the most uncertain ones, 0..1. [Mask2Former]"""
-    inside_ratio: float = 0.0
-    """Share of the points, also in matching, drawn inside the target masks, each mask as likely as another, 0..1; what
-    is left is uniform. With few points, uniform ones miss small masks. [Mask2Former: 0; above 0: ours]"""
+    local_ratio: float = 0.0
+    """Share of the points, also in matching, drawn near the target masks, each mask as likely as another, 0..1; what is
+    left is uniform. With few points, uniform ones miss small masks. 0 [Mask2Former]; above [ours]."""
     match_layers: Literal["each", "last"] = "each"
     """`each`: every decoder layer has a matching of its own [Mask2Former]. `last`: all share the last one's. [ours]"""
     class_weight: float = 2.0

@@ -84,7 +84,7 @@ class Criterion:
         config = self.config
         matched = layers if config.match_layers == "each" else layers[-1:]
         points = torch.stack(
-            [match_points(t.masks, config.num_match_points, config.inside_ratio, generator) for t in targets]
+            [match_points(t.masks, config.num_match_points, config.local_ratio, generator) for t in targets]
         )  # [B, P, 2]
         labels = pad_sequence(
             [sample_labels(t.masks, p[None]) for t, p in zip(targets, points, strict=True)], batch_first=True
@@ -127,7 +127,7 @@ class Criterion:
                 extent,
                 oversample_ratio=config.oversample_ratio,
                 importance_ratio=config.importance_ratio,
-                inside_ratio=config.inside_ratio,
+                local_ratio=config.local_ratio,
                 generator=generator,
             )  # [N, P, 2]
             logits = sample_maps(maps, points, extent)  # [N, layers, P]

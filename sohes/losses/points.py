@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+NEAR = 2.0
+"""Points near a mask come from its box with sides so many times as long: a quarter of it is the box itself."""
+
 
 def random_points(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:
     """Uniform points, float32 [*shape, 2]. Drawn where the generator lives, so a seed gives the same anywhere."""
@@ -17,8 +20,10 @@ def random_points(shape: tuple[int, ...], generator: torch.Generator | None, dev
     return torch.rand(*shape, 2, generator=generator, device=home).to(device)
 
 
-def points_inside(masks: Tensor, which: Tensor, generator: torch.Generator | None) -> Tensor:
-    """One uniform point inside mask `which[k]` for each k; anywhere in the image when that mask is empty.
+def points_near(masks: Tensor, which: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One uniform point in the box around mask `which[k]`, enlarged `NEAR` times, for each k.
+
+    Inside and outside are then both seen, however small the mask. The box of an empty mask is the image.
 
     Args:
         masks: bool [N, H, W].
@@ -27,18 +32,16 @@ def points_inside(masks: Tensor, which: Tensor, generator: torch.Generator | Non
     Returns:
         float32 [K, 2].
     """
-    N, H, W = masks.shape
-    place = random_points((len(which),), generator, masks.device)  # [K, 2], serves as place and as fallback
-    within = random_points((len(which),), generator, masks.device)  # [K, 2], place within the pixel
-    pixels = masks.flatten(1).nonzero()  # [T, 2] of (mask, pixel), sorted by mask
-    if len(pixels) == 0:
-        return place
-    counts = torch.bincount(pixels[:, 0], minlength=N)  # [N]
-    starts = counts.cumsum(0) - counts
-    offset = (place[:, 0] * counts[which]).long()
-    pixel = pixels[(starts[which] + offset).clamp(max=len(pixels) - 1), 1]  # [K]
-    inside = torch.stack(((pixel % W + within[:, 0]) / W, (pixel // W + within[:, 1]) / H), dim=-1)
-    return torch.where((counts[which] > 0)[:, None], inside, place)
+    sides = []
+    for hit in (masks.any(dim=1), masks.any(dim=2)):  # [N, W], [N, H]
+        size = hit.shape[1]
+        first = hit.to(torch.uint8).argmax(dim=1)
+        last = size - hit.flip(1).to(torch.uint8).argmax(dim=1)  # of an empty mask: the whole side
+        centre, reach = (first + last) / (2 * size), NEAR * (last - first) / (2 * size)
+        sides.append(torch.stack(((centre - reach).clamp(min=0.0), (centre + reach).clamp(max=1.0)), dim=-1))
+    low, high = torch.stack(sides, dim=1).unbind(-1)  # [N, 2 (x, y)]
+    place = random_points((len(which),), generator, masks.device)  # [K, 2]
+    return low[which] + place * (high - low)[which]
 
 
 def sample_maps(maps: Tensor, points: Tensor, extent: tuple[float, float]) -> Tensor:
@@ -63,15 +66,15 @@ def sample_labels(masks: Tensor, points: Tensor) -> Tensor:
     return masks.flatten(1).gather(1, index).float()
 
 
-def match_points(masks: Tensor, num_points: int, inside_ratio: float, generator: torch.Generator | None) -> Tensor:
-    """Points that all masks bool [N, H, W] of an image are compared at: [P, 2], some inside a random one of them."""
+def match_points(masks: Tensor, num_points: int, local_ratio: float, generator: torch.Generator | None) -> Tensor:
+    """Points that all masks bool [N, H, W] of an image are compared at: [P, 2], some near each of them."""
     N = masks.shape[0]
-    num_inside = int(num_points * inside_ratio) if N else 0
-    uniform = random_points((num_points - num_inside,), generator, masks.device)
-    if num_inside == 0:
+    num_local = int(num_points * local_ratio) if N else 0
+    uniform = random_points((num_points - num_local,), generator, masks.device)
+    if num_local == 0:
         return uniform
-    which = torch.arange(num_inside, device=masks.device) % N  # every mask equally often
-    return torch.cat((uniform, points_inside(masks, which, generator)))
+    which = torch.arange(num_local, device=masks.device) % N  # every mask equally often
+    return torch.cat((uniform, points_near(masks, which, generator)))
 
 
 def loss_points(
@@ -82,10 +85,10 @@ def loss_points(
     *,
     oversample_ratio: float,
     importance_ratio: float,
-    inside_ratio: float,
+    local_ratio: float,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """Points at which each mask's loss is taken: where the prediction is least decided, inside the target, anywhere.
+    """Points at which each mask's loss is taken: where the prediction is least decided, near the target, anywhere.
 
     Args:
         maps: logits [N, layers, h, w] of the queries matched to each target. A point serves all layers [ours]; it is
@@ -93,22 +96,22 @@ def loss_points(
         masks: the targets, bool [N, H, W].
         num_points: P.
         extent: see `sample_maps`.
-        oversample_ratio, importance_ratio, inside_ratio: see `LossConfig`.
+        oversample_ratio, importance_ratio, local_ratio: see `LossConfig`.
 
     Returns:
         float32 [N, P, 2], without gradient.
     """
     N = masks.shape[0]
     num_uncertain = int(num_points * importance_ratio)
-    num_inside = int(num_points * inside_ratio)
-    points = [random_points((N, num_points - num_uncertain - num_inside), generator, masks.device)]
+    num_local = int(num_points * local_ratio)
+    points = [random_points((N, num_points - num_uncertain - num_local), generator, masks.device)]
     if num_uncertain:
         drawn = random_points((N, int(num_uncertain * oversample_ratio)), generator, masks.device)
         with torch.no_grad():
             doubt = -sample_maps(maps, drawn, extent).abs().amin(dim=1)  # [N, drawn]
             chosen = doubt.topk(num_uncertain, dim=1, sorted=False).indices  # [N, uncertain]
         points.append(drawn.gather(1, chosen[..., None].expand(-1, -1, 2)))
-    if num_inside:
-        which = torch.arange(N, device=masks.device).repeat_interleave(num_inside)
-        points.append(points_inside(masks, which, generator).view(N, num_inside, 2))
+    if num_local:
+        which = torch.arange(N, device=masks.device).repeat_interleave(num_local)
+        points.append(points_near(masks, which, generator).view(N, num_local, 2))
     return torch.cat(points, dim=1)

@@ -35,15 +35,16 @@ class AnchorAffinity(nn.Module):
         if affinity_dim < 3:
             raise ValueError(f"affinity_dim must be at least 3, one per colour, got {affinity_dim}")
         self.affinity_dim = affinity_dim
-        self.features = nn.Conv2d(3 + finest_dim, affinity_dim, 1)
+        self.colours = nn.Conv2d(3, affinity_dim, 1)
+        self.features = nn.Conv2d(finest_dim, affinity_dim, 1, bias=False)
         self.offset = nn.Linear(dim, affinity_dim + 2)
         self.shape = nn.Linear(dim, 3)  # log s, log t, b
         with torch.no_grad():
-            self.features.weight.mul_(0.1)
-            self.features.weight[:, :3] = torch.eye(affinity_dim, 3)[..., None, None]
-            for linear in (self.offset, self.shape):
-                linear.weight.zero_()
-                linear.bias.zero_()
+            self.colours.weight.copy_(torch.eye(affinity_dim, 3)[..., None, None])
+            for layer in (self.colours, self.offset, self.shape):
+                layer.bias.zero_()
+            for layer in (self.offset, self.shape):
+                layer.weight.zero_()
         share = torch.linspace(0.0, 1.0, num_granularities) if num_granularities > 1 else torch.tensor([0.5])
         (s0, s1), (r0, r1) = SCALE_RANGE, RADIUS_RANGE
         log_s = math.log(s0) + share * math.log(s1 / s0)
@@ -54,7 +55,8 @@ class AnchorAffinity(nn.Module):
 
     def maps(self, pixels: PixelFeatures) -> Tensor:
         """float32 [B, A + 5, h, w]: g, |g|^2, x, y, x^2 + y^2, 1."""
-        g = self.features(torch.cat((pixels.colours, pixels.finest), dim=1)).float()  # [B, A, h, w]
+        learned = self.features(pixels.finest) * pixels.finest.shape[1] ** -0.5  # small beside the colours at first
+        g = (self.colours(pixels.colours) + learned).float()  # [B, A, h, w]
         B, _, h, w = g.shape
         y = ((torch.arange(h, device=g.device) + 0.5) / h)[:, None].expand(h, w)
         x = ((torch.arange(w, device=g.device) + 0.5) / w)[None, :].expand(h, w)
@@ -73,9 +75,11 @@ class AnchorAffinity(nn.Module):
             float32 [B, Q, A + 5].
         """
         A = self.affinity_dim
-        offset, shape = self.offset(queries).float(), self.shape(queries).float()
-        centre, point = likeness + offset[..., :A], anchors + offset[..., A:]  # [B, Q, A], [B, Q, 2]
-        shape = shape + self.start.repeat(shape.shape[1] // self.start.shape[0], 1)
+        gain = queries.shape[-1] ** -0.5  # a step of the optimiser then moves a mask a little, not across the image
+        shape = self.shape(queries).float() * gain + self.start.repeat(queries.shape[1] // len(self.start), 1)
         s, t = shape[..., :2].clamp(-10.0, 10.0).exp().split(1, dim=-1)  # [B, Q, 1]
+        offset = self.offset(queries).float() * gain
+        centre = likeness + offset[..., :A] * s.rsqrt()  # [B, Q, A], offsets in units of the reach
+        point = anchors + offset[..., A:] * t.rsqrt()  # [B, Q, 2]
         far = s * centre.square().sum(-1, keepdim=True) + t * point.square().sum(-1, keepdim=True)
         return torch.cat((2.0 * s * centre, -s, 2.0 * t * point, -t, shape[..., 2:] - far), dim=-1)

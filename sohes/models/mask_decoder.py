@@ -124,7 +124,7 @@ class MaskDecoder(nn.Module):
             g = maps[:, : self.affinity.affinity_dim]
             start = self.queries(pixels, g)
             likeness = sample_map(g, start.anchors)  # [B, Q, A]
-            features = torch.cat((features, maps), dim=1)
+            features = torch.cat((features * self.mask_dim**-0.5, maps), dim=1)
         with torch.no_grad():
             small = [
                 F.interpolate(features, size=shape, mode="bilinear", align_corners=False).flatten(2) for shape in shapes

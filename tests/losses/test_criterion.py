@@ -44,9 +44,9 @@ def small(**changes: object) -> LossConfig:
 
 
 @pytest.mark.parametrize("match_layers", ["each", "last"])
-@pytest.mark.parametrize("inside_ratio", [0.0, 0.25])
-def test_total_is_the_weighted_sum_and_everything_learns(match_layers, inside_ratio):
-    config = small(match_layers=match_layers, inside_ratio=inside_ratio, importance_ratio=0.5)
+@pytest.mark.parametrize("local_ratio", [0.0, 0.25])
+def test_total_is_the_weighted_sum_and_everything_learns(match_layers, local_ratio):
+    config = small(match_layers=match_layers, local_ratio=local_ratio, importance_ratio=0.5)
     outputs = random_outputs(3)
     losses = Criterion(config)(outputs, random_targets([2, 4, 1]))
     parts = {"class": 2.0, "mask": 5.0, "dice": 5.0, "ancestor": 1.0}
