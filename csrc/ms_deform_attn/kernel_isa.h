@@ -27,6 +27,12 @@ namespace sohes::deform::SOHES_ISA {
 constexpr int64_t kAhead =
     8;  // queries that locations are fetched ahead of use: a head's rows lie K rows apart
 
+// Brings what is read (or written) kAhead queries later into the cache; harmless beyond the end of the
+// tensor.
+SOHES_INLINE void fetch(const void* from, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i);
+}
+
 // Rows of one head: position s is at data + s * stride.
 template <typename T>
 struct Rows {
@@ -193,9 +199,7 @@ struct Kernel {
     const int64_t total = p.B * p.Q * p.K * p.num_points * fields;
     if (p.point_dtype == kNative && offset + p.padded_points * fields <= total) {
       const T* row = static_cast<const T*>(tensor) + offset;
-      const char* ahead = reinterpret_cast<const char*>(row + kAhead * p.K * p.num_points * fields);
-      for (int64_t i = 0; i < p.num_points * fields * int64_t{sizeof(T)}; i += 64)
-        __builtin_prefetch(ahead + i);
+      fetch(row + kAhead * p.K * p.num_points * fields, p.num_points * fields * sizeof(T));
       return row;
     }
     load_row(tensor, p.point_dtype, offset, p.num_points * fields, buffer);
@@ -257,6 +261,8 @@ struct Kernel {
       const T* locations = point_row(p, p.locations, query, 2, scratch.points);
       const T* weights = point_row(p, p.weights, query, 1, scratch.points + 2 * p.padded_points);
       load_row(p.grad_output, p.value_dtype, query * p.D, p.D, scratch.channels);
+      fetch(static_cast<const char*>(p.grad_output) + (query + kAhead * p.K) * p.D * p.value_size,
+            p.D * p.value_size);
       for (int first = 0; first < p.num_points; first += kLanes) {
         Axis x, y;
         Points points;

@@ -56,6 +56,7 @@ Problem make_problem(const TensorView& value, const TensorView& weights) {
   const bool native = value.dtype == DType::kFloat32 || value.dtype == DType::kFloat64;
   p.in_place = native && p.D == p.padded_channels && p.Q * p.num_points * 4 < p.S;
   p.value_dtype = value.dtype;
+  p.value_size = native ? size : 2;
   p.point_dtype = weights.dtype;
   return p;
 }

@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sohes._binary import require_binary
-from sohes.ops._library import define_op, why_not_cpp
+from sohes.ops._library import define_op, why_not_cpp, why_not_triton
 from sohes.ops.reference import ms_deform_attn as reference
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -44,7 +44,8 @@ def ms_deform_attn(
         ValueError: a shape, dtype or device does not fit. BackendUnavailable: see `sohes.ops._library`.
     """
     device_type = value.device.type
-    if torch.is_autocast_enabled(device_type) and value.dtype != torch.float64:
+    is_castable = torch.amp.is_autocast_available(device_type) and value.dtype != torch.float64
+    if is_castable and torch.is_autocast_enabled(device_type):
         value = value.to(torch.get_autocast_dtype(device_type))
         sampling_locations, attention_weights = sampling_locations.float(), attention_weights.float()
     _check(value, spatial_shapes, sampling_locations, attention_weights)
@@ -146,8 +147,19 @@ def _cpp_backward(
     return grads
 
 
+def _triton(name: str) -> Callable[..., Any]:
+    def run(*args: Any) -> Any:
+        from sohes.ops.triton import ms_deform_attn as twin  # needs triton, so only where it runs
+
+        return getattr(twin, name)(*args)
+
+    return run
+
+
 FORWARD.add_backend("cpp", _cpp_forward, why_not_cpp)
 BACKWARD.add_backend("cpp", _cpp_backward, why_not_cpp)
+FORWARD.add_backend("triton", _triton("ms_deform_attn"), why_not_triton)
+BACKWARD.add_backend("triton", _triton("ms_deform_attn_backward"), why_not_triton)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
