@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import difflib
+import pickle
 from pathlib import Path
 
 import timm
+from safetensors import SafetensorError
 from timm.models import load_state_dict
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
@@ -41,7 +44,11 @@ def load_vit_weights(vit: VisionTransformer, path: Path) -> None:
     """
     if not path.is_file():
         raise WeightsError(f"backbone weights not found: {path}")
-    state = checkpoint_filter_fn(load_state_dict(str(path), use_ema=False), vit)
+    try:
+        state = load_state_dict(str(path), use_ema=False)
+    except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+        raise WeightsError(f"backbone weights in {path} cannot be read: {error}") from error
+    state = checkpoint_filter_fn(state, vit)
     state = {key: value for key, value in state.items() if not key.startswith(("head.", "fc_norm."))}
     load_strictly(vit, state, str(path))
 
@@ -65,8 +72,9 @@ def build_backbone(config: ModelConfig) -> ViTAdapter | HierarchicalBackbone:
         WeightsError: weights were asked for and cannot be had.
         ValueError: the network is neither a plain ViT nor has strides (2,) 4, 8, 16, 32.
     """
-    if not timm.is_model(config.backbone.split(".")[0]):
-        near = timm.list_models(config.backbone.split(".")[0][:8] + "*")[:5]
+    architecture = config.backbone.split(".")[0]
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
         raise ValueError(f"timm knows no backbone {config.backbone!r}; near: {', '.join(near) or 'none'}")
     local = Path(config.backbone_weights) if config.backbone_weights not in ("", "timm") else None
     if not config.backbone.startswith("vit_"):

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The smallest model with every part, for tests."""
-
 from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
 
 from sohes.config import ModelConfig
 
 
-def tiny_config(**changes: object) -> ModelConfig:
+@pytest.fixture(scope="session")
+def tiny_config() -> Callable[..., ModelConfig]:
+    """The smallest model with every part; keywords change fields."""
     values = {
         "backbone": "vit_tiny_patch16_224",
         "backbone_kwargs": {"img_size": 64, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2},
@@ -27,4 +31,4 @@ def tiny_config(**changes: object) -> ModelConfig:
         "num_granularities": 2,
         "affinity_dim": 8,
     }
-    return ModelConfig(**{**values, **changes})
+    return lambda **changes: ModelConfig(**{**values, **changes})

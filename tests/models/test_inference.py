@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from sohes.config import InferConfig
+from sohes.masks import PackedMasks, mask_iou
+from sohes.models.inference import extract_forest, link_parents, predict, score_masks, working_size
+from sohes.models.outputs import Outputs
+from sohes.models.segmenter_model import build_model
+
+
+def boxes(size: int, *corners: tuple[int, int, int, int]) -> torch.Tensor:
+    """bool [N, size, size] from (y0, y1, x0, x1)."""
+    masks = torch.zeros(len(corners), size, size, dtype=torch.bool)
+    for mask, (y0, y1, x0, x1) in zip(masks, corners, strict=True):
+        mask[y0:y1, x0:x1] = True
+    return masks
+
+
+def outputs_of(masks: torch.Tensor, entity: list[float], ancestors: torch.Tensor | None = None) -> Outputs:
+    """Outputs of stride 4 that predict exactly `masks`, bool [N, h, w]."""
+    N, h, w = masks.shape
+    class_logits = torch.stack((torch.tensor(entity), torch.zeros(N)), dim=-1)[None]
+    features = torch.where(masks, 9.0, -9.0)[None]
+    return Outputs(class_logits, torch.eye(N)[None], features, ancestors, (4 * h, 4 * w), 4)
+
+
+def test_score_is_entity_probability_times_mean_probability_inside():
+    logits = torch.tensor([[[0.0, -5.0], [2.0, 4.0]], [[-1.0, -1.0], [-1.0, -1.0]], [[float("nan"), 1.0], [1.0, 1.0]]])
+    classes = torch.tensor([[1.0, 0.0], [9.0, 0.0], [0.0, 0.0]])
+    inside = (torch.tensor(2.0).sigmoid() + torch.tensor(4.0).sigmoid()) / 2
+    scores = score_masks(classes, logits)
+    torch.testing.assert_close(scores[0], torch.tensor(1.0).sigmoid() * inside)
+    assert scores[1] == 0  # a mask without a cell
+    assert scores[2].isfinite()
+
+
+def test_duplicates_go_and_small_and_weak_masks_go():
+    masks = boxes(16, (0, 10, 0, 10), (0, 10, 0, 10), (12, 16, 12, 16), (0, 0, 0, 0), (3, 5, 3, 5))
+    config = InferConfig(min_area=70, min_score=0.3)
+    forest = extract_forest(outputs_of(masks, [1.0, 3.0, 2.0, 5.0, 4.0]), 0, (64, 64), config)
+    assert len(forest) == 2
+    assert forest.scores.tolist() == sorted(forest.scores.tolist(), reverse=True)
+    expected = masks[[1, 2]].repeat_interleave(4, 1).repeat_interleave(4, 2)
+    assert mask_iou(forest.masks, PackedMasks.from_dense(expected)).diagonal().min() > 0.9
+    weak = extract_forest(outputs_of(masks, [-9.0] * 5), 0, (64, 64), config)
+    assert len(weak) == 0
+    few = extract_forest(outputs_of(masks, [1.0, 3.0, 2.0, 5.0, 4.0]), 0, (64, 64), InferConfig(max_masks=1))
+    assert len(few) == 1
+
+
+def test_a_parent_needs_the_head_and_the_cover_and_is_the_smallest():
+    masks = PackedMasks.from_dense(boxes(20, (0, 20, 0, 20), (0, 10, 0, 10), (2, 6, 2, 6), (8, 14, 8, 14)))
+    sure = torch.ones(4, 4)
+    assert link_parents(masks, sure, 0.5, 0.9).tolist() == [-1, 0, 1, 0]
+    assert link_parents(masks, sure, 0.5, 0.1).tolist() == [-1, 0, 1, 1]
+    unsure = sure.clone()
+    unsure[1, 2] = 0.4  # the head does not call 1 an ancestor of 2
+    assert link_parents(masks, unsure, 0.5, 0.9).tolist() == [-1, 0, 0, 0]
+    assert link_parents(masks, torch.zeros(4, 4), 0.5, 0.9).tolist() == [-1] * 4
+    equal = PackedMasks.from_dense(boxes(20, (0, 9, 0, 9), (0, 9, 0, 9)))
+    assert link_parents(equal, torch.ones(2, 2), 0.5, 0.9).tolist() == [-1, -1]  # equal masks: no cycle
+    assert link_parents(equal[:0], torch.ones(0, 0), 0.5, 0.9).tolist() == []
+
+
+def test_the_forest_follows_the_ancestor_head_or_coverage_without_one():
+    masks = boxes(16, (0, 12, 0, 12), (2, 6, 2, 6))
+    without = extract_forest(outputs_of(masks, [2.0, 1.0]), 0, (64, 64), InferConfig())
+    assert without.parents.tolist() == [-1, 0]
+    against = torch.full((1, 2, 2), -5.0)
+    refused = extract_forest(outputs_of(masks, [2.0, 1.0], against), 0, (64, 64), InferConfig())
+    assert refused.parents.tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((480, 640), (384, 512)), ((1, 1), (512, 512)), ((3, 2000), (4, 512)), ((100, 99), (512, 508))],
+)
+def test_working_size_keeps_the_aspect(size, expected):
+    assert working_size(size, 512) == expected
+
+
+def test_mixed_sizes_give_the_masks_that_single_images_give(tiny_config):
+    torch.manual_seed(0)
+    model = build_model(tiny_config(query_init="seeds")).eval()
+    generator = torch.Generator().manual_seed(0)
+    images = [
+        torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator)
+        for size in ((40, 60), (64, 64), (40, 60), (1, 1), (90, 30))
+    ]
+    config = InferConfig(size=64, batch_size=2)
+    together = predict(model, images, config)
+    alone = [predict(model, [image], config)[0] for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        threaded = list(pool.map(lambda image: predict(model, [image], config)[0], images))
+    for image, a, b, c in zip(images, together, alone, threaded, strict=True):
+        assert a.masks.size == image.shape[1:]
+        assert len(a) == len(b)
+        assert (mask_iou(a.masks, b.masks).diagonal() > 0.999).all()
+        assert torch.equal(b.masks.words, c.masks.words)
+        torch.testing.assert_close(b.scores, c.scores)
+    assert len(together[0]) > 0
+    assert predict(model, [], config) == []
+
+
+def test_only_pictures_are_accepted(tiny_config):
+    model = build_model(tiny_config()).eval()
+    with pytest.raises(ValueError, match=r"^expected an image of uint8 \[3, H, W\], got torch.float32 \[3, 8, 8\]$"):
+        predict(model, [torch.zeros(3, 8, 8)], InferConfig())

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from sohes.config import InferConfig
+from sohes.models.segmenter import Segmenter
+from sohes.models.segmenter_model import build_model
+from sohes.models.weights import WeightsError, find_weights
+
+
+@pytest.fixture(scope="module")
+def config(tiny_config):
+    return tiny_config(query_init="seeds")
+
+
+@pytest.fixture(scope="module")
+def segmenter(config):
+    torch.manual_seed(0)
+    return Segmenter(build_model(config).eval(), config, InferConfig(size=64))
+
+
+@pytest.fixture
+def saved(segmenter, tmp_path):
+    segmenter.save_pretrained(tmp_path / "weights" / "instruct")
+    return tmp_path / "weights" / "instruct"
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    settings = json.loads((folder / "config.json").read_text())
+    settings["model"] |= changes
+    (folder / "config.json").write_text(json.dumps(settings))
+
+
+def test_saving_and_loading_gives_the_same_masks(segmenter, saved, picture):
+    loaded = Segmenter.from_pretrained(saved)
+    assert loaded.model_config == segmenter.model_config
+    assert loaded.infer_config == segmenter.infer_config
+    assert not loaded.model.training
+    (before,), (after,) = segmenter(picture), loaded(picture)
+    assert len(before) > 0
+    assert torch.equal(before.masks.words, after.masks.words)
+    assert torch.equal(before.parents, after.parents)
+    assert {p.name for p in saved.iterdir()} == {"model.safetensors", "config.json"}
+
+
+def test_a_run_folder_gives_its_last_phase(segmenter, saved):
+    run = saved.parent.parent
+    assert find_weights(run) == saved
+    segmenter.save_pretrained(run / "weights" / "correct")
+    assert find_weights(run) == find_weights(run / "weights") == run / "weights" / "correct"
+
+
+def test_every_kind_of_picture_is_accepted(segmenter, picture, tmp_path):
+    Image.fromarray(picture).save(tmp_path / "a photo.png")
+    kinds = [
+        picture,
+        torch.from_numpy(picture).permute(2, 0, 1),
+        Image.fromarray(picture),
+        tmp_path / "a photo.png",
+        str(tmp_path / "a photo.png"),
+    ]
+    forests = segmenter(kinds)
+    assert len({forest.masks.words.numpy().tobytes() for forest in forests}) == 1
+    gray = picture[..., 0]
+    by_array, by_tensor, by_image = segmenter([gray, torch.from_numpy(gray)[None], Image.fromarray(gray)])
+    assert torch.equal(by_array.masks.words, by_image.masks.words)
+    assert torch.equal(by_array.masks.words, by_tensor.masks.words)
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "message"),
+    [
+        (7, TypeError, "expected a path, tensor, array or PIL image, got int"),
+        (
+            np.zeros((4, 4, 3)),
+            ValueError,
+            "expected an image of uint8, tensor [3, H, W] or array [H, W, 3], got float64 [4, 4, 3]",
+        ),
+    ],
+)
+def test_other_things_are_refused(segmenter, image, error, message):
+    with pytest.raises(error) as caught:
+        segmenter([image])
+    assert str(caught.value) == message
+
+
+def test_missing_files_are_named(saved, tmp_path):
+    with pytest.raises(WeightsError, match=r"^no weights at ./nowhere: expected a folder with model.safetensors and"):
+        Segmenter.from_pretrained("./nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(WeightsError, match=r"^no model.safetensors in .*empty"):
+        Segmenter.from_pretrained(tmp_path / "empty")
+    (saved / "config.json").unlink()
+    with pytest.raises(WeightsError, match=r"config.json is missing$"):
+        Segmenter.from_pretrained(saved)
+
+
+def test_truncated_weights_are_named(saved):
+    weights = saved / "model.safetensors"
+    for keep in (weights.stat().st_size - 1, 100, 0):
+        weights.write_bytes(weights.read_bytes()[:keep])
+        with pytest.raises(WeightsError, match=r"model.safetensors is damaged or truncated"):
+            Segmenter.from_pretrained(saved)
+
+
+def test_weights_that_do_not_fit_are_listed_key_by_key(saved):
+    state = load_file(saved / "model.safetensors")
+    state["mask_decoder.extra"] = torch.zeros(2)
+    del state["mask_decoder.layernorm.bias"]
+    state["mask_decoder.layernorm.weight"] = torch.zeros(5)
+    save_file(state, saved / "model.safetensors")
+    with pytest.raises(WeightsError) as error:
+        Segmenter.from_pretrained(saved)
+    assert str(error.value).splitlines() == [
+        f"weights in {saved} do not fit the model:",
+        "  missing     mask_decoder.layernorm.bias [32]",
+        "  unexpected  mask_decoder.extra [2]",
+        "  shape       mask_decoder.layernorm.weight is [5], expected [32]",
+    ]
+
+
+def test_a_config_that_is_not_one_is_named(saved):
+    edit_config(saved, hiden_dim=32)
+    with pytest.raises(WeightsError, match=r"config.json does not describe a model: .*did you mean 'hidden_dim'"):
+        Segmenter.from_pretrained(saved)
+    (saved / "config.json").write_text("{")
+    with pytest.raises(WeightsError, match=r"config.json does not describe a model"):
+        Segmenter.from_pretrained(saved)
+
+
+def test_loading_never_fetches_the_backbone_training_started_from(saved):
+    edit_config(saved, backbone_weights="/gone/dino.pth")
+    assert Segmenter.from_pretrained(saved).model_config.backbone_weights == ""
+
+
+def test_backbone_weights_from_a_local_file(tiny_config, tmp_path):
+    kwargs = {**tiny_config().backbone_kwargs, "img_size": 32}  # another grid: positions are resampled
+    vit = timm.create_model("vit_tiny_patch16_224", num_classes=10, **kwargs)
+    torch.save(vit.state_dict(), tmp_path / "vit.pth")
+    model = build_model(tiny_config(backbone_weights=str(tmp_path / "vit.pth")))
+    assert torch.equal(model.backbone.vit.blocks[1].mlp.fc1.weight, vit.blocks[1].mlp.fc1.weight)
+    assert model.backbone.vit.pos_embed.shape == (1, 65, 32)
+    with pytest.raises(WeightsError, match=r"^backbone weights not found: .*absent.pth$"):
+        build_model(tiny_config(backbone_weights=str(tmp_path / "absent.pth")))
+    (tmp_path / "broken.pth").write_bytes(b"not weights")
+    with pytest.raises(WeightsError, match=r"^backbone weights in .*broken.pth cannot be read: "):
+        build_model(tiny_config(backbone_weights=str(tmp_path / "broken.pth")))
+    torch.save({k: v for k, v in vit.state_dict().items() if "blocks.1.mlp" not in k}, tmp_path / "part.pth")
+    with pytest.raises(WeightsError, match=r"missing     blocks.1.mlp.fc1.bias"):
+        build_model(tiny_config(backbone_weights=str(tmp_path / "part.pth")))
