@@ -43,6 +43,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("merge_regions", &sohes::merge_regions_cpu, ReleaseGil());
   m.def("merge_regions_graph", &sohes::merge_regions_graph_cpu, ReleaseGil());
   m.def("merge_tree_layout", &sohes::merge_tree_layout, ReleaseGil());
+#ifdef SOHES_WITH_CUDA
+  m.def("merge_regions_cuda_table", &sohes::merge_regions_cuda_table);
+  m.def("merge_regions_cuda", &sohes::merge_regions_cuda, ReleaseGil());
+#endif
 
   // --- mask_ops ---
   m.def("mask_pack", &sohes::mask_pack, ReleaseGil());
@@ -72,4 +76,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("ms_deform_attn_workspace", &sohes::ms_deform_attn_workspace);
   m.def("ms_deform_attn", &sohes::ms_deform_attn_cpu, ReleaseGil());
   m.def("ms_deform_attn_backward", &sohes::ms_deform_attn_backward_cpu, ReleaseGil());
+#ifdef SOHES_WITH_CUDA
+  m.def("ms_deform_attn_cuda", &sohes::ms_deform_attn_cuda, ReleaseGil());
+  m.def("ms_deform_attn_backward_cuda", &sohes::ms_deform_attn_backward_cuda, ReleaseGil());
+#endif
 }

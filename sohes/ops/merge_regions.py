@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sohes._binary import require_binary
-from sohes.ops._library import define_op, why_not_cpp
+from sohes.ops._library import define_op, why_not_cpp, why_not_cuda, why_not_triton
 from sohes.ops.merge_tree import MergeTree
 from sohes.ops.reference import merge_regions as reference
 
@@ -55,7 +55,7 @@ def merge_regions(
     packed = _pack(features, images)
     packed_mask = None if masks is None else torch.cat([mask.reshape(-1) for mask in masks]).to(packed.device)
     sizes = [side for image in images for side in image.shape[:2]]
-    merges, similarity, num_merges = _op(packed, None, packed_mask, sizes, float(min_similarity), backend)
+    merges, similarity, num_merges = OPERATOR(packed, None, packed_mask, sizes, float(min_similarity), backend)
 
     merges, similarity, counts = merges.cpu(), similarity.cpu(), num_merges.tolist()
     trees, start = [], 0
@@ -119,7 +119,7 @@ def merge_regions_graph(
             )
         sums = sums.float() * sizes.to(sums.device)[:, None].float()
     args = (sums.contiguous(), edges.contiguous(), None, [num_leaves, 1], float(min_similarity), backend)
-    merges, similarity, num_merges = _op(*args)
+    merges, similarity, num_merges = OPERATOR(*args)
     count = int(num_merges)
     return MergeTree(
         num_leaves=num_leaves,
@@ -145,7 +145,7 @@ def _fake(
     )
 
 
-_op = define_op(
+OPERATOR = define_op(
     "merge_regions",
     "(Tensor features, Tensor? edges, Tensor? region_mask, SymInt[] grid_sizes, float min_similarity, "
     'str backend="auto") -> (Tensor merges, Tensor similarity, Tensor num_merges)',
@@ -154,7 +154,7 @@ _op = define_op(
 )
 
 
-def _run_cpp(
+def run_cpp(
     features: Tensor,
     edges: Tensor | None,
     region_mask: Tensor | None,
@@ -178,7 +178,43 @@ def _run_cpp(
     return outputs
 
 
-_op.add_backend("cpp", run=_run_cpp, why_not=why_not_cpp)
+def _run_cuda(
+    features: Tensor,
+    edges: Tensor | None,
+    region_mask: Tensor | None,
+    grid_sizes: list[int],
+    min_similarity: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    kernels = require_binary()
+    device = features.device
+    sums = features.to(torch.float32, copy=True).contiguous()  # merged in place
+    outputs = _fake(features, edges, region_mask, grid_sizes, min_similarity)
+    pairs = None if edges is None else edges.int().contiguous()
+    mask = None if region_mask is None else region_mask.contiguous()
+    table = kernels.merge_regions_cuda_table(grid_sizes, -1 if pairs is None else len(pairs))
+    scratch = torch.empty(table[-1], dtype=torch.uint8, device=device)
+    with torch.cuda.device(device):
+        stream = torch.cuda.current_stream().cuda_stream
+        rows = torch.tensor(table[:-1], dtype=torch.int64).to(device, non_blocking=True)
+        kernels.merge_regions_cuda(sums, pairs, mask, grid_sizes, rows, min_similarity, scratch, *outputs, stream)
+    return outputs
+
+
+def _run_triton(
+    features: Tensor,
+    edges: Tensor | None,
+    region_mask: Tensor | None,
+    grid_sizes: list[int],
+    min_similarity: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from sohes.ops.triton import merge_regions as twin  # only here: triton may not be installed
+
+    return twin.merge_regions(features, edges, region_mask, grid_sizes, min_similarity)
+
+
+OPERATOR.add_backend("cpp", run=run_cpp, why_not=why_not_cpp)
+OPERATOR.add_backend("cuda", run=_run_cuda, why_not=why_not_cuda)
+OPERATOR.add_backend("triton", run=_run_triton, why_not=why_not_triton)
 
 
 def _as_list(value: Tensor | Sequence[Tensor], ndim: int, expected: str) -> list[Tensor]:

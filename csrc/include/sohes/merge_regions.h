@@ -50,4 +50,20 @@ void merge_tree_layout(const TensorView& merges, int64_t width, const TensorView
                        const TensorView& starts, const TensorView& order, const TensorView& boxes,
                        const TensorView& parents);
 
+#ifdef SOHES_WITH_CUDA
+// What merge_regions_cuda needs to know of each image, int64 [B, 4] to be copied to the device (first row, h,
+// w, offset in the scratch), and after those numbers the bytes of scratch. num_edges: of a general graph, -1
+// for grids.
+std::vector<int64_t> merge_regions_cuda_table(const std::vector<int64_t>& grid_sizes, int64_t num_edges);
+
+// As merge_regions_cpu, on a CUDA device and a stream of the caller's. `sums` are the features in float32 [T,
+// C]; they are overwritten. `edges` (int32 [E, 2], then B = 1) replace the 4-neighbours of the grid.
+// Repeatable to the bit.
+void merge_regions_cuda(const TensorView& sums, const std::optional<TensorView>& edges,
+                        const std::optional<TensorView>& region_mask, const std::vector<int64_t>& grid_sizes,
+                        const TensorView& table, float min_similarity, const TensorView& scratch,
+                        const TensorView& merges, const TensorView& similarity, const TensorView& num_merges,
+                        uintptr_t stream);
+#endif
+
 }  // namespace sohes

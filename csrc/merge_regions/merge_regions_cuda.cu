@@ -1,0 +1,369 @@
+// SPDX-License-Identifier: Apache-2.0
+// Exact greedy merging on a CUDA device: one block per image, the whole loop inside one launch.
+//
+// Merging is serial, so a block works on the latency of one merge, and a batch of images fills the device. A
+// merge of a and b has four steps with a barrier behind each:
+//   1. every thread knows the best of its own edges (edge e belongs to thread e mod kThreads); the block
+//   picks the best
+//   2. the sum takes the row of a, its channels shared out over the threads; every thread leads its edges of
+//   b to a and
+//      stamps the neighbour that each leads to
+//   3. of several edges to one neighbour the one whose stamp stayed is kept, and put on a list
+//   4. the warps take edges off the list: one dot product each, from shared memory (the sum) and one row of C
+//   floats
+// Edges, ids and lengths of one image (12 E + 20 N bytes: 157 kB for 60 x 60) stay in shared memory where
+// they fit.
+//
+// Sums are float32, dot products float64 in one fixed order each: the results are repeatable to the bit.
+// Which edge of a double one is kept, and the order of the list, depend on the scheduling; neither changes a
+// number.
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+#include "sohes/merge_regions.h"
+
+namespace sohes {
+namespace {
+
+constexpr int kThreads = 512;
+constexpr int kWarps = kThreads / 32;
+constexpr unsigned kFull = 0xffffffffu;
+
+// Where an image's state lies: its first row, its number of regions and of edges, and its place in the
+// scratch.
+struct ImageSpan {
+  int64_t first_row, height, width, scratch;
+};
+
+struct State {
+  double* norm;       // [N] squared length of the region in a slot
+  int32_t* end_u;     // [E] slots that an edge joins; -1: the edge is gone
+  int32_t* end_v;     // [E]
+  float* similarity;  // [E]
+  int32_t* id;        // [N] node id of the region in a slot
+  int32_t* stamp;     // [N]
+  int32_t* list;      // [N]
+
+  __device__ State(char* block, int64_t n, int64_t e) {
+    norm = reinterpret_cast<double*>(block);
+    end_u = reinterpret_cast<int32_t*>(norm + n);
+    end_v = end_u + e;
+    similarity = reinterpret_cast<float*>(end_v + e);
+    id = reinterpret_cast<int32_t*>(similarity + e);
+    stamp = id + n;
+    list = stamp + n;
+  }
+};
+
+int64_t state_bytes(int64_t num_regions, int64_t num_edges) {
+  return (20 * num_regions + 12 * num_edges + 15) / 16 * 16;
+}
+
+int64_t grid_edges(int64_t height, int64_t width) { return height * (width - 1) + (height - 1) * width; }
+
+// An edge in the order of merging: similarity down, lower id up, higher id up. It joins slots a and b; a < 0:
+// no edge.
+struct Best {
+  float similarity;
+  int32_t low, high, a, b;
+
+  __device__ bool comes_before(const Best& other) const {
+    if (a < 0 || other.a < 0) return a >= 0;
+    if (similarity != other.similarity) return similarity > other.similarity;
+    return low != other.low ? low < other.low : high < other.high;
+  }
+};
+
+// Of the first `width` lanes, for all of them.
+__device__ Best best_of_warp(Best best, int width) {
+  for (int step = width / 2; step > 0; step >>= 1) {
+    Best other;
+    other.similarity = __shfl_xor_sync(kFull, best.similarity, step);
+    other.low = __shfl_xor_sync(kFull, best.low, step);
+    other.high = __shfl_xor_sync(kFull, best.high, step);
+    other.a = __shfl_xor_sync(kFull, best.a, step);
+    other.b = __shfl_xor_sync(kFull, best.b, step);
+    if (other.comes_before(best)) best = other;
+  }
+  return best;
+}
+
+__device__ double sum_of_warp(double value) {
+  for (int step = 16; step > 0; step >>= 1) value += __shfl_xor_sync(kFull, value, step);
+  return value;
+}
+
+// <a, b> / sqrt(<a, a> <b, b>) in float32; 0 beside a feature of zero length, -inf where it is not a finite
+// number.
+__device__ float similarity_of(double dot, double norm_a, double norm_b) {
+  const double square = norm_a * norm_b;
+  if (square == 0) return 0.0f;
+  const double value = dot / sqrt(square);
+  return isfinite(value) ? static_cast<float>(value) : -INFINITY;
+}
+
+// Four neighbouring channels as doubles: from memory, or from the sum in shared memory.
+struct Four {
+  double x, y, z, w;
+};
+
+__device__ Four load4(const float* from) {
+  const float4 values = *reinterpret_cast<const float4*>(from);
+  return {values.x, values.y, values.z, values.w};
+}
+
+__device__ Four load4(const double* from) { return {from[0], from[1], from[2], from[3]}; }
+
+// One warp's dot product of x (float or double) and a row. Six loads of 16 bytes a lane cover 768 channels at
+// once.
+template <typename T>
+__device__ double warp_dot(const T* x, const float* row, int64_t channels, int lane) {
+  double sum = 0;
+  if (channels % 4 == 0) {
+#pragma unroll 6
+    for (int64_t c = 4 * lane; c < channels; c += 128) {
+      const Four p = load4(x + c), q = load4(row + c);
+      sum += (p.x * q.x + p.y * q.y) + (p.z * q.z + p.w * q.w);
+    }
+  } else {
+    for (int64_t c = lane; c < channels; c += 32)
+      sum += static_cast<double>(x[c]) * static_cast<double>(row[c]);
+  }
+  return sum_of_warp(sum);
+}
+
+struct Arguments {
+  float* sums;  // [T, C], overwritten
+  int64_t channels;
+  const ImageSpan* images;  // [B]
+  const int32_t* edges;     // [E, 2] of a general graph, or null: 4-neighbours
+  int64_t num_edges;
+  const bool* mask;  // [T] or null
+  float min_similarity;
+  char* scratch;
+  int64_t shared_bytes;  // of dynamic shared memory for a state
+  int32_t* merges;       // [T, 2]
+  float* similarity;     // [T]
+  int32_t* num_merges;   // [B]
+};
+
+// The ends of edge e of a grid: first the h * (w - 1) to the right, then those downwards.
+__device__ void grid_edge(int64_t e, int64_t height, int64_t width, int32_t* u, int32_t* v) {
+  const int64_t num_right = height * (width - 1);
+  if (e < num_right) {
+    *u = static_cast<int32_t>(e / (width - 1) * width + e % (width - 1));
+    *v = *u + 1;
+  } else {
+    *u = static_cast<int32_t>(e - num_right);
+    *v = *u + static_cast<int32_t>(width);
+  }
+}
+
+__device__ Best best_of_thread(const State& s, int64_t num_edges) {
+  Best best = {0.0f, 0, 0, -1, -1};
+  for (int64_t e = threadIdx.x; e < num_edges; e += kThreads) {
+    const int32_t u = s.end_u[e];
+    const float similarity = s.similarity[e];
+    if (u < 0 || (best.a >= 0 && similarity < best.similarity)) continue;
+    const int32_t v = s.end_v[e], id_u = s.id[u], id_v = s.id[v];
+    const Best candidate = {similarity, min(id_u, id_v), max(id_u, id_v), u, v};
+    if (candidate.comes_before(best)) best = candidate;
+  }
+  return best;
+}
+
+// Writes the state of a graph of single regions. Barriers inside.
+__device__ void start(const Arguments& args, const ImageSpan& image, const State& s, int64_t n,
+                      int64_t num_edges) {
+  const float* sums = args.sums + image.first_row * args.channels;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  for (int64_t i = threadIdx.x; i < n; i += kThreads) s.id[i] = static_cast<int32_t>(i);
+  for (int64_t e = threadIdx.x; e < num_edges; e += kThreads) {
+    int32_t u, v;
+    if (args.edges != nullptr) {
+      u = args.edges[2 * e];
+      v = args.edges[2 * e + 1];
+    } else {
+      grid_edge(e, image.height, image.width, &u, &v);
+    }
+    const bool* mask = args.mask == nullptr ? nullptr : args.mask + image.first_row;
+    s.end_u[e] = mask == nullptr || (mask[u] && mask[v]) ? u : -1;
+    s.end_v[e] = v;
+  }
+  for (int64_t i = warp; i < n; i += kWarps) {
+    const float* row = sums + i * args.channels;
+    const double norm = warp_dot(row, row, args.channels, lane);
+    if (lane == 0) s.norm[i] = norm;
+  }
+  __syncthreads();
+  for (int64_t e = warp; e < num_edges; e += kWarps) {
+    const int32_t u = s.end_u[e], v = s.end_v[e];
+    if (u < 0) continue;
+    const double dot = warp_dot(sums + u * args.channels, sums + v * args.channels, args.channels, lane);
+    if (lane == 0) s.similarity[e] = similarity_of(dot, s.norm[u], s.norm[v]);
+  }
+  __syncthreads();
+}
+
+__global__ void __launch_bounds__(kThreads) merge_kernel(Arguments args) {
+  extern __shared__ double shared[];  // the sum [C], then the state where it fits
+  __shared__ Best warp_best[kWarps];
+  __shared__ double warp_norm[kWarps];
+  __shared__ int32_t list_size;
+  const ImageSpan image = args.images[blockIdx.x];
+  const int64_t n = image.height * image.width, channels = args.channels;
+  const int64_t num_edges = args.edges != nullptr
+                                ? args.num_edges
+                                : image.height * (image.width - 1) + (image.height - 1) * image.width;
+  const int64_t bytes = 20 * n + 12 * num_edges;
+  char* block =
+      bytes <= args.shared_bytes ? reinterpret_cast<char*>(shared + channels) : args.scratch + image.scratch;
+  const State s(block, n, num_edges);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  float* sums = args.sums + image.first_row * channels;
+  int32_t* merges = args.merges + 2 * image.first_row;
+  float* similarity = args.similarity + image.first_row;
+
+  start(args, image, s, n, num_edges);
+  Best mine = best_of_thread(s, num_edges);
+  int32_t count = 0;
+  for (;; ++count) {
+    // 1. The best edge of the block. Every warp reduces the warps' bests itself, which spares a barrier.
+    const Best of_warp = best_of_warp(mine, 32);
+    if (lane == 0) warp_best[warp] = of_warp;
+    if (threadIdx.x == 0) list_size = 0;
+    __syncthreads();
+    const Best best = best_of_warp(warp_best[lane % kWarps], kWarps);
+    if (best.a < 0 || best.similarity < args.min_similarity) break;
+    const int32_t a = best.a, b = best.b;
+    if (threadIdx.x == 0) {
+      merges[2 * count] = best.low;
+      merges[2 * count + 1] = best.high;
+      similarity[count] = best.similarity;
+    }
+
+    // 2. The sum, and the edges that now lead to it.
+    double norm = 0;
+#pragma unroll 2
+    for (int64_t c = threadIdx.x; c < channels; c += kThreads) {
+      const float sum = sums[a * channels + c] + sums[b * channels + c];
+      sums[a * channels + c] = sum;
+      shared[c] = sum;
+      norm += shared[c] * shared[c];
+    }
+    norm = sum_of_warp(norm);
+    if (lane == 0) warp_norm[warp] = norm;
+    bool is_touched = false;
+    for (int64_t e = threadIdx.x; e < num_edges; e += kThreads) {
+      const int32_t u = s.end_u[e], v = s.end_v[e];
+      const bool at_u = u == a || u == b, at_v = v == a || v == b;
+      if (u < 0 || !(at_u || at_v)) continue;
+      is_touched = true;
+      s.end_u[e] = at_u && at_v ? -1 : a;
+      if (at_u && at_v) continue;
+      s.end_v[e] = at_u ? v : u;
+      s.stamp[s.end_v[e]] = static_cast<int32_t>(e);
+    }
+    __syncthreads();
+
+    // 3. One edge per neighbour.
+    if (is_touched) {
+      for (int64_t e = threadIdx.x; e < num_edges; e += kThreads) {
+        if (s.end_u[e] != a) continue;
+        if (s.stamp[s.end_v[e]] == e) {
+          s.list[atomicAdd(&list_size, 1)] = static_cast<int32_t>(e);
+        } else {
+          s.end_u[e] = -1;
+        }
+      }
+    }
+    norm = 0;
+    for (int i = 0; i < kWarps; ++i) norm += warp_norm[i];
+    if (threadIdx.x == 0) {
+      s.norm[a] = norm;
+      s.id[a] = static_cast<int32_t>(n) + count;
+    }
+    __syncthreads();
+
+    // 4. Its similarities.
+    for (int i = warp; i < list_size; i += kWarps) {
+      const int32_t e = s.list[i], other = s.end_v[e];
+      const double dot = warp_dot(shared, sums + other * channels, channels, lane);
+      if (lane == 0) s.similarity[e] = similarity_of(dot, norm, s.norm[other]);
+    }
+    __syncthreads();
+    if (is_touched) mine = best_of_thread(s, num_edges);
+  }
+  for (int64_t k = count + threadIdx.x; k < n; k += kThreads) {
+    merges[2 * k] = merges[2 * k + 1] = -1;
+    similarity[k] = 0;
+  }
+  if (threadIdx.x == 0) args.num_merges[blockIdx.x] = count;
+}
+
+void check(cudaError_t status) {
+  if (status != cudaSuccess) {
+    throw std::runtime_error(std::string("sohes: merge_regions: ") + cudaGetErrorString(status));
+  }
+}
+
+}  // namespace
+
+std::vector<int64_t> merge_regions_cuda_table(const std::vector<int64_t>& grid_sizes, int64_t num_edges) {
+  std::vector<int64_t> table;
+  int64_t row = 0, scratch = 0;
+  for (size_t i = 0; i + 1 < grid_sizes.size(); i += 2) {
+    const int64_t height = grid_sizes[i], width = grid_sizes[i + 1];
+    table.insert(table.end(), {row, height, width, scratch});
+    row += height * width;
+    scratch += state_bytes(height * width, num_edges < 0 ? grid_edges(height, width) : num_edges);
+  }
+  table.push_back(scratch);
+  return table;
+}
+
+void merge_regions_cuda(const TensorView& sums, const std::optional<TensorView>& edges,
+                        const std::optional<TensorView>& region_mask, const std::vector<int64_t>& grid_sizes,
+                        const TensorView& table, float min_similarity, const TensorView& scratch,
+                        const TensorView& merges, const TensorView& similarity, const TensorView& num_merges,
+                        uintptr_t stream) {
+  require(sums.dtype == DType::kFloat32 && sums.ndim == 2 && sums.is_contiguous(),
+          "merge_regions: sums are not contiguous float32 [T, C]");
+  require(table.numel() * 2 == static_cast<int64_t>(grid_sizes.size()) * 4,
+          "merge_regions: the table is not [B, 4]");
+  int most_shared = 0;
+  check(cudaDeviceGetAttribute(&most_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, sums.device));
+  constexpr int64_t kStatic = 1024;  // warp_best, warp_norm and list_size, rounded up
+  const int64_t sum_bytes = sums.shape[1] * static_cast<int64_t>(sizeof(double));
+  require(sum_bytes + kStatic <= most_shared,
+          "merge_regions: too many channels for the shared memory of this device");
+  const int64_t room = most_shared - kStatic - sum_bytes;
+  int64_t shared_bytes = 0;  // of the largest state that fits
+  for (size_t i = 0; i + 1 < grid_sizes.size(); i += 2) {
+    const int64_t height = grid_sizes[i], width = grid_sizes[i + 1];
+    const int64_t bytes = state_bytes(height * width, edges ? edges->shape[0] : grid_edges(height, width));
+    if (bytes <= room) shared_bytes = std::max(shared_bytes, bytes);
+  }
+  const Arguments args = {sums.as<float>(),
+                          sums.shape[1],
+                          table.as<const ImageSpan>(),
+                          edges ? edges->as<const int32_t>() : nullptr,
+                          edges ? edges->shape[0] : 0,
+                          region_mask ? region_mask->as<const bool>() : nullptr,
+                          min_similarity,
+                          scratch.as<char>(),
+                          shared_bytes,
+                          merges.as<int32_t>(),
+                          similarity.as<float>(),
+                          num_merges.as<int32_t>()};
+  const int dynamic_bytes = static_cast<int>(sum_bytes + shared_bytes);
+  check(cudaFuncSetAttribute(merge_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic_bytes));
+  const unsigned num_images = static_cast<unsigned>(num_merges.numel());
+  merge_kernel<<<num_images, kThreads, dynamic_bytes, reinterpret_cast<cudaStream_t>(stream)>>>(args);
+  check(cudaGetLastError());
+}
+
+}  // namespace sohes
