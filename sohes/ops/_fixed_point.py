@@ -7,8 +7,25 @@ A sum of at most `num_terms` numbers, none larger than `largest`, fits 62 bits w
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+
+def empty_sums(like: Tensor, largest: Callable[[], Tensor], num_terms: int) -> tuple[Tensor, Tensor | None]:
+    """Zeros shaped as `like` to add to atomically, and the units they count in.
+
+    Floats (float32 for half types) and None; under `torch.use_deterministic_algorithms` int64 and `units_per_one`.
+    """
+    if torch.are_deterministic_algorithms_enabled():
+        return torch.zeros_like(like, dtype=torch.int64), units_per_one(largest(), num_terms)
+    return torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32)), None
+
+
+def read_sums(sums: Tensor, units: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The numbers in `dtype`, rounded once."""
+    return sums.to(dtype) if units is None else (sums.double() / units).to(dtype)
 
 
 def units_per_one(largest: Tensor, num_terms: int) -> Tensor:
@@ -17,8 +34,3 @@ def units_per_one(largest: Tensor, num_terms: int) -> Tensor:
     exponent = torch.frexp(bound).exponent.clamp(-900, 900)  # bound < 2**exponent; the clamp keeps 2**x a float64
     units = torch.ldexp(torch.ones_like(bound), 62 - exponent)
     return torch.where(bound.isfinite(), units, torch.nan)
-
-
-def from_units(sums: Tensor, units: Tensor, dtype: torch.dtype) -> Tensor:
-    """int64 [...] counted in 1 / units -> the numbers in `dtype`, rounded once."""
-    return (sums.double() / units).to(dtype)

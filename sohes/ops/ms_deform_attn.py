@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from sohes._binary import require_binary
-from sohes.ops._library import define_op, why_not_cpp, why_not_triton
+from sohes.ops._fixed_point import empty_sums, read_sums
+from sohes.ops._library import define_op, why_not_cpp, why_not_cuda, why_not_triton
 from sohes.ops.reference import ms_deform_attn as reference
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -147,6 +148,33 @@ def _cpp_backward(
     return grads
 
 
+def _cuda_forward(value: Tensor, spatial_shapes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
+    value, locations, weights = value.contiguous(), locations.contiguous(), weights.contiguous()
+    output = _fake_forward(value, spatial_shapes, locations, weights)
+    with torch.cuda.device(value.device):
+        stream = torch.cuda.current_stream().cuda_stream
+        require_binary().ms_deform_attn_cuda(value, spatial_shapes, locations, weights, output, stream)
+    return output
+
+
+def _cuda_backward(
+    grad_output: Tensor, value: Tensor, spatial_shapes: list[int], locations: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    inputs = (grad_output, value, locations, weights)
+    grad_output, value, locations, weights = (t.contiguous() for t in inputs)
+    grad_locations, grad_weights = torch.empty_like(locations), torch.empty_like(weights)
+    if grad_output.numel() == 0:
+        return torch.zeros_like(value), grad_locations, grad_weights
+    num_terms = weights.shape[1] * weights.shape[4]  # of one position: its level's points
+    sums, units = empty_sums(value, lambda: grad_output.abs().amax() * weights.abs().amax(), num_terms)
+    with torch.cuda.device(value.device):
+        stream = torch.cuda.current_stream().cuda_stream
+        require_binary().ms_deform_attn_backward_cuda(
+            grad_output, value, spatial_shapes, locations, weights, sums, units, grad_locations, grad_weights, stream
+        )
+    return read_sums(sums, units, value.dtype), grad_locations, grad_weights
+
+
 def _triton(name: str) -> Callable[..., Any]:
     def run(*args: Any) -> Any:
         from sohes.ops.triton import ms_deform_attn as twin  # needs triton, so only where it runs
@@ -158,6 +186,8 @@ def _triton(name: str) -> Callable[..., Any]:
 
 FORWARD.add_backend("cpp", _cpp_forward, why_not_cpp)
 BACKWARD.add_backend("cpp", _cpp_backward, why_not_cpp)
+FORWARD.add_backend("cuda", _cuda_forward, why_not_cuda)
+BACKWARD.add_backend("cuda", _cuda_backward, why_not_cuda)
 FORWARD.add_backend("triton", _triton("ms_deform_attn"), why_not_triton)
 BACKWARD.add_backend("triton", _triton("ms_deform_attn_backward"), why_not_triton)
 

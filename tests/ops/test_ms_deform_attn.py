@@ -11,11 +11,11 @@ import torch._dynamo.testing
 from ms_deform_attn_cases import CASES, SMALL_CASES, Case, make_inputs, pure_pytorch
 from torch.library import opcheck
 
-from sohes.ops._fixed_point import from_units, units_per_one
+from sohes.ops._fixed_point import read_sums, units_per_one
 from sohes.ops._library import BackendUnavailable
 from sohes.ops.ms_deform_attn import BACKWARD, FORWARD, ms_deform_attn
 
-BACKENDS = ["reference", "cpp", "triton"]
+BACKENDS = ["reference", "cpp", "cuda", "triton"]
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # slow: only the small cases then
 HALF = (torch.float16, torch.bfloat16)
 DTYPES = [torch.float32, torch.float64, *HALF]
@@ -327,7 +327,7 @@ def test_bitwise_repeatable(backend):
         assert all(torch.equal(a, b) for a, b in zip(run, first, strict=True))
 
 
-@pytest.mark.parametrize("backend", ["triton"])
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_repeatable_where_asked_for(backend, dtype):
     inputs = make_inputs(CASES["tiny" if INTERPRETED else "71 channels"], dtype, device=device_for(backend))
@@ -343,7 +343,7 @@ def test_fixed_point_sums():
     numbers = torch.randn(1000, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).float() * 1e-20
     units = units_per_one(numbers.abs().amax(), len(numbers))
     counted = (numbers.double() * units).round().long()
-    total = from_units(counted.sum(), units, torch.float64)
+    total = read_sums(counted.sum(), units, torch.float64)
     assert total.item() == pytest.approx(numbers.double().sum().item(), rel=1e-14)
     assert counted.abs().max() * 1000 < 2**62
     assert units_per_one(torch.tensor(0.0), 7).item() == 2.0**62

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "sohes/tensor_view.h"
@@ -33,5 +34,19 @@ void ms_deform_attn_backward_cpu(const TensorView& grad_output, const TensorView
                                  const TensorView& grad_value, const TensorView& grad_locations,
                                  const TensorView& grad_weights, const TensorView& workspace,
                                  int num_threads);
+
+// On a CUDA stream of the current device.
+void ms_deform_attn_cuda(const TensorView& value, const std::vector<int64_t>& spatial_shapes,
+                         const TensorView& sampling_locations, const TensorView& attention_weights,
+                         const TensorView& output, uintptr_t stream);
+
+// grad_value comes zeroed: float32 (float64 for float64), summed in any order; or with `units`, a float64
+// number on the device, int64 that counts in 1 / units and so repeats bit by bit.
+void ms_deform_attn_backward_cuda(const TensorView& grad_output, const TensorView& value,
+                                  const std::vector<int64_t>& spatial_shapes,
+                                  const TensorView& sampling_locations, const TensorView& attention_weights,
+                                  const TensorView& grad_value, const std::optional<TensorView>& units,
+                                  const TensorView& grad_locations, const TensorView& grad_weights,
+                                  uintptr_t stream);
 
 }  // namespace sohes

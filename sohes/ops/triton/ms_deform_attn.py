@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sohes.ops._fixed_point import from_units, units_per_one
+from sohes.ops._fixed_point import empty_sums, read_sums
 
 TILE = 512  # queries x channels of a program
 
@@ -190,13 +190,8 @@ def ms_deform_attn_backward(
     grad_locations, grad_weights = torch.empty_like(sampling_locations), torch.empty_like(attention_weights)
     if grad_output.numel() == 0:
         return torch.zeros_like(value), grad_locations, grad_weights
-    is_deterministic, units = torch.are_deterministic_algorithms_enabled(), None
-    if is_deterministic:
-        num_terms = sampling_locations.shape[1] * sampling_locations.shape[4]  # of one position: its level's points
-        units = units_per_one(grad_output.abs().amax() * attention_weights.abs().amax(), num_terms)
-        sums = torch.zeros_like(value, dtype=torch.int64)
-    else:
-        sums = torch.zeros_like(value, dtype=torch.promote_types(value.dtype, torch.float32))
+    num_terms = sampling_locations.shape[1] * sampling_locations.shape[4]  # of one position: its level's points
+    sums, units = empty_sums(value, lambda: grad_output.abs().amax() * attention_weights.abs().amax(), num_terms)
     grid, sizes, constants = _launch(value, sampling_locations)
     with torch.cuda.device_of(value):
         levels = _levels(tuple(spatial_shapes), value.device)
@@ -210,6 +205,5 @@ def ms_deform_attn_backward(
             grad_locations,
             grad_weights,
         )
-        _backward_kernel[grid](*arguments, units, *sizes, DETERMINISTIC=is_deterministic, **constants)
-    grad_value = from_units(sums, units, value.dtype) if is_deterministic else sums.to(value.dtype)
-    return grad_value, grad_locations, grad_weights
+        _backward_kernel[grid](*arguments, units, *sizes, DETERMINISTIC=units is not None, **constants)
+    return read_sums(sums, units, value.dtype), grad_locations, grad_weights
