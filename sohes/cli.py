@@ -35,5 +35,5 @@ def fail_clearly(command: str) -> Iterator[None]:
         print(f"{command}: error: {error}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
     except KeyboardInterrupt:
-        print(f"{command}: interrupted; what was written stays, go on with --resume", file=sys.stderr)
+        print(f"{command}: interrupted; what was written stays", file=sys.stderr)
         sys.exit(130)

@@ -22,7 +22,37 @@ from sohes.config import (
 
 def tiny() -> Config:
     """Drawn scenes of 128 px, a ViT of 1 M parameters from random weights: minutes on two CPU cores."""
-    return Config(preset="tiny")
+    return Config(
+        preset="tiny",
+        # Square patches of 8 px, as the paper's ViT-B/8 has: pixels that choose their patch would read the flat
+        # colours of drawn scenes almost perfectly, which no photo allows.
+        explore=ExploreConfig(patch=8, snap_rounds=0),
+        model=ModelConfig(
+            backbone="vit_tiny_patch16_224",
+            backbone_kwargs={"img_size": 128, "patch_size": 16, "embed_dim": 96, "depth": 4, "num_heads": 4},
+            adapter_interactions=2,
+            adapter_heads=4,
+            adapter_stem=24,
+            hidden_dim=96,
+            mask_dim=48,
+            mask_stride=2,
+            num_heads=4,
+            encoder_layers=1,
+            encoder_ffn_dim=192,
+            decoder_layers=2,
+            decoder_ffn_dim=192,
+            query_init="seeds",
+            grid_size=12,
+        ),
+        loss=LossConfig(
+            num_points=256, num_match_points=512, local_ratio=0.4, importance_ratio=0.4, match_layers="last"
+        ),
+        optim=OptimConfig(learning_rate=5e-4, backbone_factor=1.0, clip_norm=1.0),
+        views=ViewConfig(size=128, scale=(0.9, 1.4)),
+        instruct=InstructConfig(num_steps=240, batch_size=8),
+        correct=CorrectConfig(num_steps=120, batch_size=8, ema_decay=0.98),
+        infer=InferConfig(size=128),
+    )
 
 
 def small() -> Config:

@@ -73,7 +73,7 @@ def train_run(args: Arguments) -> Run:
     write_json(run.path / "env.json", collect_env())
     run.log(f"run folder {run.path}, preset {config.preset}, device {device}, seed {config.seed}")
 
-    images, ground_truth = prepare_data(run, config)
+    images, image_root, ground_truth = prepare_data(run, config)
     for phase in PHASES:
         if phase not in config.phases:
             continue
@@ -82,9 +82,9 @@ def train_run(args: Arguments) -> Run:
         elif run.is_trained(phase):
             run.log(f"{phase}: trained before, see {run.weights(phase)}")
         elif phase == "instruct":
-            instruct(run, config, open_labels(run, images), device)
+            instruct(run, config, open_labels(run, image_root), device)
         else:
-            correct(run, config, open_labels(run, images), device)
+            correct(run, config, open_labels(run, image_root), device)
         if ground_truth is not None and phase not in run.read_results():
             score_phase(run, phase, segmenter_of(run, phase, config, device), ground_truth)
 
@@ -112,11 +112,15 @@ def check_inputs(config: Config) -> None:
         find_ground_truth(config.eval)
 
 
-def prepare_data(run: Run, config: Config) -> tuple[Path, GroundTruth | None]:
-    """The photos to learn from and the ground truth to score on; scenes are drawn where no photos are given."""
+def prepare_data(run: Run, config: Config) -> tuple[Path, Path, GroundTruth | None]:
+    """The photos to learn from, the folder their names are relative to, and the ground truth to score on.
+
+    Scenes are drawn where no photos are given.
+    """
     ground_truth = None if config.eval is None else find_ground_truth(config.eval)
     if config.images is not None:
-        return config.images, ground_truth
+        images = config.images
+        return images, images if images.is_dir() else images.parent, ground_truth
     scenes = config.scenes
     learn = write_scenes(run.path / "scenes" / "train", scenes.num_train, scenes.size, config.seed)
     if ground_truth is None:
@@ -124,14 +128,14 @@ def prepare_data(run: Run, config: Config) -> tuple[Path, GroundTruth | None]:
         write_scenes(held_out, scenes.num_eval, scenes.size, config.seed + _EVAL_SEED)
         ground_truth = find_ground_truth(held_out)
     run.log(f"{scenes.num_train} scenes drawn to learn from")
-    return learn / "images", ground_truth
+    return learn / "images", learn / "images", ground_truth
 
 
-def open_labels(run: Run, images: Path) -> LabelSet:
+def open_labels(run: Run, image_root: Path) -> LabelSet:
     """The labels of phase 1. Raises RunError when it has not run or found nothing."""
     if not run.labels.is_dir():
         raise RunError(f"{run.path} has no labels yet: add explore to --phases")
-    labels = LabelSet(run.labels, images)
+    labels = LabelSet(run.labels, image_root)
     if len(labels) == 0:
         raise RunError(f"phase 1 found no label in any photo, see {run.labels / 'manifest.jsonl'}")
     return labels
