@@ -126,8 +126,10 @@ class ModelConfig:
     """Channels of pixel decoder and mask decoder. [Mask2Former]"""
     mask_dim: int = 256
     """Channels of mask features and mask embeddings. [Mask2Former]"""
-    mask_stride: Literal[2, 4] = 4
-    """Pixels of the input per cell of the mask maps. 4 [Mask2Former]; 2 keeps masks a few pixels wide [ours]."""
+    mask_stride: Literal[1, 2, 4] = 4
+    """Pixels of the input per cell of the mask maps. 4 [Mask2Former]; 2 adds the backbone's map of stride 2; 1 enlarges
+    that: with `seeds`, whose masks start from the image's own colours, outlines are then as sharp as the image. [ours]
+    """
     num_heads: int = 8
     """Attention heads of pixel and mask decoder. [Mask2Former]"""
     encoder_layers: int = 6

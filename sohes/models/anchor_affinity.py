@@ -8,12 +8,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sohes.models.pixel_decoder import PixelFeatures
+from sohes.models.pixel_decoder import PixelFeatures, enlarge
 
 SHARPNESS = 3.0
 """Logit at an anchor before any training: sure enough for the losses to see, unsure enough to move."""
-SCALE_RANGE = (1.0, 0.3)
-RADIUS_RANGE = (0.1, 0.5)
+SCALE_RANGE = (1.0, 0.25)
+RADIUS_RANGE = (0.08, 0.6)
 """Of the finest and the coarsest granularity before any training: the weight of distances in (normalised) colour, and
 how far a mask reaches, as a fraction of the image. The pair that recalled most of drawn scenes without training."""
 
@@ -41,6 +41,7 @@ class AnchorAffinity(nn.Module):
         self.shape = nn.Linear(dim, 3)  # log s, log t, b
         with torch.no_grad():
             self.colours.weight.copy_(torch.eye(affinity_dim, 3)[..., None, None])
+            self.features.weight.mul_(0.3)  # not zero: channels of no distance have no gradient
             for layer in (self.colours, self.offset, self.shape):
                 layer.bias.zero_()
             for layer in (self.offset, self.shape):
@@ -56,7 +57,7 @@ class AnchorAffinity(nn.Module):
     def maps(self, pixels: PixelFeatures) -> Tensor:
         """float32 [B, A + 5, h, w]: g, |g|^2, x, y, x^2 + y^2, 1."""
         learned = self.features(pixels.finest) * pixels.finest.shape[1] ** -0.5  # small beside the colours at first
-        g = (self.colours(pixels.colours) + learned).float()  # [B, A, h, w]
+        g = (self.colours(pixels.colours) + enlarge(learned, pixels.colours)).float()  # [B, A, h, w]
         B, _, h, w = g.shape
         y = ((torch.arange(h, device=g.device) + 0.5) / h)[:, None].expand(h, w)
         x = ((torch.arange(w, device=g.device) + 0.5) / w)[None, :].expand(h, w)

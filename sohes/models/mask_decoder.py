@@ -126,8 +126,9 @@ class MaskDecoder(nn.Module):
             likeness = sample_map(g, start.anchors)  # [B, Q, A]
             features = torch.cat((features * self.mask_dim**-0.5, maps), dim=1)
         with torch.no_grad():
+            pooled = F.avg_pool2d(features, 4 // self.mask_stride) if self.mask_stride < 4 else features
             small = [
-                F.interpolate(features, size=shape, mode="bilinear", align_corners=False).flatten(2) for shape in shapes
+                F.interpolate(pooled, size=shape, mode="bilinear", align_corners=False).flatten(2) for shape in shapes
             ]
 
         x = start.content  # [B, Q, C]

@@ -28,7 +28,7 @@ class Outputs:
     image_size: tuple[int, int]
     """(H, W) of the images. The maps reach past the image where the stride does not divide H or W."""
     stride: int
-    """Pixels per cell of the maps, 4 or 2."""
+    """Pixels per cell of the maps: 4, 2 or 1."""
     aux: list[Outputs] = field(default_factory=list)
     """The earlier layers, first layer first, starting with the queries before any layer."""
 

@@ -26,9 +26,9 @@ class PixelFeatures:
     fine: Tensor
     """[B, C, H/4, W/4]."""
     finest: Tensor
-    """[B, M, H/s, W/s] at the stride s of the masks: `fine` itself where that is 4."""
+    """[B, M, h, w], the finest learned map: of stride 2, or `fine` itself for masks of stride 4."""
     colours: Tensor
-    """[B, 3, H/s, W/s], the image at that stride."""
+    """[B, 3, H/s, W/s], the image at the stride s of the masks."""
     mask_features: Tensor
     """[B, E, H/s, W/s], `finest` projected for the product with mask embeddings."""
 
@@ -64,6 +64,7 @@ class PixelDecoder(nn.Module):
         channels: of the backbone maps, strides 4, 8, 16, 32, or 2 before them for masks of stride 2.
         dim: C of what comes out.
         mask_dim: E, the channels of the mask features, and M of the map of stride 2.
+        mask_stride: 4, 2 or 1; below 2 the learned map is enlarged.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class PixelDecoder(nn.Module):
         channels: list[int],
         dim: int,
         mask_dim: int,
+        mask_stride: int,
         *,
         num_layers: int,
         num_heads: int,
@@ -79,8 +81,7 @@ class PixelDecoder(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
-        *stem, fine = channels[:-3]
-        coarse = channels[-3:]
+        fine, coarse = channels[-4], channels[-3:]
         self.dim = dim
         self.input_projections = nn.ModuleList(
             [nn.Sequential(nn.Conv2d(c, dim, 1), group_norm(dim)) for c in reversed(coarse)]
@@ -91,12 +92,12 @@ class PixelDecoder(nn.Module):
         )
         self.adapter_1 = nn.Sequential(nn.Conv2d(fine, dim, 1, bias=False), group_norm(dim))
         self.layer_1 = conv_norm_act(dim, dim, 1)
-        self.has_stem = bool(stem)
-        if stem:
-            self.adapter_0 = nn.Sequential(nn.Conv2d(stem[0], mask_dim, 1, bias=False), group_norm(mask_dim))
+        self.mask_stride = mask_stride
+        if mask_stride < 4:
+            self.adapter_0 = nn.Sequential(nn.Conv2d(channels[0], mask_dim, 1, bias=False), group_norm(mask_dim))
             self.reduce_0 = nn.Conv2d(dim, mask_dim, 1)
             self.layer_0 = conv_norm_act(mask_dim, mask_dim, 1)
-        self.finest_dim = mask_dim if stem else dim
+        self.finest_dim = mask_dim if mask_stride < 4 else dim
         self.mask_projection = nn.Conv2d(self.finest_dim, mask_dim, 1)
 
     def forward(self, maps: list[Tensor], images: Tensor, valid: Tensor | None = None) -> PixelFeatures:
@@ -114,17 +115,21 @@ class PixelDecoder(nn.Module):
         for layer in self.layers:
             tokens = layer(tokens, position, reference, shapes, valid_tokens)
         levels = split_levels(tokens, shapes)
-        fine = self.layer_1(add_upsampled(self.adapter_1(fine), levels[-1]))
+        fine = self.layer_1(self.adapter_1(fine) + enlarge(levels[-1], fine))
         finest = fine
-        if self.has_stem:
-            finest = self.layer_0(add_upsampled(self.adapter_0(maps[0]), self.reduce_0(fine)))
-        colours = F.adaptive_avg_pool2d(images, finest.shape[2:])
-        return PixelFeatures(levels, fine, finest, colours, self.mask_projection(finest))
+        if self.mask_stride < 4:
+            finest = self.layer_0(self.adapter_0(maps[0]) + enlarge(self.reduce_0(fine), maps[0]))
+        colours = F.avg_pool2d(images, self.mask_stride) if self.mask_stride > 1 else images
+        mask_features = enlarge(self.mask_projection(finest), colours)
+        return PixelFeatures(levels, fine, finest, colours, mask_features)
 
 
-def add_upsampled(fine: Tensor, coarse: Tensor) -> Tensor:
-    """`coarse` [B, C, h', w'] brought to the size of `fine` [B, C, h, w] and added."""
-    return fine + F.interpolate(coarse, size=fine.shape[2:], mode="bilinear", align_corners=False)
+def enlarge(coarse: Tensor, like: Tensor) -> Tensor:
+    """[B, C, h', w'] -> [B, C, h, w], the size of `like`; as it is where sizes agree."""
+    size = like.shape[2:]
+    if coarse.shape[2:] == size:
+        return coarse
+    return F.interpolate(coarse, size=size, mode="bilinear", align_corners=False)
 
 
 def valid_cells(valid: Tensor, shapes: Shapes) -> list[Tensor]:

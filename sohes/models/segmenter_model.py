@@ -27,7 +27,6 @@ class SohesModel(nn.Module):
     def __init__(self, backbone: nn.Module, pixel_decoder: PixelDecoder, mask_decoder: MaskDecoder) -> None:
         super().__init__()
         self.backbone = backbone
-        self.num_maps = 5 if pixel_decoder.has_stem else 4
         self.pixel_decoder = pixel_decoder
         self.mask_decoder = mask_decoder
 
@@ -53,7 +52,7 @@ class SohesModel(nn.Module):
                 valid = images.new_ones((images.shape[0], height, width), dtype=torch.bool)
             images, valid = F.pad(images, pad), F.pad(valid, pad)
         maps = self.backbone(images, valid)
-        pixels = self.pixel_decoder(maps[-self.num_maps :], images, valid)
+        pixels = self.pixel_decoder(maps, images, valid)
         return self.mask_decoder(pixels, (height, width), valid)
 
 
@@ -70,13 +69,15 @@ def build_model(config: ModelConfig) -> SohesModel:
     if PAD_MULTIPLE % config.vit_stride:
         raise ValueError(f"vit_stride must divide {PAD_MULTIPLE}, got {config.vit_stride}")
     backbone = build_backbone(config)
-    num_maps = 5 if config.mask_stride == 2 else 4
-    if len(backbone.channels) < num_maps:
-        raise ValueError(f"backbone {config.backbone!r} has no map of stride 2, which mask_stride 2 needs")
+    if config.mask_stride < 4 and len(backbone.channels) < 5:
+        raise ValueError(
+            f"backbone {config.backbone!r} has no map of stride 2, which mask_stride {config.mask_stride} needs"
+        )
     pixel_decoder = PixelDecoder(
-        backbone.channels[-num_maps:],
+        backbone.channels,
         dim,
         config.mask_dim,
+        config.mask_stride,
         num_layers=config.encoder_layers,
         num_heads=config.num_heads,
         num_points=config.deform_points,

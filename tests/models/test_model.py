@@ -13,7 +13,7 @@ from sohes.models.segmenter_model import build_model
 @pytest.fixture(scope="module", params=["learned", "seeds"])
 def model(request, tiny_config):
     torch.manual_seed(0)
-    return build_model(tiny_config(query_init=request.param, mask_stride=4 if request.param == "learned" else 2))
+    return build_model(tiny_config(query_init=request.param, mask_stride=4 if request.param == "learned" else 1))
 
 
 @pytest.mark.parametrize("size", [(64, 64), (32, 96), (1, 1), (3, 130), (70, 53)])

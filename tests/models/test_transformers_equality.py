@@ -48,7 +48,7 @@ def peer():
 
 
 def pixel_decoder_from(peer_decoder: torch.nn.Module) -> PixelDecoder:
-    ours = PixelDecoder(CHANNELS, DIM, DIM, num_layers=2, num_heads=4, num_points=4, ffn_dim=48, dropout=0.0).eval()
+    ours = PixelDecoder(CHANNELS, DIM, DIM, 4, num_layers=2, num_heads=4, num_points=4, ffn_dim=48, dropout=0.0).eval()
     state = {key.replace("encoder.layers", "layers"): value for key, value in peer_decoder.state_dict().items()}
     ours.load_state_dict(state, strict=True)
     return ours
