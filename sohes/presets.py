@@ -56,13 +56,50 @@ def tiny() -> Config:
 
 
 def small() -> Config:
-    """Real photos on one small GPU, or on a CPU with patience: ViT-S/16 at 256 px."""
-    return Config(preset="small")
+    """Real photos on one small GPU, or on a CPU with patience: ViT-Ti/16 at 256 px from random weights.
+
+    With pretrained weights: `--model.backbone vit_small_patch16_224.dino --model.backbone-weights timm`.
+    """
+    return Config(
+        preset="small",
+        model=ModelConfig(
+            backbone="vit_tiny_patch16_224",
+            backbone_kwargs={"img_size": 256},
+            adapter_heads=6,
+            adapter_stem=32,
+            hidden_dim=128,
+            mask_dim=64,
+            mask_stride=2,
+            encoder_layers=2,
+            encoder_ffn_dim=256,
+            decoder_layers=3,
+            decoder_ffn_dim=512,
+            query_init="seeds",
+            grid_size=12,
+        ),
+        loss=LossConfig(
+            num_points=512, num_match_points=1024, local_ratio=0.4, importance_ratio=0.4, match_layers="last"
+        ),
+        optim=OptimConfig(learning_rate=3e-4, backbone_factor=1.0, clip_norm=1.0),
+        views=ViewConfig(size=256, scale=(0.8, 1.6)),
+        instruct=InstructConfig(num_steps=200, batch_size=4),
+        correct=CorrectConfig(num_steps=80, batch_size=4, ema_decay=0.98),
+        infer=InferConfig(size=320),
+    )
 
 
 def base() -> Config:
-    """The paper's scale: DINO ViT-B/8, whose weights timm downloads or `--explore.weights` names."""
-    return Config(preset="base")
+    """The paper's scale: DINO ViT-B/8 features and backbone, whose weights timm downloads, and a full Mask2Former."""
+    return Config(
+        preset="base",
+        explore=ExploreConfig(features="vit_base_patch8_224.dino"),
+        model=ModelConfig(backbone_weights="timm", activation_checkpointing=True),
+        optim=OptimConfig(precision="bf16"),
+        views=ViewConfig(size=1024, num_workers=8),
+        instruct=InstructConfig(num_steps=40000, batch_size=16),
+        correct=CorrectConfig(num_steps=20000, batch_size=16),
+        infer=InferConfig(size=1024),
+    )
 
 
 PRESETS: dict[str, Callable[[], Config]] = {"tiny": tiny, "small": small, "base": base}
