@@ -112,14 +112,16 @@ class Criterion:
         embeddings = torch.stack([x.mask_embeddings for x in layers]).float()  # [layers, B, Q, E]
         zero = (embeddings.sum() + features.sum()) * 0.0  # keeps every parameter in the graph
         sums = [zero, zero]
-        for image, target in enumerate(targets):
+        # Unbound at once: the backward of indexing an image would fill a map of the whole batch for each.
+        per_image = zip(targets, features.unbind(0), embeddings.unbind(1), strict=True)
+        for image, (target, feature, embedding) in enumerate(per_image):
             query = query_of_target[:, image, : len(target.masks)]  # [layers, N]
             found = (query >= 0).T.float()  # [N, layers]
             if found.numel() == 0:
                 continue
             layer = torch.arange(len(layers), device=query.device)[:, None]
-            chosen = embeddings[layer, image, query.clamp(min=0)]  # [layers, N, E]
-            maps = torch.einsum("lne,ehw->nlhw", chosen, features[image])  # [N, layers, h, w]
+            chosen = embedding[layer, query.clamp(min=0)]  # [layers, N, E]
+            maps = torch.einsum("lne,ehw->nlhw", chosen, feature)  # [N, layers, h, w]
             points = loss_points(
                 maps.detach(),
                 target.masks,

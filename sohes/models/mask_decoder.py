@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from sohes.models.ancestor_head import AncestorHead
-from sohes.models.anchor_affinity import AnchorAffinity
 from sohes.models.layers import MLP, Attention, sine_position_map
+from sohes.models.mask_forms import AnchorMasks, ProjectedMasks
 from sohes.models.outputs import Outputs
 from sohes.models.pixel_decoder import PixelFeatures, valid_cells
 from sohes.models.queries import LearnedQueries, SeedQueries, sample_map
@@ -71,16 +71,15 @@ class MaskDecoder(nn.Module):
 
     Args:
         queries: where they come from.
-        affinity: adds masks that start as likeness with an anchor; comes with seed queries.
+        masks: how they come about; seed queries come with anchor masks.
         num_levels: the layers look at these in turn, coarse first.
     """
 
     def __init__(
         self,
         queries: LearnedQueries | SeedQueries,
-        affinity: AnchorAffinity | None,
+        masks: ProjectedMasks | AnchorMasks,
         dim: int,
-        mask_dim: int,
         mask_stride: int,
         *,
         num_layers: int,
@@ -93,15 +92,15 @@ class MaskDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.dim = dim
-        self.mask_dim, self.mask_stride = mask_dim, mask_stride
+        self.mask_stride = mask_stride
         self.activation_checkpointing = activation_checkpointing
         self.queries = queries
-        self.affinity = affinity
+        self.masks = masks
         self.level_embed = nn.Embedding(num_levels, dim)
         self.layers = nn.ModuleList([DecoderLayer(dim, num_heads, ffn_dim, dropout) for _ in range(num_layers)])
         self.layernorm = nn.LayerNorm(dim)
-        self.mask_embedder = MLP(dim, dim, mask_dim, 3)
-        if affinity is not None:  # at first the likeness alone decides
+        self.mask_embedder = MLP(dim, dim, masks.num_outputs, 3)
+        if isinstance(masks, AnchorMasks):  # at first likeness alone decides
             nn.init.zeros_(self.mask_embedder[-1].weight)
             nn.init.zeros_(self.mask_embedder[-1].bias)
         self.class_predictor = nn.Linear(dim, 2)
@@ -116,15 +115,13 @@ class MaskDecoder(nn.Module):
             for x, embed in zip(pixels.levels, self.level_embed.weight, strict=True)
         ]
         valid_levels = [None] * len(shapes) if valid is None else valid_cells(valid, shapes)
-        features = pixels.mask_features  # [B, E, h, w]
-        if self.affinity is None:
-            start, likeness = self.queries(pixels), None
-        else:
-            maps = self.affinity.maps(pixels)  # [B, A + 5, h, w]
-            g = maps[:, : self.affinity.affinity_dim]
+        features = self.masks.maps(pixels)  # [B, E, h, w]
+        if isinstance(self.masks, AnchorMasks):
+            g = features[:, : self.masks.affinity_dim]
             start = self.queries(pixels, g)
             likeness = sample_map(g, start.anchors)  # [B, Q, A]
-            features = torch.cat((features * self.mask_dim**-0.5, maps), dim=1)
+        else:
+            start, likeness = self.queries(pixels), None
         with torch.no_grad():
             pooled = F.avg_pool2d(features, 4 // self.mask_stride) if self.mask_stride < 4 else features
             small = [
@@ -132,8 +129,13 @@ class MaskDecoder(nn.Module):
             ]
 
         x = start.content  # [B, Q, C]
-        normed = [self.layernorm(x)]
-        embeddings = [self.embed_masks(normed[0], start.anchors, likeness)]
+        normed, embeddings = [], []
+
+        def predict(x: Tensor) -> None:
+            normed.append(self.layernorm(x))
+            embeddings.append(self.masks.embeddings(self.mask_embedder(normed[-1]), start.anchors, likeness))
+
+        predict(x)
         for index, layer in enumerate(self.layers):
             level = index % len(shapes)
             attend = attention_mask(embeddings[-1].detach(), small[level], valid_levels[level])
@@ -142,16 +144,8 @@ class MaskDecoder(nn.Module):
                 x = checkpoint(layer, *arguments, use_reentrant=False)
             else:
                 x = layer(*arguments)
-            normed.append(self.layernorm(x))
-            embeddings.append(self.embed_masks(normed[-1], start.anchors, likeness))
+            predict(x)
         return self.collect(torch.stack(normed), embeddings, features, image_size)
-
-    def embed_masks(self, queries: Tensor, anchors: Tensor | None, likeness: Tensor | None) -> Tensor:
-        """Normalised queries [B, Q, C], and of each its anchor and the likeness features there -> [B, Q, E]."""
-        embedding = self.mask_embedder(queries)
-        if self.affinity is None:
-            return embedding
-        return torch.cat((embedding, self.affinity.embeddings(queries, anchors, likeness)), dim=-1)
 
     def collect(
         self, normed: Tensor, embeddings: list[Tensor], features: Tensor, image_size: tuple[int, int]

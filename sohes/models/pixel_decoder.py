@@ -29,8 +29,6 @@ class PixelFeatures:
     """[B, M, h, w], the finest learned map: of stride 2, or `fine` itself for masks of stride 4."""
     colours: Tensor
     """[B, 3, H/s, W/s], the image at the stride s of the masks."""
-    mask_features: Tensor
-    """[B, E, H/s, W/s], `finest` projected for the product with mask embeddings."""
 
 
 class EncoderLayer(nn.Module):
@@ -63,7 +61,7 @@ class PixelDecoder(nn.Module):
     Args:
         channels: of the backbone maps, strides 4, 8, 16, 32, or 2 before them for masks of stride 2.
         dim: C of what comes out.
-        mask_dim: E, the channels of the mask features, and M of the map of stride 2.
+        mask_dim: M, the channels of the map of stride 2.
         mask_stride: 4, 2 or 1; below 2 the learned map is enlarged.
     """
 
@@ -98,7 +96,6 @@ class PixelDecoder(nn.Module):
             self.reduce_0 = nn.Conv2d(dim, mask_dim, 1)
             self.layer_0 = conv_norm_act(mask_dim, mask_dim, 1)
         self.finest_dim = mask_dim if mask_stride < 4 else dim
-        self.mask_projection = nn.Conv2d(self.finest_dim, mask_dim, 1)
 
     def forward(self, maps: list[Tensor], images: Tensor, valid: Tensor | None = None) -> PixelFeatures:
         """maps: [B, c, h, w] of the strides said above, fine first; images: [B, 3, H, W]; valid: bool [B, H, W]."""
@@ -120,8 +117,7 @@ class PixelDecoder(nn.Module):
         if self.mask_stride < 4:
             finest = self.layer_0(self.adapter_0(maps[0]) + enlarge(self.reduce_0(fine), maps[0]))
         colours = F.avg_pool2d(images, self.mask_stride) if self.mask_stride > 1 else images
-        mask_features = enlarge(self.mask_projection(finest), colours)
-        return PixelFeatures(levels, fine, finest, colours, mask_features)
+        return PixelFeatures(levels, fine, finest, colours)
 
 
 def enlarge(coarse: Tensor, like: Tensor) -> Tensor:

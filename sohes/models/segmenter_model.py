@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sohes.config import ModelConfig
-from sohes.models.anchor_affinity import AnchorAffinity
 from sohes.models.backbone import build_backbone
 from sohes.models.mask_decoder import MaskDecoder
+from sohes.models.mask_forms import AnchorMasks, ProjectedMasks
 from sohes.models.outputs import Outputs
 from sohes.models.pixel_decoder import PixelDecoder
 from sohes.models.queries import LearnedQueries, SeedQueries
@@ -86,14 +86,14 @@ def build_model(config: ModelConfig) -> SohesModel:
     )
     if config.query_init == "seeds":
         queries = SeedQueries(config.grid_size, config.seeds_per_cell, config.num_granularities, dim)
-        affinity = AnchorAffinity(dim, pixel_decoder.finest_dim, config.affinity_dim, config.num_granularities)
+        masks = AnchorMasks(pixel_decoder.finest_dim, config.affinity_dim, config.num_granularities)
     else:
-        queries, affinity = LearnedQueries(config.num_queries, dim), None
+        queries = LearnedQueries(config.num_queries, dim)
+        masks = ProjectedMasks(pixel_decoder.finest_dim, config.mask_dim)
     mask_decoder = MaskDecoder(
         queries,
-        affinity,
+        masks,
         dim,
-        config.mask_dim,
         config.mask_stride,
         num_layers=config.decoder_layers,
         num_heads=config.num_heads,

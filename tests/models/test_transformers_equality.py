@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sohes.models.mask_decoder import MaskDecoder
+from sohes.models.mask_forms import ProjectedMasks
 from sohes.models.pixel_decoder import PixelDecoder
 from sohes.models.queries import LearnedQueries
 
@@ -49,16 +50,19 @@ def peer():
 
 def pixel_decoder_from(peer_decoder: torch.nn.Module) -> PixelDecoder:
     ours = PixelDecoder(CHANNELS, DIM, DIM, 4, num_layers=2, num_heads=4, num_points=4, ffn_dim=48, dropout=0.0).eval()
-    state = {key.replace("encoder.layers", "layers"): value for key, value in peer_decoder.state_dict().items()}
+    state = {
+        key.replace("encoder.layers", "layers"): value
+        for key, value in peer_decoder.state_dict().items()
+        if not key.startswith("mask_projection")  # ours belongs to the mask decoder
+    }
     ours.load_state_dict(state, strict=True)
     return ours
 
 
-def mask_decoder_from(model: torch.nn.Module) -> MaskDecoder:
+def mask_decoder_from(model: torch.nn.Module, peer_decoder: torch.nn.Module) -> MaskDecoder:
     ours = MaskDecoder(
         LearnedQueries(QUERIES, DIM),
-        None,
-        DIM,
+        ProjectedMasks(DIM, DIM),
         DIM,
         4,
         num_layers=4,
@@ -82,6 +86,8 @@ def mask_decoder_from(model: torch.nn.Module) -> MaskDecoder:
             _, _, layer, _, kind = key.split(".")
             key = f"mask_embedder.{2 * int(layer)}.{kind}"
         state[key] = value
+    projection = peer_decoder.mask_projection.state_dict()
+    state |= {f"masks.mask_projection.{kind}": value for kind, value in projection.items()}
     state |= {f"class_predictor.{kind}": value for kind, value in model.class_predictor.state_dict().items()}
     ours.load_state_dict(state, strict=True)
     return ours
@@ -95,10 +101,11 @@ def test_pixel_decoder_and_mask_decoder_equal_transformers(peer, size):
     with torch.no_grad():
         theirs = peer_decoder(maps, return_dict=True, output_hidden_states=False, output_attentions=False)
         pixels = pixel_decoder_from(peer_decoder)(maps, torch.zeros(2, 3, *size))
-        torch.testing.assert_close(pixels.mask_features, theirs.mask_features, rtol=1e-4, atol=1e-4)
+        for ours, expected in zip(pixels.levels, theirs.multi_scale_features, strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
 
         decoded = model.model.transformer_module(list(theirs.multi_scale_features), theirs.mask_features)
-        outputs = mask_decoder_from(model)(pixels, size)
+        outputs = mask_decoder_from(model, peer_decoder)(pixels, size)
     layers = [*outputs.aux, outputs]
     assert len(layers) == len(decoded.masks_queries_logits) == 5
     for layer, masks, hidden in zip(
