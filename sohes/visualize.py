@@ -75,27 +75,39 @@ def draw_forest(
     return blended.round().to(torch.uint8)
 
 
-def draw_panel(image: Tensor, forest: Forest, tile: int = 480, max_levels: int = 3, max_masks: int = 200) -> Tensor:
+def best_masks(forest: Forest, count: int) -> Forest:
+    """The `count` best masks by score (then area, then index), in their old order, with parents linked anew.
+
+    A model's forest may hold hundreds of masks of low score, one inside the other; a person sees more in the best few.
+    """
+    if len(forest) <= count:
+        return forest
+    return forest.select(_drawing_order(forest, None, count).sort().values)
+
+
+def draw_panel(image: Tensor, forest: Forest, tile: int = 480, max_levels: int = 3, max_masks: int = 60) -> Tensor:
     """One wide picture: photo | level 0 | level 1 | level 2 | all contours, each with its caption.
 
     Args:
         image: uint8 [3, H, W]; forest: its masks, of the same (H, W).
         tile: long side of one tile in pixels; smaller photos are scaled up to it and larger ones down.
         max_levels: how many levels get a tile of their own.
-        max_masks: per tile, as in :func:`overlay_forest`.
+        max_masks: the best this many are drawn, levels counted among them; see :func:`best_masks`.
 
     Returns: uint8 [3, h, w].
     Raises: ValueError when `image` is not uint8 [3, H, W] or its size is not the masks'.
     """
     _check_image(image, forest)
     photo = resize_image(image, tile)
-    forest = resize_forest(forest, (photo.shape[1], photo.shape[2]))
+    total = len(forest)
+    forest = resize_forest(best_masks(forest, max_masks), (photo.shape[1], photo.shape[2]))
     counts = torch.bincount(forest.levels, minlength=max_levels).tolist()
     tiles = [("photo", photo)]
     for level in range(max_levels):
         caption = f"level {level}: {_counted(counts[level])}"
         tiles.append((caption, draw_forest(photo, forest, level, max_masks)))
-    tiles.append((f"contours: {_counted(len(forest))}", draw_forest(photo, forest, None, max_masks, fill=False)))
+    shown = _counted(total) if total == len(forest) else f"best {len(forest)} of {total} masks"
+    tiles.append((f"contours: {shown}", draw_forest(photo, forest, None, max_masks, fill=False)))
     return _row_of_tiles(tiles)
 
 

@@ -109,8 +109,10 @@ def _photo(index: int, photo: Photo) -> str:
 def _overlay(index: int, photo: Photo, overlay: Overlay) -> str:
     height, width = photo.size
     title = phase_title(overlay.title)
-    total, by_level = sum(overlay.counts), " · ".join(str(count) for count in overlay.counts)
-    masks = f"{total} mask{'s' if total != 1 else ''}"
+    drawn, by_level = sum(overlay.counts), " · ".join(str(count) for count in overlay.counts)
+    masks = f"{overlay.total} mask{'s' if overlay.total != 1 else ''}"
+    if drawn < overlay.total:
+        masks = f"best {drawn} of {masks}"
     layers = []
     for number, view in enumerate(VIEWS):
         if view in overlay.pictures:

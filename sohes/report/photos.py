@@ -23,12 +23,12 @@ from sohes.data.images import read_image
 from sohes.errors import SohesError
 from sohes.forest import Forest, build_forest
 from sohes.report.record import RunRecord
-from sohes.visualize import overlay_forest, resize_forest, resize_image
+from sohes.visualize import best_masks, overlay_forest, resize_forest, resize_image
 
 NUM_LEVELS = 3  # views of a single level
 VIEWS = ("all", *(f"level {i}" for i in range(NUM_LEVELS)), "contours")
 _TILE = 440  # long side of a picture in pixels
-_MAX_MASKS = 150  # per picture; the best by score
+_MAX_MASKS = 60  # per picture; the best by score
 _JPEG_QUALITY = 82
 
 GROUND_TRUTH, LABELS = "ground truth", "labels"
@@ -36,10 +36,12 @@ GROUND_TRUTH, LABELS = "ground truth", "labels"
 
 @dataclass(frozen=True)
 class Overlay:
-    """A forest over a photo. `pictures` maps a view to a data URI; `counts[l]` is the number of masks at level l."""
+    """A forest over a photo. `pictures` maps a view to a data URI; `counts[l]` is the number of masks drawn at level l,
+    of `total` in the file."""
 
     title: str
     counts: list[int]
+    total: int
     pictures: dict[str, str]
 
 
@@ -151,13 +153,16 @@ def _shown_forest(labelled: LabelledImage, title: str) -> Forest:
 
 
 def _draw_overlay(title: str, forest: Forest, size: tuple[int, int]) -> Overlay:
+    total = len(forest)
+    if title != GROUND_TRUTH:
+        forest = best_masks(forest, _MAX_MASKS)
     counts = forest.levels.bincount(minlength=1).tolist()
     small = resize_forest(forest, size)
-    pictures = {"all": png_uri(overlay_forest(small, max_masks=_MAX_MASKS))}
+    pictures = {"all": png_uri(overlay_forest(small))}
     for level in range(min(NUM_LEVELS, len(counts))):
-        pictures[f"level {level}"] = png_uri(overlay_forest(small, level, max_masks=_MAX_MASKS))
-    pictures["contours"] = png_uri(overlay_forest(small, fill=False, max_masks=_MAX_MASKS))
-    return Overlay(title, counts, pictures)
+        pictures[f"level {level}"] = png_uri(overlay_forest(small, level))
+    pictures["contours"] = png_uri(overlay_forest(small, fill=False))
+    return Overlay(title, counts, total, pictures)
 
 
 def _open_column(title: str, path: Path, problems: list[str]) -> _Column | None:
