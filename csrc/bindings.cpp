@@ -43,6 +43,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("merge_regions", &sohes::merge_regions_cpu, ReleaseGil());
   m.def("merge_regions_graph", &sohes::merge_regions_graph_cpu, ReleaseGil());
   m.def("merge_tree_layout", &sohes::merge_tree_layout, ReleaseGil());
+  m.def("merge_tree_cut", &sohes::merge_tree_cut, ReleaseGil());
 #ifdef SOHES_WITH_CUDA
   m.def("merge_regions_cuda_table", &sohes::merge_regions_cuda_table);
   m.def("merge_regions_cuda", &sohes::merge_regions_cuda, ReleaseGil());
@@ -55,6 +56,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("mask_pack_logits_scratch", &sohes::mask_pack_logits_scratch);
   m.def("mask_pack_logits", &sohes::mask_pack_logits, ReleaseGil());
   m.def("mask_stats", &sohes::mask_stats, ReleaseGil());
+  m.def("mask_overlap_scratch", &sohes::mask_overlap_scratch);
   m.def("mask_overlap", &sohes::mask_overlap, ReleaseGil());
 #ifdef SOHES_WITH_CUDA
   m.def("mask_overlap_cuda", &sohes::mask_overlap_cuda, ReleaseGil());

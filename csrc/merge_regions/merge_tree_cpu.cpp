@@ -7,8 +7,8 @@
 namespace sohes {
 
 void merge_tree_layout(const TensorView& merges, int64_t width, const TensorView& counts,
-                       const TensorView& starts, const TensorView& order, const TensorView& boxes,
-                       const TensorView& parents) {
+                       const TensorView& starts, const TensorView& parents, const TensorView& order,
+                       const TensorView& boxes) {
   const int64_t num_merges = merges.shape[0], num_leaves = order.shape[0],
                 num_nodes = num_leaves + num_merges;
   require(counts.numel() == num_nodes && starts.numel() == num_nodes && parents.numel() == num_nodes &&
@@ -17,9 +17,9 @@ void merge_tree_layout(const TensorView& merges, int64_t width, const TensorView
   require(merges.is_contiguous() && merges.dtype == DType::kInt32,
           "merge_tree_layout: merges are not int32 [M, 2]");
   const int32_t* pair = merges.as<int32_t>();
-  int64_t* count = counts.as<int64_t>();
-  int64_t* start = starts.as<int64_t>();
-  int64_t* parent = parents.as<int64_t>();
+  int32_t* count = counts.as<int32_t>();
+  int32_t* start = starts.as<int32_t>();
+  int32_t* parent = parents.as<int32_t>();
   int32_t* box = boxes.as<int32_t>();
 
   for (int64_t i = 0; i < num_leaves; ++i) {
@@ -38,9 +38,9 @@ void merge_tree_layout(const TensorView& merges, int64_t width, const TensorView
       const int32_t a = box[4 * left + side], b = box[4 * right + side];
       box[4 * node + side] = side < 2 ? std::min(a, b) : std::max(a, b);
     }
-    parent[left] = parent[right] = node;
+    parent[left] = parent[right] = static_cast<int32_t>(node);
   }
-  int64_t position = 0;
+  int32_t position = 0;
   for (int64_t node = 0; node < num_nodes; ++node) {
     if (parent[node] >= 0) continue;
     start[node] = position;
@@ -51,8 +51,22 @@ void merge_tree_layout(const TensorView& merges, int64_t width, const TensorView
     start[left] = start[num_leaves + k];
     start[right] = start[left] + count[left];
   }
-  int64_t* leaf = order.as<int64_t>();
-  for (int64_t i = 0; i < num_leaves; ++i) leaf[start[i]] = i;
+  int32_t* leaf = order.as<int32_t>();
+  for (int64_t i = 0; i < num_leaves; ++i) leaf[start[i]] = static_cast<int32_t>(i);
+}
+
+void merge_tree_cut(const TensorView& counts, const TensorView& starts, const TensorView& parents,
+                    const TensorView& order, int64_t end, const TensorView& labels) {
+  const int32_t *count = counts.as<int32_t>(), *start = starts.as<int32_t>(), *parent = parents.as<int32_t>();
+  const int32_t* leaf = order.as<int32_t>();
+  int32_t* label = labels.as<int32_t>();
+  require(end <= parents.numel() && labels.numel() == order.numel(),
+          "merge_tree_cut: an array has the wrong size");
+  for (int64_t node = 0; node < end; ++node) {
+    if (parent[node] >= 0 && parent[node] < end) continue;
+    for (int32_t i = start[node]; i < start[node] + count[node]; ++i)
+      label[leaf[i]] = static_cast<int32_t>(node);
+  }
 }
 
 }  // namespace sohes

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sohes._binary import find_binary
-from sohes.ops.reference.merge_tree import TreeLayout, tree_layout
+from sohes.ops.reference.merge_tree import TreeLayout, cut_labels, tree_layout
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,13 +52,13 @@ class MergeTree:
     @cached_property
     def parents(self) -> Tensor:
         """int64 [R]: the node that swallowed each node, -1 for a root."""
-        return torch.from_numpy(self._parents)
+        return self._layout_tensors[2].long()
 
     @cached_property
     def areas(self) -> Tensor:
         """int64 [R]: leaves (patches) in each node, weighted by leaf_sizes where given."""
         if self.leaf_sizes is None:
-            return torch.from_numpy(self._counts.astype(np.int64))
+            return self._layout_tensors[0].long()
         by_position = self.leaf_sizes.numpy()[self._order]
         total = np.concatenate([[0], np.cumsum(by_position, dtype=np.int64)])
         return torch.from_numpy(total[self._starts + self._counts] - total[self._starts])
@@ -72,7 +72,7 @@ class MergeTree:
         """
         if self.grid is None:
             raise ValueError("a merge tree over a general graph has no boxes: its leaves have no place on a grid")
-        return torch.from_numpy(self._layout.boxes)
+        return self._layout_tensors[4]
 
     @property
     def intervals(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -93,7 +93,9 @@ class MergeTree:
                 f"threshold must be at least min_similarity = {self.min_similarity}, where merging stopped, "
                 f"got {threshold}"
             )
-        return int(np.searchsorted(self._fallen, -np.float32(threshold), side="right"))
+        is_below = self.similarity.numpy() < np.float32(threshold)
+        first = int(is_below.argmax()) if len(is_below) else 0
+        return first if len(is_below) and is_below[first] else len(is_below)
 
     def cut(self, threshold: float) -> Tensor:
         """The regions just before the first merge below `threshold`, as a label map.
@@ -101,16 +103,16 @@ class MergeTree:
         Returns:
             int32 [h, w] (or [N] without a grid): the node id alive at each leaf, -1 outside leaf_mask.
         """
-        num_merges = self.num_merges(threshold)
-        # Alive: born by then, and the parent (seen unsigned, a root's -1 is the largest) not yet.
-        end = self.num_leaves + num_merges
-        alive = np.flatnonzero(self._parents.view(np.uint64)[:end] >= end)
-        alive = alive[np.argsort(self._starts[alive])]
-        labels = np.empty(self.num_leaves, dtype=np.int32)
-        labels[self._order] = np.repeat(alive, self._counts[alive])
+        end = self.num_leaves + self.num_merges(threshold)
+        kernels = find_binary().module
+        if kernels is None:
+            labels = torch.from_numpy(cut_labels(self._layout, end))
+        else:
+            labels = torch.empty(self.num_leaves, dtype=torch.int32)
+            kernels.merge_tree_cut(*self._layout_tensors[:4], end, labels)
         if self.leaf_mask is not None:
-            labels[~self.leaf_mask.numpy()] = -1
-        return torch.from_numpy(labels.reshape(self._leaf_shape))
+            labels[~self.leaf_mask] = -1
+        return labels.view(self._leaf_shape)
 
     def candidates(self, thresholds: Iterable[float]) -> Tensor:
         """int64 [n]: ids, ascending, of the nodes that are alive in the cut of at least one of `thresholds`."""
@@ -142,20 +144,21 @@ class MergeTree:
     # nesting and cuts are comparisons of numbers.
 
     @cached_property
-    def _layout(self) -> TreeLayout:
+    def _layout_tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The fields of TreeLayout."""
         width = self.grid[1] if self.grid else 1
         kernels = find_binary().module
         if kernels is None:
-            return tree_layout(self.merges.numpy(), self.num_leaves, width)
-        layout = TreeLayout(
-            counts=np.empty(self.num_nodes, dtype=np.int64),
-            starts=np.empty(self.num_nodes, dtype=np.int64),
-            order=np.empty(self.num_leaves, dtype=np.int64),
-            boxes=np.empty((self.num_nodes, 4), dtype=np.int32),
-            parents=np.empty(self.num_nodes, dtype=np.int64),
-        )
-        kernels.merge_tree_layout(self.merges.contiguous(), width, *map(torch.from_numpy, layout))
-        return layout
+            return tuple(map(torch.from_numpy, tree_layout(self.merges.numpy(), self.num_leaves, width)))
+        counts, starts, parents = (torch.empty(self.num_nodes, dtype=torch.int32) for _ in range(3))
+        order = torch.empty(self.num_leaves, dtype=torch.int32)
+        boxes = torch.empty((self.num_nodes, 4), dtype=torch.int32)
+        kernels.merge_tree_layout(self.merges.contiguous(), width, counts, starts, parents, order, boxes)
+        return counts, starts, parents, order, boxes
+
+    @cached_property
+    def _layout(self) -> TreeLayout:
+        return TreeLayout(*(array.numpy() for array in self._layout_tensors))
 
     @property
     def _counts(self) -> np.ndarray:
@@ -172,11 +175,6 @@ class MergeTree:
     @property
     def _parents(self) -> np.ndarray:
         return self._layout.parents
-
-    @cached_property
-    def _fallen(self) -> np.ndarray:
-        """float32 [M], rising: minus the lowest similarity so far."""
-        return np.maximum.accumulate(-self.similarity.numpy()) if len(self.merges) else np.empty(0, np.float32)
 
     @property
     def _leaf_shape(self) -> tuple[int, ...]:

@@ -43,12 +43,15 @@ void merge_regions_graph_cpu(const TensorView& features, const TensorView& edges
 // Names of the instruction sets that this processor has loops for, fastest first.
 std::vector<std::string> merge_regions_loops();
 
-// Depth-first layout of a tree of merges int32 [M, 2] over N leaves on a grid of this width; R = N + M.
-// counts int64 [R], starts int64 [R], order int64 [N], boxes int32 [R, 4], parents int64 [R]: see
-// sohes/ops/reference/merge_tree.py.
+// Depth-first layout of a tree of merges int32 [M, 2] over N leaves on a grid of this width; R = N + M. All
+// int32: counts, starts and parents [R], order [N], boxes [R, 4]: see sohes/ops/reference/merge_tree.py.
 void merge_tree_layout(const TensorView& merges, int64_t width, const TensorView& counts,
-                       const TensorView& starts, const TensorView& order, const TensorView& boxes,
-                       const TensorView& parents);
+                       const TensorView& starts, const TensorView& parents, const TensorView& order,
+                       const TensorView& boxes);
+
+// labels int32 [N]: the node at each leaf when the nodes with ids below `end` have been made.
+void merge_tree_cut(const TensorView& counts, const TensorView& starts, const TensorView& parents,
+                    const TensorView& order, int64_t end, const TensorView& labels);
 
 #ifdef SOHES_WITH_CUDA
 // What merge_regions_cuda needs to know of each image, int64 [B, 4] to be copied to the device (first row, h,

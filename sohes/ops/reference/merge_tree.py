@@ -12,18 +12,18 @@ class TreeLayout(NamedTuple):
     """A merge tree of N leaves and M merges, by node; R = N + M.
 
     Attributes:
-        counts: int64 [R], the number of leaves below each node.
-        starts: int64 [R], the first position of each node: it holds positions start .. start + count - 1.
-        order: int64 [N], the leaf at each position.
+        counts: int32 [R], the number of leaves below each node.
+        starts: int32 [R], the first position of each node: it holds positions start .. start + count - 1.
+        parents: int32 [R], the node that swallowed each node, -1 for a root.
+        order: int32 [N], the leaf at each position.
         boxes: int32 [R, 4], (x0, y0, x1, y1) half-open.
-        parents: int64 [R], the node that swallowed each node, -1 for a root.
     """
 
     counts: np.ndarray
     starts: np.ndarray
+    parents: np.ndarray
     order: np.ndarray
     boxes: np.ndarray
-    parents: np.ndarray
 
 
 def tree_layout(merges: np.ndarray, num_leaves: int, width: int) -> TreeLayout:
@@ -59,13 +59,22 @@ def tree_layout(merges: np.ndarray, num_leaves: int, width: int) -> TreeLayout:
         starts[left] = starts[num_leaves + k]
         starts[right] = starts[left] + counts[left]
 
-    starts_array = np.asarray(starts, dtype=np.int64)
-    order = np.empty(num_leaves, dtype=np.int64)
-    order[starts_array[:num_leaves]] = np.arange(num_leaves)
+    order = np.empty(num_leaves, dtype=np.int32)
+    order[starts[:num_leaves]] = np.arange(num_leaves)
     return TreeLayout(
-        counts=np.asarray(counts, dtype=np.int64),
-        starts=starts_array,
+        counts=np.asarray(counts, dtype=np.int32),
+        starts=np.asarray(starts, dtype=np.int32),
+        parents=np.asarray(parents, dtype=np.int32),
         order=order,
         boxes=np.asarray(boxes, dtype=np.int32).reshape(num_nodes, 4),
-        parents=np.asarray(parents, dtype=np.int64),
     )
+
+
+def cut_labels(layout: TreeLayout, end: int) -> np.ndarray:
+    """int32 [N]: the node at each leaf in the state in which the nodes with ids below `end` have been made."""
+    parents = layout.parents[:end]
+    alive = np.flatnonzero((parents < 0) | (parents >= end)).astype(np.int32)
+    alive = alive[np.argsort(layout.starts[alive])]
+    labels = np.empty(len(layout.order), dtype=np.int32)
+    labels[layout.order] = np.repeat(alive, layout.counts[alive])
+    return labels
