@@ -18,7 +18,7 @@ struct Problem {
   // together.
   bool in_place;
   DType value_dtype, point_dtype;
-  int64_t value_size;  // bytes of an element of value
+  int64_t value_size, point_size;  // bytes of an element
   const void *value, *locations, *weights, *grad_output;
   void *output, *grad_value, *grad_locations, *grad_weights;
 };

@@ -24,14 +24,9 @@ namespace sohes::deform::SOHES_ISA {
 #include "convert.h"
 #include "simd.h"
 
-constexpr int64_t kAhead =
-    8;  // queries that locations are fetched ahead of use: a head's rows lie K rows apart
-
-// Brings what is read (or written) kAhead queries later into the cache; harmless beyond the end of the
-// tensor.
-SOHES_INLINE void fetch(const void* from, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i);
-}
+// Queries that rows are fetched ahead of use. Those of one head lie K rows apart, too far for the hardware to
+// guess.
+constexpr int64_t kAhead = 8;
 
 // Rows of one head: position s is at data + s * stride.
 template <typename T>
@@ -39,6 +34,20 @@ struct Rows {
   T* data;
   int64_t stride;
 };
+
+// Brings the row that is read or written kAhead queries later into the cache; harmless beyond the end of the
+// tensor.
+template <int kWrite>
+SOHES_INLINE void fetch_row(const Problem& p, const void* tensor, int64_t query, int64_t bytes) {
+  const char* row = static_cast<const char*>(tensor) + (query + kAhead * p.K) * bytes;
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i, kWrite);
+}
+
+template <int kWrite>
+SOHES_INLINE void fetch_points(const Problem& p, const void* locations, const void* weights, int64_t query) {
+  fetch_row<kWrite>(p, locations, query, 2 * p.num_points * p.point_size);
+  fetch_row<kWrite>(p, weights, query, p.num_points * p.point_size);
+}
 
 template <typename T, int kBytes>
 struct Kernel {
@@ -137,12 +146,12 @@ struct Kernel {
     if constexpr (kSlice > 1) gather_channels<kSlice / 2>(points, count, rows, vectors, add, to);
   }
 
-  // For `count` points: dot[corner][point] = <grad, value row>, and grad row += weight * grad. kVectors = 0:
-  // any number.
+  // For `count` points: dots[corner][point] += <grad, value row>, and grad row += weight * grad.
   template <int kVectors>
   static SOHES_INLINE void scatter(const Points& points, int count, Rows<const T> rows, Rows<T> grad_rows,
-                                   const T* grad, int vectors, T (&dots)[4][kLanes]) {
-    const int num = kVectors > 0 ? kVectors : vectors;
+                                   const T* grad, T (&dots)[4][kLanes]) {
+    Vec grads[kVectors];
+    for (int v = 0; v < kVectors; ++v) grads[v] = V::load(grad + v * kLanes);
     for (int i = 0; i < count; ++i) {
       if (!points.inside[i]) continue;
       Vec products[4] = {};
@@ -150,26 +159,25 @@ struct Kernel {
         const T* row = rows.data + int64_t{points.corner[c][i]} * rows.stride;
         T* grad_row = grad_rows.data + int64_t{points.corner[c][i]} * grad_rows.stride;
         const Vec weight = V::fill(points.weight[c][i]);
-        for (int v = 0; v < num; ++v) {
-          const Vec g = V::load(grad + v * kLanes);
-          products[c] += g * V::load(row + v * kLanes);
-          V::store(grad_row + v * kLanes, V::load(grad_row + v * kLanes) + weight * g);
+        for (int v = 0; v < kVectors; ++v) {
+          products[c] += grads[v] * V::load(row + v * kLanes);
+          V::store(grad_row + v * kLanes, V::load(grad_row + v * kLanes) + weight * grads[v]);
         }
       }
-      V::sum_lanes(products, &dots[0][i], kLanes);
+      V::add_lanes(products, &dots[0][i], kLanes);
     }
   }
 
+  template <int kSlice>
   static SOHES_INLINE void scatter_channels(const Points& points, int count, Rows<const T> rows,
                                             Rows<T> grad_rows, const T* grad, int vectors,
                                             T (&dots)[4][kLanes]) {
-    if (vectors == 1) {
-      scatter<1>(points, count, rows, grad_rows, grad, vectors, dots);
-    } else if (vectors == 2) {
-      scatter<2>(points, count, rows, grad_rows, grad, vectors, dots);
-    } else {
-      scatter<0>(points, count, rows, grad_rows, grad, vectors, dots);
+    for (; vectors >= kSlice; vectors -= kSlice, grad += kSlice * kLanes) {
+      scatter<kSlice>(points, count, rows, grad_rows, grad, dots);
+      rows.data += kSlice * kLanes, grad_rows.data += kSlice * kLanes;
     }
+    if constexpr (kSlice > 1)
+      scatter_channels<kSlice / 2>(points, count, rows, grad_rows, grad, vectors, dots);
   }
 
   // The gradients of kLanes locations (x and y in turn) and weights from the dots of their corners.
@@ -199,7 +207,6 @@ struct Kernel {
     const int64_t total = p.B * p.Q * p.K * p.num_points * fields;
     if (p.point_dtype == kNative && offset + p.padded_points * fields <= total) {
       const T* row = static_cast<const T*>(tensor) + offset;
-      fetch(row + kAhead * p.K * p.num_points * fields, p.num_points * fields * sizeof(T));
       return row;
     }
     load_row(tensor, p.point_dtype, offset, p.num_points * fields, buffer);
@@ -210,6 +217,7 @@ struct Kernel {
     const int64_t offset = (b * p.S * p.K + k) * p.D;
     if (p.in_place) return {static_cast<const T*>(p.value) + offset, p.K * p.D};
     for (int64_t s = 0; s < p.S; ++s) {
+      fetch_row<0>(p, p.value, (b * p.S + s) * p.K + k, p.D * p.value_size);
       T* row = packed + s * p.padded_channels;
       load_row(p.value, p.value_dtype, offset + s * p.K * p.D, p.D, row);
       for (int64_t d = p.D; d < p.padded_channels; ++d) row[d] = T(0);
@@ -227,8 +235,10 @@ struct Kernel {
     const int vectors = static_cast<int>((p.D + kLanes - 1) / kLanes);
     for (int64_t q = first_query; q < end_query; ++q) {
       const int64_t query = (b * p.Q + q) * p.K + k;
+      fetch_points<0>(p, p.locations, p.weights, query);
       const T* locations = point_row(p, p.locations, query, 2, scratch.points);
       const T* weights = point_row(p, p.weights, query, 1, scratch.points + 2 * p.padded_points);
+      fetch_row<1>(p, p.output, query, p.D * p.value_size);
       T* out = is_whole(p) ? static_cast<T*>(p.output) + query * p.D : scratch.channels;
       for (int first = 0; first < p.num_points; first += kLanes) {
         Axis x, y;
@@ -258,11 +268,12 @@ struct Kernel {
     T* grad_weights = scratch.points + 5 * p.padded_points;
     for (int64_t q = 0; q < p.Q; ++q) {
       const int64_t query = (b * p.Q + q) * p.K + k;
+      fetch_points<0>(p, p.locations, p.weights, query);
       const T* locations = point_row(p, p.locations, query, 2, scratch.points);
       const T* weights = point_row(p, p.weights, query, 1, scratch.points + 2 * p.padded_points);
+      fetch_row<0>(p, p.grad_output, query, p.D * p.value_size);
+      fetch_points<1>(p, p.grad_locations, p.grad_weights, query);
       load_row(p.grad_output, p.value_dtype, query * p.D, p.D, scratch.channels);
-      fetch(static_cast<const char*>(p.grad_output) + (query + kAhead * p.K) * p.D * p.value_size,
-            p.D * p.value_size);
       for (int first = 0; first < p.num_points; first += kLanes) {
         Axis x, y;
         Points points;
@@ -271,7 +282,7 @@ struct Kernel {
         place_both(locations, table, first, x, y);
         corners(x, y, attention, table, first, points);
         const int count = p.num_points - first < kLanes ? p.num_points - first : kLanes;
-        scatter_channels(points, count, rows, grad_rows, scratch.channels, vectors, dots);
+        scatter_channels<kMaxVectors>(points, count, rows, grad_rows, scratch.channels, vectors, dots);
         point_gradients(x, y, attention, V::load(table.width + first), V::load(table.height + first), dots,
                         grad_locations + 2 * first, grad_weights + first);
       }
@@ -280,6 +291,7 @@ struct Kernel {
     }
     if (p.in_place) return;
     for (int64_t s = 0; s < p.S; ++s) {
+      fetch_row<1>(p, p.grad_value, (b * p.S + s) * p.K + k, p.D * p.value_size);
       store_row(p.grad_value, p.value_dtype, offset + s * p.K * p.D, p.D,
                 grad_rows.data + s * grad_rows.stride);
     }

@@ -33,6 +33,8 @@ Kernels<T> choose_kernels(int64_t channels) {
 
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
+// Bytes of an element in the tensor, and where it is computed with.
+int64_t stored_size(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
 int64_t computed_size(DType dtype) { return dtype == DType::kFloat64 ? 8 : 4; }
 
 // How the work is cut and what scratch it takes. Both follow from the sizes and the number of threads alone.
@@ -53,11 +55,9 @@ Problem make_problem(const TensorView& value, const TensorView& weights) {
   const int64_t size = computed_size(value.dtype);
   p.padded_channels = p.D * size <= 32 ? 32 / size : round_up(p.D, 64 / size);
   p.padded_points = round_up(p.num_points, 16);
-  const bool native = value.dtype == DType::kFloat32 || value.dtype == DType::kFloat64;
-  p.in_place = native && p.D == p.padded_channels && p.Q * p.num_points * 4 < p.S;
-  p.value_dtype = value.dtype;
-  p.value_size = native ? size : 2;
-  p.point_dtype = weights.dtype;
+  p.value_dtype = value.dtype, p.value_size = stored_size(value.dtype);
+  p.point_dtype = weights.dtype, p.point_size = stored_size(weights.dtype);
+  p.in_place = p.value_size == size && p.D == p.padded_channels && p.Q * p.num_points * 4 < p.S;
   return p;
 }
 

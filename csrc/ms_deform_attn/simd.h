@@ -64,15 +64,15 @@ struct Simd {
     return shuffle<HalfRuns<kRun, 0>>(a, b) + shuffle<HalfRuns<kRun, 1>>(a, b);
   }
 
-  // The sums over lanes of four vectors, to `to[0], to[stride], to[2*stride], to[3*stride]`.
-  static SOHES_INLINE void sum_lanes(const Vec (&v)[4], T* to, int stride) {
+  // Adds the sums over lanes of four vectors to `to[0], to[stride], to[2*stride], to[3*stride]`.
+  static SOHES_INLINE void add_lanes(const Vec (&v)[4], T* to, int stride) {
     if constexpr (kLanes >= 4) {
       Vec sums = fold<kLanes / 2>(fold<kLanes>(v[0], v[1]), fold<kLanes>(v[2], v[3]));
       if constexpr (kLanes >= 8) sums = fold<kLanes / 4>(sums, sums);
       if constexpr (kLanes >= 16) sums = fold<kLanes / 8>(sums, sums);
-      for (int i = 0; i < 4; ++i) to[i * stride] = sums[i];
+      for (int i = 0; i < 4; ++i) to[i * stride] += sums[i];
     } else {
-      for (int i = 0; i < 4; ++i) to[i * stride] = v[i][0] + v[i][1];
+      for (int i = 0; i < 4; ++i) to[i * stride] += v[i][0] + v[i][1];
     }
   }
 };
