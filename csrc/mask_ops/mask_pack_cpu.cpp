@@ -3,6 +3,7 @@
 // the dense side once, row after row, is the floor; the bits are turned from rows to columns in 64 x 64
 // blocks in registers.
 #include <algorithm>
+#include <bit>
 
 #include "bits.h"
 #include "huge_pages.h"
@@ -10,7 +11,6 @@
 #include "rows.h"
 #include "simd.h"
 #include "sohes/mask_ops.h"
-#include "stats.h"
 
 namespace sohes {
 namespace mask_ops {
@@ -18,8 +18,14 @@ namespace {
 
 constexpr int64_t kBlocks = 16;  // 64-column blocks of one strip: 8 KB of bits on the stack
 
+// The rows that hold a pixel, half-open; empty at first.
+struct Rows {
+  int64_t begin = INT64_MAX, end = 0;
+};
+
 // Rows with columns side by side: strips of 64 rows are read in the order of memory.
-void pack_rows(const uint8_t* dense, int64_t row_stride, int64_t height, int64_t width, uint64_t* words) {
+Rows pack_rows(const uint8_t* dense, int64_t row_stride, int64_t height, int64_t width, uint64_t* words) {
+  Rows found;
   uint64_t bits[kBlocks * 64];  // bits[block * 64 + y]: 64 columns of row y
   for (int64_t x0 = 0; x0 < width; x0 += kBlocks * 64) {
     const int64_t columns = std::min(kBlocks * 64, width - x0);
@@ -35,14 +41,19 @@ void pack_rows(const uint8_t* dense, int64_t row_stride, int64_t height, int64_t
         for (int64_t y = 0; y < 64; ++y) any |= square[y];
         if (any == 0) continue;
         transpose64(square);
+        uint64_t used = 0;  // bit y: row y0 + y holds a pixel
         const int64_t first = x0 + 64 * block;
         const int64_t inside = std::min<int64_t>(64, width - first);
         for (int64_t x = 0; x < inside; ++x) {
+          used |= square[x];
           if (square[x]) or_bits(words, (first + x) * height + y0, square[x]);
         }
+        found.begin = std::min<int64_t>(found.begin, y0 + std::countr_zero(used));
+        found.end = std::max<int64_t>(found.end, y0 + 64 - std::countl_zero(used));
       }
     }
   }
+  return found;
 }
 
 void unpack_rows(const uint64_t* words, int64_t height, int64_t width, uint8_t* dense) {
@@ -68,26 +79,32 @@ void unpack_rows(const uint64_t* words, int64_t height, int64_t width, uint8_t* 
   }
 }
 
-}  // namespace
-
-void stats_of(const uint64_t* words, int64_t height, int64_t width, int64_t* area, int64_t* box) {
+// Pixels, and the columns of the box.
+void columns_of(const uint64_t* words, int64_t height, int64_t width, int64_t* area, int64_t* box) {
   const int64_t num_pixels = height * width;
-  *area = simd().and_popcount(words, words, num_words(num_pixels));
-  std::fill(box, box + 4, 0);
-  if (*area == 0) return;
-  const int64_t x0 = find_bit(words, 0, num_pixels, true) / height;
-  const int64_t x1 = find_last_set(words, 0, num_pixels) / height + 1;
-  // Each column is searched only above the highest and below the lowest row found so far.
-  int64_t y0 = height, y1 = 0;
-  for (int64_t x = x0; x < x1 && (y0 > 0 || y1 < height); ++x) {
-    const int64_t top = x * height;
-    y0 = find_bit(words, top, top + y0, true) - top;
-    y1 = find_last_set(words, top + y1, top + height) - top + 1;
-  }
-  const int64_t found[4] = {x0, y0, x1, y1};
-  std::copy(found, found + 4, box);
+  *area = simd().and_popcount(words, 0, words, 0, num_words(num_pixels), 1);
+  box[0] = *area ? find_bit(words, 0, num_pixels, true) / height : 0;
+  box[2] = *area ? find_last_set(words, 0, num_pixels) / height + 1 : 0;
 }
 
+void set_rows(const Rows& rows, int64_t area, int64_t* box) {
+  box[1] = area ? rows.begin : 0;
+  box[3] = area ? rows.end : 0;
+}
+
+void stats_of(const uint64_t* words, int64_t height, int64_t width, int64_t* area, int64_t* box) {
+  Rows rows = {height, 0};
+  columns_of(words, height, width, area, box);
+  // Each column is searched only above the highest and below the lowest row found so far.
+  for (int64_t x = box[0]; x < box[2] && (rows.begin > 0 || rows.end < height); ++x) {
+    const int64_t top = x * height;
+    rows.begin = find_bit(words, top, top + rows.begin, true) - top;
+    rows.end = find_last_set(words, top + rows.end, top + height) - top + 1;
+  }
+  set_rows(rows, *area, box);
+}
+
+}  // namespace
 }  // namespace mask_ops
 
 using namespace mask_ops;
@@ -105,13 +122,17 @@ void mask_pack(const TensorView& dense, const TensorView& words, const TensorVie
   parallel_for(dense.shape[0], 1, num_threads, [&](int, int64_t n, int64_t) {
     const uint8_t* one = dense.as<uint8_t>() + n * dense.stride[0];
     uint64_t* out = row(words, n);
+    int64_t* area = areas.as<int64_t>() + n;
+    int64_t* box = boxes.as<int64_t>() + 4 * n;
     if (columns_first) {
       simd().bytes_to_bits(one, height * width, out, 1);  // as packed masks are
+      stats_of(out, height, width, area, box);
     } else {
       std::fill_n(out, words.shape[1], 0);
-      pack_rows(one, dense.stride[1], height, width, out);
+      const Rows rows = pack_rows(one, dense.stride[1], height, width, out);
+      columns_of(out, height, width, area, box);
+      set_rows(rows, *area, box);
     }
-    stats_of(out, height, width, areas.as<int64_t>() + n, boxes.as<int64_t>() + 4 * n);
   });
 }
 

@@ -33,7 +33,7 @@ struct Masks {
     const int64_t x0 = std::max(a[0], b[0]), x1 = std::min(a[2], b[2]);
     const int64_t y0 = std::max(a[1], b[1]), y1 = std::min(a[3], b[3]);
     const int64_t from = (x0 * height + y0) >> 6, to = (((x1 - 1) * height + y1 - 1) >> 6) + 1;
-    return simd().and_popcount(row(words, i) + from, row(words, j) + from, to - from);
+    return simd().and_popcount(row(words, i) + from, 0, row(words, j) + from, 0, to - from, 1);
   }
 };
 

@@ -29,9 +29,12 @@ namespace {
 
 // --- plain C++ ---
 
-int64_t and_popcount_plain(const uint64_t* a, const uint64_t* b, int64_t count) {
+int64_t and_popcount_plain(const uint64_t* a, int64_t stride_a, const uint64_t* b, int64_t stride_b,
+                           int64_t count, int64_t rows) {
   int64_t sum = 0;
-  for (int64_t k = 0; k < count; ++k) sum += std::popcount(a[k] & b[k]);
+  for (; rows > 0; --rows, a += stride_a, b += stride_b) {
+    for (int64_t k = 0; k < count; ++k) sum += std::popcount(a[k] & b[k]);
+  }
   return sum;
 }
 
@@ -104,19 +107,22 @@ SOHES_AVX2 inline __m256i popcount_avx2(__m256i v) {
   return _mm256_sad_epu8(counts, _mm256_setzero_si256());
 }
 
-SOHES_AVX2 int64_t and_popcount_avx2(const uint64_t* a, const uint64_t* b, int64_t count) {
+SOHES_AVX2 int64_t and_popcount_avx2(const uint64_t* a, int64_t stride_a, const uint64_t* b, int64_t stride_b,
+                                     int64_t count, int64_t rows) {
   __m256i sums = _mm256_setzero_si256();
-  int64_t k = 0;
-  for (; k + 4 <= count; k += 4) {
-    const __m256i va = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a + k));
-    const __m256i vb = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b + k));
-    sums = _mm256_add_epi64(sums, popcount_avx2(_mm256_and_si256(va, vb)));
+  int64_t sum = 0;
+  for (; rows > 0; --rows, a += stride_a, b += stride_b) {
+    int64_t k = 0;
+    for (; k + 4 <= count; k += 4) {
+      const __m256i va = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a + k));
+      const __m256i vb = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b + k));
+      sums = _mm256_add_epi64(sums, popcount_avx2(_mm256_and_si256(va, vb)));
+    }
+    for (; k < count; ++k) sum += _mm_popcnt_u64(a[k] & b[k]);
   }
   alignas(32) int64_t lanes[4];
   _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), sums);
-  int64_t sum = lanes[0] + lanes[1] + lanes[2] + lanes[3];
-  for (; k < count; ++k) sum += _mm_popcnt_u64(a[k] & b[k]);
-  return sum;
+  return sum + lanes[0] + lanes[1] + lanes[2] + lanes[3];
 }
 
 SOHES_AVX2 int64_t count_changes_avx2(const uint64_t* words, int64_t count) {
@@ -212,23 +218,21 @@ SOHES_AVX512 inline int64_t sum_lanes(__m512i v) {
   return ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
 }
 
-SOHES_AVX512 int64_t and_popcount_avx512(const uint64_t* a, const uint64_t* b, int64_t count) {
-  __m512i first = _mm512_setzero_si512();
-  __m512i second = _mm512_setzero_si512();
-  int64_t k = 0;
-  for (; k + 16 <= count; k += 16) {
-    const __m512i v = _mm512_and_si512(_mm512_loadu_si512(a + k), _mm512_loadu_si512(b + k));
-    const __m512i w = _mm512_and_si512(_mm512_loadu_si512(a + k + 8), _mm512_loadu_si512(b + k + 8));
-    first = _mm512_add_epi64(first, _mm512_popcnt_epi64(v));
-    second = _mm512_add_epi64(second, _mm512_popcnt_epi64(w));
+SOHES_AVX512 int64_t and_popcount_avx512(const uint64_t* a, int64_t stride_a, const uint64_t* b,
+                                         int64_t stride_b, int64_t count, int64_t rows) {
+  const __mmask8 rest = static_cast<__mmask8>((1u << (count & 7)) - 1);
+  __m512i sums = _mm512_setzero_si512();
+  for (; rows > 0; --rows, a += stride_a, b += stride_b) {
+    int64_t k = 0;
+    for (; k + 8 <= count; k += 8) {
+      const __m512i v = _mm512_and_si512(_mm512_loadu_si512(a + k), _mm512_loadu_si512(b + k));
+      sums = _mm512_add_epi64(sums, _mm512_popcnt_epi64(v));
+    }
+    // Also when nothing is left: a branch here would be guessed wrong half the time.
+    const __m512i va = _mm512_maskz_loadu_epi64(rest, a + k), vb = _mm512_maskz_loadu_epi64(rest, b + k);
+    sums = _mm512_add_epi64(sums, _mm512_popcnt_epi64(_mm512_and_si512(va, vb)));
   }
-  for (; k < count; k += 8) {
-    const __mmask8 rest = count - k >= 8 ? 0xFF : static_cast<__mmask8>((1u << (count - k)) - 1);
-    const __m512i v =
-        _mm512_and_si512(_mm512_maskz_loadu_epi64(rest, a + k), _mm512_maskz_loadu_epi64(rest, b + k));
-    first = _mm512_add_epi64(first, _mm512_popcnt_epi64(v));
-  }
-  return sum_lanes(_mm512_add_epi64(first, second));
+  return sum_lanes(sums);
 }
 
 SOHES_AVX512 int64_t count_changes_avx512(const uint64_t* words, int64_t count) {
@@ -308,14 +312,19 @@ constexpr Simd kAvx512 = {
 // --- NEON: part of every 64-bit Arm processor; only the popcount needs more than the compiler finds itself
 // ---
 
-int64_t and_popcount_neon(const uint64_t* a, const uint64_t* b, int64_t count) {
+int64_t and_popcount_neon(const uint64_t* a, int64_t stride_a, const uint64_t* b, int64_t stride_b,
+                          int64_t count, int64_t rows) {
   uint64x2_t sums = vdupq_n_u64(0);
-  int64_t k = 0;
-  for (; k + 2 <= count; k += 2) {
-    const uint8x16_t v = vreinterpretq_u8_u64(vandq_u64(vld1q_u64(a + k), vld1q_u64(b + k)));
-    sums = vpadalq_u32(sums, vpaddlq_u16(vpaddlq_u8(vcntq_u8(v))));
+  int64_t sum = 0;
+  for (; rows > 0; --rows, a += stride_a, b += stride_b) {
+    int64_t k = 0;
+    for (; k + 2 <= count; k += 2) {
+      const uint8x16_t v = vreinterpretq_u8_u64(vandq_u64(vld1q_u64(a + k), vld1q_u64(b + k)));
+      sums = vpadalq_u32(sums, vpaddlq_u16(vpaddlq_u8(vcntq_u8(v))));
+    }
+    for (; k < count; ++k) sum += std::popcount(a[k] & b[k]);
   }
-  return static_cast<int64_t>(vaddvq_u64(sums)) + and_popcount_plain(a + k, b + k, count - k);
+  return sum + static_cast<int64_t>(vaddvq_u64(sums));
 }
 
 void bytes_to_bits_neon(const uint8_t* bytes, int64_t count, uint64_t* out, int64_t stride) {

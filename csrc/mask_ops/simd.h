@@ -14,8 +14,9 @@ constexpr float kFar = 1e30f;
 struct Simd {
   const char* name;
 
-  // sum_k popcount(a[k] & b[k]), k < count.
-  int64_t (*and_popcount)(const uint64_t* a, const uint64_t* b, int64_t count);
+  // sum popcount(a[r * stride_a + k] & b[r * stride_b + k]) over k < count, r < rows.
+  int64_t (*and_popcount)(const uint64_t* a, int64_t stride_a, const uint64_t* b, int64_t stride_b,
+                          int64_t count, int64_t rows);
 
   // How many bits differ from the one before, over all bits of the words in order; before the first comes 0.
   int64_t (*count_changes)(const uint64_t* words, int64_t count);

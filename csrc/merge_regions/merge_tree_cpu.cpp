@@ -17,7 +17,7 @@ void merge_tree_layout(const TensorView& merges, int64_t width, const TensorView
   require(merges.is_contiguous() && merges.dtype == DType::kInt32,
           "merge_tree_layout: merges are not int32 [M, 2]");
   const int32_t* pair = merges.as<int32_t>();
-  int32_t* count = counts.as<int32_t>();
+  int64_t* count = counts.as<int64_t>();
   int32_t* start = starts.as<int32_t>();
   int32_t* parent = parents.as<int32_t>();
   int32_t* box = boxes.as<int32_t>();
@@ -44,12 +44,12 @@ void merge_tree_layout(const TensorView& merges, int64_t width, const TensorView
   for (int64_t node = 0; node < num_nodes; ++node) {
     if (parent[node] >= 0) continue;
     start[node] = position;
-    position += count[node];
+    position += static_cast<int32_t>(count[node]);
   }
   for (int64_t k = num_merges - 1; k >= 0; --k) {
     const int64_t left = pair[2 * k], right = pair[2 * k + 1];
     start[left] = start[num_leaves + k];
-    start[right] = start[left] + count[left];
+    start[right] = start[left] + static_cast<int32_t>(count[left]);
   }
   int32_t* leaf = order.as<int32_t>();
   for (int64_t i = 0; i < num_leaves; ++i) leaf[start[i]] = static_cast<int32_t>(i);
@@ -57,14 +57,15 @@ void merge_tree_layout(const TensorView& merges, int64_t width, const TensorView
 
 void merge_tree_cut(const TensorView& counts, const TensorView& starts, const TensorView& parents,
                     const TensorView& order, int64_t end, const TensorView& labels) {
-  const int32_t *count = counts.as<int32_t>(), *start = starts.as<int32_t>(), *parent = parents.as<int32_t>();
+  const int64_t* count = counts.as<int64_t>();
+  const int32_t *start = starts.as<int32_t>(), *parent = parents.as<int32_t>();
   const int32_t* leaf = order.as<int32_t>();
   int32_t* label = labels.as<int32_t>();
   require(end <= parents.numel() && labels.numel() == order.numel(),
           "merge_tree_cut: an array has the wrong size");
   for (int64_t node = 0; node < end; ++node) {
     if (parent[node] >= 0 && parent[node] < end) continue;
-    for (int32_t i = start[node]; i < start[node] + count[node]; ++i)
+    for (int64_t i = start[node]; i < start[node] + count[node]; ++i)
       label[leaf[i]] = static_cast<int32_t>(node);
   }
 }

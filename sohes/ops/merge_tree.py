@@ -58,7 +58,7 @@ class MergeTree:
     def areas(self) -> Tensor:
         """int64 [R]: leaves (patches) in each node, weighted by leaf_sizes where given."""
         if self.leaf_sizes is None:
-            return self._layout_tensors[0].long()
+            return self._layout_tensors[0]
         by_position = self.leaf_sizes.numpy()[self._order]
         total = np.concatenate([[0], np.cumsum(by_position, dtype=np.int64)])
         return torch.from_numpy(total[self._starts + self._counts] - total[self._starts])
@@ -150,7 +150,8 @@ class MergeTree:
         kernels = find_binary().module
         if kernels is None:
             return tuple(map(torch.from_numpy, tree_layout(self.merges.numpy(), self.num_leaves, width)))
-        counts, starts, parents = (torch.empty(self.num_nodes, dtype=torch.int32) for _ in range(3))
+        counts = torch.empty(self.num_nodes, dtype=torch.int64)
+        starts, parents = (torch.empty(self.num_nodes, dtype=torch.int32) for _ in range(2))
         order = torch.empty(self.num_leaves, dtype=torch.int32)
         boxes = torch.empty((self.num_nodes, 4), dtype=torch.int32)
         kernels.merge_tree_layout(self.merges.contiguous(), width, counts, starts, parents, order, boxes)

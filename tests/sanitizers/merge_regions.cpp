@@ -67,16 +67,17 @@ void check_tree(Outputs& out, int64_t start, int64_t num_leaves, int32_t num_mer
 
   const int64_t num_nodes = num_leaves + num_merges;
   std::vector<int32_t> merges(out.merges.begin() + 2 * start, out.merges.begin() + 2 * (start + num_merges));
-  std::vector<int32_t> counts(num_nodes), starts(num_nodes), parents(num_nodes), order(num_leaves, -1);
+  std::vector<int64_t> counts(num_nodes);
+  std::vector<int32_t> starts(num_nodes), parents(num_nodes), order(num_leaves, -1);
   std::vector<int32_t> boxes(4 * num_nodes), labels(num_leaves, -1);
   const auto vector = [](std::vector<int32_t>& data) {
     return view(data, {static_cast<int64_t>(data.size())}, DType::kInt32);
   };
-  sohes::merge_tree_layout(view(merges, {num_merges, 2}, DType::kInt32), width, vector(counts),
-                           vector(starts), vector(parents), vector(order),
-                           view(boxes, {num_nodes, 4}, DType::kInt32));
-  sohes::merge_tree_cut(vector(counts), vector(starts), vector(parents), vector(order), num_nodes,
-                        vector(labels));
+  sohes::merge_tree_layout(view(merges, {num_merges, 2}, DType::kInt32), width,
+                           view(counts, {num_nodes}, DType::kInt64), vector(starts), vector(parents),
+                           vector(order), view(boxes, {num_nodes, 4}, DType::kInt32));
+  sohes::merge_tree_cut(view(counts, {num_nodes}, DType::kInt64), vector(starts), vector(parents),
+                        vector(order), num_nodes, vector(labels));
   for (int64_t i = 0; i < num_leaves; ++i) expect(labels[i] >= 0 && parents[labels[i]] < 0, "a label", seed);
   for (int64_t i = 0; i < num_leaves; ++i) expect(order[starts[i]] == i, "the order of the leaves", seed);
 }

@@ -38,10 +38,12 @@ void mask_pack_logits(const TensorView& logits, float threshold, const TensorVie
 void mask_stats(const TensorView& words, int64_t height, int64_t width, const TensorView& areas,
                 const TensorView& boxes, int num_threads);
 
-// out[i, j] = sum_v popcount(a[i, v] & b[j, v]), int64 [N, M]. Pairs whose boxes are apart cost nothing,
-// others only the words of the columns that both boxes hold. One set against itself costs half.
+// out[i, j] = sum_v popcount(a[i, v] & b[j, v]), int64 [N, M]. A pair costs what its boxes share, nothing
+// when they are apart; one set against itself costs half. scratch int64 [mask_overlap_scratch].
+int64_t mask_overlap_scratch(const TensorView& boxes_a, const TensorView& boxes_b, int64_t height);
 void mask_overlap(const TensorView& words_a, const TensorView& boxes_a, const TensorView& words_b,
-                  const TensorView& boxes_b, int64_t height, const TensorView& out, int num_threads);
+                  const TensorView& boxes_b, int64_t height, const TensorView& scratch, const TensorView& out,
+                  int num_threads);
 
 // The same on a CUDA device, on the caller's stream.
 void mask_overlap_cuda(const TensorView& words_a, const TensorView& boxes_a, const TensorView& words_b,

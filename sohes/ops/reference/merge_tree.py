@@ -12,7 +12,7 @@ class TreeLayout(NamedTuple):
     """A merge tree of N leaves and M merges, by node; R = N + M.
 
     Attributes:
-        counts: int32 [R], the number of leaves below each node.
+        counts: int64 [R], the number of leaves below each node.
         starts: int32 [R], the first position of each node: it holds positions start .. start + count - 1.
         parents: int32 [R], the node that swallowed each node, -1 for a root.
         order: int32 [N], the leaf at each position.
@@ -62,7 +62,7 @@ def tree_layout(merges: np.ndarray, num_leaves: int, width: int) -> TreeLayout:
     order = np.empty(num_leaves, dtype=np.int32)
     order[starts[:num_leaves]] = np.arange(num_leaves)
     return TreeLayout(
-        counts=np.asarray(counts, dtype=np.int32),
+        counts=np.asarray(counts, dtype=np.int64),
         starts=np.asarray(starts, dtype=np.int32),
         parents=np.asarray(parents, dtype=np.int32),
         order=order,

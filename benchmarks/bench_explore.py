@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Self-exploration: time per stage, and quality of the labels beside two classical baselines.
+
+    python -m pytest benchmarks/bench_explore.py --benchmark-columns=min,median,rounds
+    python benchmarks/bench_explore.py ../shared/data/eval/bsds_val --images 20 --baselines --set max_masks=1000
+
+The second form prints one row per method: recall in percent at several numbers of masks, seconds per image on the CPU.
+Baselines are written with scikit-image: Felzenszwalb at six scales, and a tree of SLIC superpixels merged by mean Lab.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from skimage.color import rgb2lab
+from skimage.segmentation import felzenszwalb, slic
+from torch import Tensor
+
+from sohes.config import ExploreConfig
+from sohes.data.coco import LabelSet
+from sohes.data.images import read_image
+from sohes.data.scenes import draw_scene
+from sohes.evaluation import Evaluator
+from sohes.forest import Forest, build_forest
+from sohes.labels.candidates import find_candidates
+from sohes.labels.draw import draw_candidates, draw_nodes, make_forest
+from sohes.labels.features import build_extractor
+from sohes.masks import PackedMasks, nms_masks
+from sohes.ops.merge_regions import merge_regions, merge_regions_graph
+from sohes.phases.explore import label_image
+
+COLUMNS = ("AR@1000", "AR@100", "AR@10", "AR-small", "AR-medium", "AR-large", "AP")
+
+
+@pytest.fixture(scope="module")
+def steps():
+    """Every intermediate result of labelling one 480 x 480 scene."""
+    config = ExploreConfig()
+    extractor = build_extractor(config)
+    image = draw_scene(0, 480).image
+    view = extractor.view(image)
+    (features,) = extractor([view])
+    (tree,) = merge_regions(features)
+    candidates = find_candidates(tree, view, config)
+    masks, scores = draw_candidates(tree, candidates, view.photo_patches(), config)
+    forest = make_forest(masks, scores, config)
+    calls = {
+        "view": lambda: extractor.view(image),
+        "descriptor": lambda: extractor([view]),
+        "merge": lambda: merge_regions(features),
+        "candidates": lambda: find_candidates(tree, view, config),
+        "masks": lambda: draw_candidates(tree, candidates, view.photo_patches(), config),
+        "forest": lambda: make_forest(masks, scores, config),
+        "encode": lambda: forest.to_coco(1),
+        "all": lambda: label_image(image, extractor, config),
+    }
+    return calls, len(masks)
+
+
+@pytest.mark.parametrize("stage", ["view", "descriptor", "merge", "candidates", "masks", "forest", "encode", "all"])
+def test_stage(benchmark, steps, stage):
+    calls, num_masks = steps
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    benchmark.extra_info["masks"] = num_masks
+    benchmark.pedantic(calls[stage], rounds=5, warmup_rounds=1)
+    torch.set_num_threads(threads)
+
+
+def felzenszwalb_forest(image: Tensor) -> Forest:
+    """Felzenszwalb and Huttenlocher's segments at scales 50 to 1600, the larger the better ranked."""
+    pixels = image.permute(1, 2, 0).numpy()
+    parts = []
+    for scale in (50, 100, 200, 400, 800, 1600):
+        labels = torch.from_numpy(felzenszwalb(pixels, scale=scale, sigma=0.8, min_size=50))
+        parts.append(PackedMasks.from_label_map(labels, labels.unique()))
+    return _largest_first(PackedMasks.cat(parts))
+
+
+def slic_tree_forest(image: Tensor) -> Forest:
+    """1000 SLIC superpixels merged by mean Lab as merge_regions does; every node is a mask, the larger the better."""
+    pixels = image.permute(1, 2, 0).numpy()
+    labels = torch.from_numpy(slic(pixels, n_segments=1000, compactness=10, start_label=0))
+    sizes = torch.bincount(labels.flatten())
+    lab = torch.from_numpy(rgb2lab(pixels)).float().flatten(0, 1)
+    means = torch.zeros(len(sizes), 3).index_add_(0, labels.flatten(), lab) / sizes[:, None]
+    right = torch.stack([labels[:, :-1].flatten(), labels[:, 1:].flatten()], 1)
+    down = torch.stack([labels[:-1].flatten(), labels[1:].flatten()], 1)
+    edges = torch.cat([right, down])
+    edges = edges[edges[:, 0] != edges[:, 1]].sort(1).values.unique(dim=0)
+    tree = merge_regions_graph(means, edges, sizes=sizes)
+    return _largest_first(draw_nodes(tree, torch.arange(tree.num_nodes), labels))
+
+
+def _largest_first(masks: PackedMasks) -> Forest:
+    masks = masks[masks.areas >= 100]
+    masks = masks[nms_masks(masks, 0.9)[:1000]]
+    scores = (masks.areas / (masks.size[0] * masks.size[1])).float()
+    return Forest(masks, scores, build_forest(masks))
+
+
+def explore_forest(config: ExploreConfig) -> Callable[[Tensor], Forest]:
+    extractor = build_extractor(config)
+    return lambda image: label_image(image, extractor, config)
+
+
+def measure_quality(folder: Path, num_images: int, segment: Callable[[Tensor], Forest]) -> dict[str, float]:
+    """Metrics over `num_images` evenly chosen images; each human annotator of an image counts as an image."""
+    labels = LabelSet(folder)
+    evaluator, seconds = Evaluator((1, 10, 100, 1000)), 0.0
+    chosen = np.linspace(0, len(labels) - 1, min(num_images, len(labels))).astype(int)
+    for index in chosen:
+        truth = labels[int(index)]
+        image = read_image(truth.path)
+        start = time.process_time()
+        forest = segment(image)
+        seconds += time.process_time() - start
+        people = torch.zeros(len(truth.forest), dtype=torch.int64) if truth.annotator is None else truth.annotator
+        for person in people.unique():
+            own = people == person
+            evaluator.add((truth.image_id, int(person)), truth.forest.masks[own], forest, crowd=truth.crowd[own])
+    return {**evaluator.summary(), "seconds": seconds / len(chosen)}
+
+
+def print_row(name: str, result: dict[str, float]) -> None:
+    values = " ".join(f"{100 * result[column]:9.1f}" for column in COLUMNS)
+    print(f"{name:44s} {values} {result['masks_per_image']:7.0f} {result['seconds']:7.2f}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, help="label sets: annotations.json and images/")
+    parser.add_argument("--images", type=int, default=20, help="images per set")
+    parser.add_argument("--baselines", action="store_true", help="also Felzenszwalb and the SLIC tree")
+    parser.add_argument("--set", nargs="*", action="append", metavar="FIELD=VALUE", help="a row with these settings")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = {}
+    for settings in args.set or [[]]:
+        values = dict(setting.split("=", 1) for setting in settings)
+        known = {field.name: field.type for field in dataclasses.fields(ExploreConfig)}
+        parsed = {key: value if known[key] == "str" else _literal(value) for key, value in values.items()}
+        rows["sohes " + " ".join(settings)] = explore_forest(ExploreConfig(**parsed))
+    if args.baselines:
+        rows |= {"felzenszwalb x6": felzenszwalb_forest, "slic tree": slic_tree_forest}
+    print(f"{'method':44s} {' '.join(f'{column:>9s}' for column in COLUMNS)}   masks     s/im")
+    for folder in args.folders:
+        for name, segment in rows.items():
+            print_row(f"{folder.name}: {name}"[:44], measure_quality(folder, args.images, segment))
+
+
+def _literal(text: str) -> object:
+    try:
+        return ast.literal_eval(text)
+    except ValueError:
+        return text
+
+
+if __name__ == "__main__":
+    main()

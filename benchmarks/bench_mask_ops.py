@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packed masks against what the field uses, in one run: pycocotools, a matrix product, and the usual Python loops.
+
+    python -m pytest benchmarks/bench_mask_ops.py --benchmark-group-by=group --benchmark-columns=min,median,rounds
+
+1000 masks of 480 x 640 on one thread; with SOHES_BENCH_LARGE=1 also of 1500 x 2250 (needs 14 GB). Peers that take
+seconds run once. `floor_ms` is the time to read the input once at 17 GB/s, the bandwidth of one thread of the machine that
+the project's figures are from; `peak_mb` the memory that a run adds.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from mask_cases import object_logits
+from pycocotools import mask as coco
+
+from sohes.forest import Forest, build_forest
+from sohes.masks import PackedMasks, nms_masks
+from sohes.ops.mask_overlap import mask_overlap
+
+SIZES = [(480, 640)] + [(1500, 2250)] * (os.environ.get("SOHES_BENCH_LARGE") == "1")
+NUM_MASKS = 1000
+SLOW_LOOP_MASKS = 100  # the loops over pairs are measured on this many
+
+
+@pytest.fixture(scope="module", params=SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+def dense(request):
+    """bool [N, H, W], as a model's outputs lie in memory."""
+    height, width = request.param
+    logits = object_logits(NUM_MASKS, height // 4, width // 4)
+    return PackedMasks.from_logits(logits, (height, width)).to_dense()
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of threads for one benchmark."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def measure(benchmark, function: Callable, *, seconds: float, input_bytes: int = 0):
+    """One warm call, then as many as fit in about three seconds; one that takes `seconds` or more runs twice."""
+    rounds = max(2, min(20, int(3 / seconds)))
+    result = benchmark.pedantic(function, rounds=rounds - 1 if seconds > 1 else rounds, warmup_rounds=int(seconds < 1))
+    if input_bytes:
+        benchmark.extra_info["floor_ms"] = round(input_bytes / 17e9 * 1e3, 1)
+    return result
+
+
+def scale(dense: torch.Tensor) -> float:
+    """How much more there is to do than at 480 x 640."""
+    return dense[0].numel() / (480 * 640)
+
+
+def by_columns(dense: torch.Tensor) -> np.ndarray:
+    """uint8 [H, W, N] in Fortran order, all that pycocotools takes."""
+    return np.asfortranarray(dense.permute(1, 2, 0).numpy().view(np.uint8))
+
+
+# --- RLE ---
+
+
+def encode_sohes(dense):
+    return PackedMasks.from_dense(dense).to_rle()
+
+
+def encode_pycocotools(dense):
+    return coco.encode(by_columns(dense))
+
+
+def encode_loop(dense):
+    """The usual loop: positions of changes of one mask at a time, as plain run lengths, compressed by pycocotools."""
+    height, width = dense.shape[1:]
+    rles = []
+    for flat in dense.transpose(1, 2).flatten(1):
+        changes = torch.nonzero(flat[1:] ^ flat[:-1]).flatten() + 1
+        ends = torch.cat((flat.new_zeros(1, dtype=torch.int64), changes, changes.new_tensor([height * width])))
+        runs = ([0] if flat[0] else []) + ends.diff().tolist()
+        rles.append(coco.frPyObjects({"size": [height, width], "counts": runs}, height, width))
+    return rles
+
+
+@pytest.mark.parametrize(("encode", "seconds"), [(encode_sohes, 0.06), (encode_pycocotools, 0.5), (encode_loop, 3)])
+def test_encode(benchmark, threads, dense, encode, seconds):
+    threads(1)
+    benchmark.group = f"encode {list(dense.shape)}"
+    rles = measure(benchmark, lambda: encode(dense), seconds=seconds * scale(dense), input_bytes=dense.numel())
+    expected = coco.encode(by_columns(dense[:5]))
+    assert [coco.decode(rle).sum() for rle in rles[:5]] == [coco.decode(rle).sum() for rle in expected]
+
+
+def test_encode_pycocotools_from_columns(benchmark, threads, dense):
+    """pycocotools without the turn from rows to columns: the arrays lie as it needs them."""
+    threads(1)
+    benchmark.group = f"encode {list(dense.shape)}"
+    columns = by_columns(dense)
+    measure(benchmark, lambda: coco.encode(columns), seconds=0.25 * scale(dense), input_bytes=dense.numel())
+
+
+def decode_sohes(rles):
+    return PackedMasks.from_rle(rles).to_dense()
+
+
+def decode_pycocotools(rles):
+    return coco.decode(rles)
+
+
+@pytest.mark.parametrize(("decode", "seconds"), [(decode_sohes, 0.1), (decode_pycocotools, 0.7)])
+def test_decode(benchmark, threads, dense, decode, seconds):
+    threads(1)
+    benchmark.group = f"decode {list(dense.shape)}"
+    rles = encode_sohes(dense)
+    measure(benchmark, lambda: decode(rles), seconds=seconds * scale(dense), input_bytes=dense.numel())
+
+
+# --- all pairs ---
+
+
+def overlap_sohes(dense):
+    masks = PackedMasks.from_dense(dense)
+    return mask_overlap(masks, masks)
+
+
+def overlap_pycocotools(dense):
+    """IoU and not the intersection, which pycocotools does not give."""
+    rles = coco.encode(by_columns(dense))
+    return coco.iou(rles, rles, np.zeros(len(rles), np.uint8))
+
+
+def overlap_matmul(dense):
+    flat = dense.flatten(1).float()
+    return flat @ flat.T
+
+
+@pytest.mark.parametrize(("overlap", "seconds"), [(overlap_sohes, 0.06), (overlap_pycocotools, 1), (overlap_matmul, 5)])
+def test_overlap(benchmark, threads, dense, overlap, seconds):
+    threads(1)
+    benchmark.group = f"overlap of all pairs {list(dense.shape)}"
+    if overlap is overlap_matmul and dense[0].numel() > 1 << 20:
+        pytest.skip("a minute and 13 GB at this size")
+    measure(benchmark, lambda: overlap(dense), seconds=seconds * scale(dense), input_bytes=dense.numel())
+
+
+def test_overlap_alone(benchmark, threads, dense):
+    """Of masks that are packed already."""
+    threads(1)
+    benchmark.group = f"overlap of all pairs {list(dense.shape)}"
+    masks = PackedMasks.from_dense(dense)
+    measure(benchmark, lambda: mask_overlap(masks, masks), seconds=0.02 * scale(dense))
+
+
+# --- forest ---
+
+
+def forest_sohes(dense):
+    return build_forest(PackedMasks.from_dense(dense), 0.9)
+
+
+def forest_loop(dense):
+    """The usual loop over pairs of dense masks, smallest parent first."""
+    areas = [int(mask.sum()) for mask in dense]
+    parents = []
+    for child, mask in enumerate(dense):
+        parent = -1
+        for other in range(len(dense)):
+            if areas[other] <= areas[child] or (parent >= 0 and areas[other] >= areas[parent]):
+                continue
+            shared = int((mask & dense[other]).sum())
+            if shared >= 0.9 * areas[child] and shared < 0.9 * areas[other]:
+                parent = other
+        parents.append(parent)
+    return torch.tensor(parents)
+
+
+@pytest.mark.parametrize(("forest", "seconds"), [(forest_sohes, 0.01), (forest_loop, 1)])
+def test_forest_of_few(benchmark, threads, dense, forest, seconds):
+    threads(1)
+    few = dense[:SLOW_LOOP_MASKS]
+    benchmark.group = f"forest {list(few.shape)}"
+    parents = measure(benchmark, lambda: forest(few), seconds=seconds * scale(dense), input_bytes=few.numel())
+    assert torch.equal(parents, forest_sohes(few))
+
+
+def test_forest(benchmark, threads, dense):
+    threads(1)
+    benchmark.group = f"forest {list(dense.shape)}"
+    measure(benchmark, lambda: forest_sohes(dense), seconds=0.06 * scale(dense), input_bytes=dense.numel())
+
+
+# --- the whole way from logits to labels ---
+
+
+def chain_sohes(logits, size):
+    masks = PackedMasks.from_logits(logits, size)
+    masks = masks[nms_masks(masks, 0.9)]
+    return Forest(masks, torch.ones(len(masks)), build_forest(masks, 0.9)).to_coco(image_id=1)
+
+
+def chain_usual(logits, size):
+    """The same labels by upsampled logits and pycocotools."""
+    upsampled = F.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+    rles = coco.encode(by_columns(upsampled > 0))
+    areas = coco.area(rles).astype(np.int64)
+    order = np.argsort(-areas, kind="stable")
+    rles, areas = [rles[i] for i in order], areas[order]
+    iou = coco.iou(rles, rles, np.zeros(len(rles), np.uint8))
+    alive = np.ones(len(rles), bool)
+    for index in range(len(rles)):
+        if alive[index]:
+            alive[index + 1 :] &= iou[index, index + 1 :] <= 0.9
+    kept = np.flatnonzero(alive)
+    shared = iou * (areas[:, None] + areas) / (1 + iou)
+    inside = (shared >= 0.9 * areas[:, None] - 1e-6) & (shared < 0.9 * areas - 1e-6)
+    inside = inside[np.ix_(kept, kept)]
+    last = len(kept) - 1 - inside[:, ::-1].argmax(1)
+    parents = np.where(inside.any(1), last, -1)
+    return [{"segmentation": rles[i], "parent": int(parent)} for i, parent in zip(kept, parents, strict=True)]
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize(("chain", "seconds"), [(chain_sohes, 0.1), (chain_usual, 3)])
+def test_chain(benchmark, threads, chain, seconds, num_threads):
+    threads(num_threads)
+    size = (480, 640)
+    logits = object_logits(NUM_MASKS, 120, 160)
+    benchmark.group = f"logits [{NUM_MASKS}, 120, 160] to labels at 480 x 640"
+    labels = measure(benchmark, lambda: chain(logits, size), seconds=seconds, input_bytes=4 * logits.numel())
+    benchmark.extra_info["peak_mb"] = peak_mb(lambda: chain(logits, size))
+    assert len(labels) == len(chain_sohes(logits, size))
+
+
+def peak_mb(function: Callable) -> int | None:
+    """Megabytes that a call adds to the resident memory at its peak; None where Linux does not say."""
+    clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    if not clear.exists():
+        return None
+
+    def resident(field: str) -> int:
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(field))
+
+    clear.write_text("5")  # forget the highest resident size so far
+    before = resident("VmRSS")
+    function()
+    return (resident("VmHWM") - before) // 1024
