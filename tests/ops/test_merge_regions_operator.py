@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""merge_regions as an operator: opcheck, compile, export, determinism, memory, errors. (Results: test_merge_regions.)"""
+"""merge_regions as an operator: opcheck, compile, export, determinism, memory and errors."""
 
 import re
 from math import inf
