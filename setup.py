@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -28,7 +29,7 @@ ROOT = Path(__file__).resolve().parent
 MODES = ("auto", "cuda", "cpu", "none")
 
 
-def load_source_digest():
+def load_source_digest() -> Callable[[Path], str]:
     """`source_digest` of sohes/_binary.py, loaded by path: importing the package would need torch."""
     spec = importlib.util.spec_from_file_location("_binary", ROOT / "sohes" / "_binary.py")
     module = importlib.util.module_from_spec(spec)
@@ -37,7 +38,7 @@ def load_source_digest():
     return module.source_digest
 
 
-def find_nvcc():
+def find_nvcc() -> str | None:
     """The CUDA compiler: $CUDACXX, $CUDA_HOME/bin/nvcc, or the one on PATH. None when there is none."""
     for candidate in (
         os.environ.get("CUDACXX"),
@@ -51,7 +52,7 @@ def find_nvcc():
 class CMakeBuild(build_ext):
     """One CMake project, tried from the richest variant that `SOHES_BUILD` allows to the plainest."""
 
-    def build_extension(self, ext):
+    def build_extension(self, ext: Extension) -> None:
         mode = os.environ.get("SOHES_BUILD", "auto")
         if mode not in MODES:
             raise SystemExit(f"SOHES_BUILD={mode!r} is not one of {', '.join(MODES)}")
@@ -76,7 +77,7 @@ class CMakeBuild(build_ext):
             target.unlink(missing_ok=True)
         (target.parent / "_build.json").write_text(json.dumps(facts, indent=1) + "\n")
 
-    def try_variant(self, variant, target):
+    def try_variant(self, variant: str, target: Path) -> str | None:
         """Configure and compile. Returns why the toolchain cannot do it; a compile error is fatal instead."""
         nvcc = find_nvcc()
         if variant == "cuda" and nvcc is None:
@@ -110,7 +111,7 @@ class CMakeBuild(build_ext):
         shutil.copy2(next(build.glob("_C.*")), target)
         return None
 
-    def get_outputs(self):
+    def get_outputs(self) -> list[str]:
         outputs = [path for path in super().get_outputs() if os.path.exists(path)]
         folders = {os.path.dirname(path) for path in super().get_outputs()}
         return outputs + [os.path.join(f, "_build.json") for f in folders]

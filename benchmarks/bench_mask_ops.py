@@ -4,8 +4,8 @@
     python -m pytest benchmarks/bench_mask_ops.py --benchmark-group-by=group --benchmark-columns=min,median,rounds
 
 1000 masks of 480 x 640 on one thread; with SOHES_BENCH_LARGE=1 also of 1500 x 2250 (needs 14 GB). Peers that take
-seconds run once. `floor_ms` is the time to read the input once at 17 GB/s, the bandwidth of one thread of the machine that
-the project's figures are from; `peak_mb` the memory that a run adds.
+seconds run once. `floor_ms` is the time to read the input once at 17 GB/s, the bandwidth of one thread of the machine
+that the project's figures are from; `peak_mb` the memory that a run adds.
 """
 
 import os

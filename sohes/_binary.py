@@ -101,7 +101,8 @@ def _load(path: Path, expected_digest: str | None) -> Binary:
     if not path.is_file():
         return Binary(None, None, f"no file {path}")
     spec = importlib.util.spec_from_file_location("sohes._C", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     try:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)

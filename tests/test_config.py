@@ -2,6 +2,7 @@
 """Configs survive JSON, and a setting that does not exist is an error naming the nearest."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +20,7 @@ def test_presets_survive_json(name):
 
 def test_every_field_has_a_docstring():
     """`--help` is made of them."""
-    source = open(configuration.__file__, encoding="utf-8").read()
+    source = Path(configuration.__file__).read_text(encoding="utf-8")
     for cls in (c for c in vars(configuration).values() if dataclasses.is_dataclass(c)):
         for field in dataclasses.fields(cls):
             if field.default_factory is not dataclasses.MISSING and dataclasses.is_dataclass(field.default_factory):
@@ -31,7 +32,7 @@ def test_every_field_has_a_docstring():
 
 
 def test_unknown_setting_names_the_nearest():
-    with pytest.raises(ConfigError, match="config.instruct: unknown setting 'num_step'; did you mean 'num_steps'"):
+    with pytest.raises(ConfigError, match=r"config\.instruct: unknown setting 'num_step'; did you mean 'num_steps'"):
         from_dict(Config, {"instruct": {"num_step": 3}})
 
 

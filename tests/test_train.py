@@ -22,9 +22,12 @@ from sohes.train import main
 ROOT = Path(__file__).resolve().parents[1]
 
 # Everything as small as it can be while every part still works.
-MICRO = """--scenes.num-train 4 --scenes.num-eval 2 --scenes.size 64 --views.size 64 --infer.size 64
-    --instruct.num-steps 4 --instruct.batch-size 2 --correct.num-steps 4 --correct.batch-size 2
-    --loss.num-points 64 --device cpu""".split()
+MICRO = [
+    *("--scenes.num-train", "4", "--scenes.num-eval", "2", "--scenes.size", "64"),
+    *("--views.size", "64", "--infer.size", "64", "--loss.num-points", "64", "--device", "cpu"),
+    *("--instruct.num-steps", "4", "--instruct.batch-size", "2"),
+    *("--correct.num-steps", "4", "--correct.batch-size", "2"),
+]
 
 
 def run_main(*arguments):
@@ -76,7 +79,9 @@ def test_finished_run_resumes_to_itself_and_is_not_overwritten(finished, capsys)
 
 def test_the_same_seed_gives_the_same_weights(finished, tmp_path):
     assert run_main(*MICRO, "--out", tmp_path / "again", "--phases", "explore", "instruct") == 0
-    ours, theirs = (load_file(run / "weights" / "instruct" / "model.safetensors") for run in (finished, tmp_path / "again"))
+    ours, theirs = (
+        load_file(run / "weights" / "instruct" / "model.safetensors") for run in (finished, tmp_path / "again")
+    )
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 

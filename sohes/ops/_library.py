@@ -45,9 +45,7 @@ class Operator:
     """A registered operator. Calling it goes through the torch dispatcher (autograd, fake tensors, compile)."""
 
     name: str
-    backends: list[Backend] = field(
-        default_factory=list
-    )  # in the order `auto` tries them; the reference is last
+    backends: list[Backend] = field(default_factory=list)  # in the order `auto` tries them; the reference is last
 
     def __call__(self, *args: Any) -> Any:
         return getattr(torch.ops.sohes, self.name).default(*args)
@@ -58,9 +56,7 @@ class Operator:
 
     def register_autograd(self, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
         """Attach a backward (itself made of operators) through `torch.library.register_autograd`."""
-        torch.library.register_autograd(
-            f"sohes::{self.name}", backward, setup_context=setup_context, lib=LIBRARY
-        )
+        torch.library.register_autograd(f"sohes::{self.name}", backward, setup_context=setup_context, lib=LIBRARY)
 
     def choose(self, backend: str, device: torch.device, dtype: torch.dtype) -> Backend:
         """The backend that runs for this request. Raises ValueError for an unknown name, BackendUnavailable else."""

@@ -20,8 +20,8 @@ from sohes.forest import Forest, build_forest
 from sohes.losses.criterion import Criterion
 from sohes.masks import PackedMasks, nms_masks
 from sohes.models.inference import score_masks
-from sohes.models.segmenter import Segmenter
 from sohes.models.outputs import Outputs
+from sohes.models.segmenter import Segmenter
 
 
 def correct(run: Run, config: Config, labels: LabelSet, device: torch.device) -> None:
@@ -79,9 +79,7 @@ def correct(run: Run, config: Config, labels: LabelSet, device: torch.device) ->
             seed=config.seed,
             checkpoint_seconds=config.checkpoint_seconds,
             keep_checkpoints=config.keep_checkpoints,
-            optim=replace(
-                config.optim, learning_rate=config.optim.learning_rate * settings.learning_rate_factor
-            ),
+            optim=replace(config.optim, learning_rate=config.optim.learning_rate * settings.learning_rate_factor),
             after_step=after_step,
         )
     )

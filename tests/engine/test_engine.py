@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Optimiser groups, schedule, teacher, checkpoints."""
 
+import itertools
 import math
 
 import pytest
@@ -28,9 +29,7 @@ class Small(nn.Module):
 def test_optimizer_groups():
     model, config = Small(), OptimConfig(learning_rate=1e-2, backbone_factor=0.1, weight_decay=0.05)
     optimizer = build_optimizer(model, config)
-    rows = {
-        id(p): (g["lr_factor"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]
-    }
+    rows = {id(p): (g["lr_factor"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
     assert rows[id(model.backbone.weight)] == (0.1, 0.05)
     assert rows[id(model.backbone.bias)] == (0.1, 0.0)
     assert rows[id(model.head.weight)] == (1.0, 0.05)
@@ -47,7 +46,7 @@ def test_learning_rate_schedule():
     assert rates[0] == pytest.approx(0.1)
     assert rates[9] == rates[10] == pytest.approx(1.0)
     assert rates[60] == pytest.approx(0.1 + 0.9 * 0.5)
-    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
     assert 0.1 < rates[-1] < 0.101
     assert learning_rate_at(0, 1, config) == 1.0  # a run shorter than its warm-up
 

@@ -28,7 +28,7 @@ def test_resuming_nothing_is_an_error(tmp_path):
 def test_resume_refuses_other_settings_and_names_them(tmp_path):
     open_run(tmp_path, Config(), resume=False)
     changed = Config(seed=3, instruct=InstructConfig(num_steps=7))
-    with pytest.raises(RunError, match="started with other settings: seed, instruct.num_steps"):
+    with pytest.raises(RunError, match=r"started with other settings: seed, instruct\.num_steps"):
         open_run(tmp_path, changed, resume=True)
     open_run(tmp_path, replace(Config(), phases=("explore",)), resume=True)  # phases may change
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a kernel sees of a tensor: a pointer, its shape and strides, its type and place. No torch, no ownership.
+// What a kernel sees of a tensor: a pointer, its shape and strides, its type and place. No torch, no
+// ownership.
 #pragma once
 
 #include <cstdint>

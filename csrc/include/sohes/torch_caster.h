@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// pybind11 type caster: torch.Tensor -> TensorView through the tensor's own Python attributes, so that the module
-// links against no torch and one binary serves every version of it.
+// pybind11 type caster: torch.Tensor -> TensorView through the tensor's own Python attributes, so that the
+// module links against no torch and one binary serves every version of it.
 #pragma once
 
 #include <pybind11/pybind11.h>
