@@ -206,7 +206,8 @@ def chain_usual(logits, size):
     """The same labels by upsampled logits and pycocotools."""
     upsampled = F.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
     rles = coco.encode(by_columns(upsampled > 0))
-    areas = coco.area(rles).astype(np.int64)
+    areas = np.concatenate([coco.area(rles[i : i + 200]) for i in range(0, len(rles), 200)])  # it overflows past 255
+    areas = areas.astype(np.int64)
     order = np.argsort(-areas, kind="stable")
     rles, areas = [rles[i] for i in order], areas[order]
     iou = coco.iou(rles, rles, np.zeros(len(rles), np.uint8))

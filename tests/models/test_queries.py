@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import torch
 
-from sohes.models.mask_forms import AnchorMasks
+from sohes.models.mask_forms import OUTPUT_GAIN, AnchorMasks
 from sohes.models.pixel_decoder import PixelFeatures
 from sohes.models.queries import find_seeds, sample_map
 
@@ -48,9 +48,10 @@ def test_anchor_masks_are_the_formula_multiplied_out():
     finest, colours = torch.randn(2, 8, 6, 6), torch.randn(2, 3, 6, 6)
     form = AnchorMasks(finest_dim=8, affinity_dim=4, num_granularities=1)
     maps = form.maps(PixelFeatures([], finest, finest, colours))
-    anchors, outputs = torch.rand(2, 5, 2), 0.3 * torch.randn(2, 5, 9)
+    anchors, outputs = torch.rand(2, 5, 2), 3.0 * torch.randn(2, 5, 9)
     likeness = sample_map(maps[:, :4], anchors)
     logits = torch.einsum("bqe,behw->bqhw", form.embeddings(outputs, anchors, likeness), maps)
+    outputs = OUTPUT_GAIN * outputs
     log_s, log_t, b = (outputs[..., 6:] + form.start).unbind(-1)  # [B, Q]
     s, t = log_s.exp(), log_t.exp()
     centre = likeness + outputs[..., :4] / s.sqrt()[..., None]  # [B, Q, A]
