@@ -35,14 +35,16 @@ def tiny() -> Config:
             adapter_stem=24,
             hidden_dim=96,
             mask_dim=48,
-            mask_stride=2,
+            mask_stride=1,
             num_heads=4,
             encoder_layers=1,
             encoder_ffn_dim=192,
             decoder_layers=2,
             decoder_ffn_dim=192,
             query_init="seeds",
-            grid_size=12,
+            grid_size=8,
+            seeds_per_cell=3,
+            num_granularities=3,
         ),
         loss=LossConfig(
             num_points=256, num_match_points=512, local_ratio=0.4, importance_ratio=0.4, match_layers="last"
