@@ -258,6 +258,8 @@ class CorrectConfig:
     """Areas in pixels of the photo scaled to 640 on its long side that part small, medium and large. [COCO]"""
     theta_cover: float = 0.75
     """Coverage from which a teacher mask counts as inside another. [sibling]"""
+    nms_iou: float = 0.9
+    """Of two teacher masks with a higher IoU only the better becomes a label. [sibling]"""
     max_labels: int = 100
     """Teacher labels kept per image, best scores first. [ours]"""
 

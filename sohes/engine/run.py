@@ -21,10 +21,15 @@ class RunError(SohesError, ValueError):
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON under a temporary name, then rename: readers never see half a file."""
+    """Write `value` as indented JSON, whole or not at all; missing folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    _write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Write under a temporary name, then rename: readers never see half a file."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    temporary.write_text(text)
     os.replace(temporary, path)
 
 
@@ -99,9 +104,7 @@ def _drop_rows(path: Path, phase: Phase, start_step: int) -> None:
             continue  # the line a kill cut short
         if row["phase"] != phase or row["step"] < start_step:
             kept.append(line)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(line + "\n" for line in kept))
-    os.replace(temporary, path)
+    _write_text(path, "".join(line + "\n" for line in kept))
 
 
 def open_run(path: Path, config: Config, resume: bool) -> Run:

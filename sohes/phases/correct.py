@@ -110,7 +110,7 @@ def teacher_targets(outputs: Outputs, batch: Batch, config: CorrectConfig) -> li
         needed = thresholds[torch.bucketize(areas * scale, limits)]
         keep = ((scores[candidates] > needed) & (areas > 0)).nonzero().flatten()
         masks, kept_scores = masks[keep], scores[candidates][keep]
-        best = nms_masks(masks, 0.9, kept_scores)[: config.max_labels]
+        best = nms_masks(masks, config.nms_iou, kept_scores)[: config.max_labels]
         masks = masks[best]
         forest = Forest(masks, kept_scores[best], build_forest(masks, config.theta_cover))
         targets.append(Target.from_forest(forest))
