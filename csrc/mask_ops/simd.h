@@ -37,7 +37,12 @@ struct Simd {
                 uint64_t* signs);
 };
 
-// The versions this processor can run, plainest first; ends with nullptr.
+extern const Simd kPlain;
+
+// The vector versions of this processor, the better one at level 1; nullptr for one that it cannot run.
+const Simd* vector_version(int level);
+
+// All versions this processor can run, plainest first; ends with nullptr.
 const Simd* const* simd_versions();
 
 // The best of them.
