@@ -334,15 +334,15 @@ def from_dict(cls: type, values: dict[str, Any], where: str = "config") -> Any:
     return cls(**arguments)
 
 
-def load(path: Path) -> Config:
-    """Read a `config.json`. Raises ConfigError when it is not one."""
+def load(path: Path, cls: type = Config) -> Any:
+    """Read a `config.json` as `cls`. Raises ConfigError when it is not one."""
     try:
         values = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist") from error
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path} is not JSON: {error}") from error
-    return from_dict(Config, values, where=str(path))
+    return from_dict(cls, values, where=str(path))
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -354,7 +354,13 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         options = [h for h in typing.get_args(hint) if h is not type(None)]
         return None if value is None else _convert(options[0], value, where)
     if origin is tuple and isinstance(value, list):
-        return tuple(value)
+        items = typing.get_args(hint)
+        items = items[:1] * len(value) if items[-1] is Ellipsis else items
+        if len(items) != len(value):
+            raise ConfigError(f"{where} = {value!r}, expected {len(items)} values")
+        return tuple(
+            _convert(item, one, f"{where}[{i}]") for i, (item, one) in enumerate(zip(items, value, strict=True))
+        )
     if origin is Literal:
         if value not in typing.get_args(hint):
             raise ConfigError(f"{where} = {value!r}, expected one of {typing.get_args(hint)}")

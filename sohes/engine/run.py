@@ -119,7 +119,7 @@ def open_run(path: Path, config: Config, resume: bool) -> Run:
     if resume and not stored.is_file():
         raise RunError(f"--resume: {path} holds no run (no config.json)")
     if resume:
-        before, now = (configuration.to_dict(c) for c in (configuration.load(stored), config))
+        before, now = (configuration.to_dict(c) for c in (configuration.load(stored, type(config)), config))
         changed = [key for key in _flatten(now) if key != "phases" and _flatten(before).get(key) != _flatten(now)[key]]
         if changed:
             raise RunError(f"--resume: {path} was started with other settings: {', '.join(changed)}")

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Multi-crop views for self-distillation, cut and coloured on the device that trains.
+
+Photos arrive as uint8 canvases of one size; everything random is drawn in batches from one generator, so that no
+photo is touched on its own and decoding, done once, is all that is left to the CPU.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from sohes.pretrain_config import CropConfig, DistortConfig
+
+# Rec. 601 luma, and the YIQ axes in which a turn of hue is a rotation.
+_TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
+_BLUR_RADIUS_SIGMAS = 2.0
+
+
+def draw_boxes(sizes: Tensor, scale: tuple[float, float], config: CropConfig, generator: Generator) -> Tensor:
+    """One random box inside each photo.
+
+    The area is uniform in `scale` of the photo's, the aspect log-uniform in `config.aspect` (the random resized crop of
+    Inception); a box that would stick out is made shorter.
+
+    Args:
+        sizes: [B, 2], height and width of each photo in pixels of its canvas.
+
+    Returns:
+        float32 [B, 4]: x0, y0, x1, y1 in pixels, 0 <= x0 < x1 <= width.
+    """
+    height, width = sizes.float().unbind(1)  # [B]
+    share, shape, left, top = torch.rand((4, len(sizes)), generator=generator, device=sizes.device)
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * share)
+    low, high = (math.log(value) for value in config.aspect)
+    aspect = torch.exp(low + (high - low) * shape)
+    box_width = torch.minimum((area * aspect).sqrt(), width)
+    box_height = torch.minimum((area / aspect).sqrt(), height)
+    x0, y0 = (width - box_width) * left, (height - box_height) * top
+    return torch.stack((x0, y0, x0 + box_width, y0 + box_height), dim=1)
+
+
+def cut_crops(canvases: Tensor, boxes: Tensor, mirrored: Tensor, size: int) -> Tensor:
+    """The boxes of the canvases, resized to squares.
+
+    Bilinear; where a box may shrink, at a multiple of `size` that is then averaged down, so that nothing aliases.
+
+    Args:
+        canvases: float32 [B, 3, S, S] in 0..1. boxes: float32 [B, 4] in pixels. mirrored: bool [B].
+
+    Returns:
+        float32 [B, 3, size, size].
+    """
+    side = canvases.shape[-1]
+    factor = max(1, math.ceil(side / size / 1.5))
+    n = size * factor
+    place = (torch.arange(n, device=boxes.device, dtype=torch.float32) + 0.5) / n  # [n], 0..1 across the box
+    across = torch.where(mirrored[:, None], 1 - place, place)  # [B, n]
+    x = boxes[:, 0, None] + across * (boxes[:, 2] - boxes[:, 0])[:, None]  # [B, n]
+    y = boxes[:, 1, None] + place * (boxes[:, 3] - boxes[:, 1])[:, None]  # [B, n]
+    grid = torch.stack((x[:, None, :].expand(-1, n, n), y[:, :, None].expand(-1, n, n)), dim=-1)  # [B, n, n, 2]
+    crops = F.grid_sample(canvases, 2 * grid / side - 1, padding_mode="border", align_corners=False)
+    return F.avg_pool2d(crops, factor) if factor > 1 else crops
+
+
+def distort(crops: Tensor, config: DistortConfig, blur: float, solarize: float, generator: Generator) -> Tensor:
+    """Change colours, drop colour, blur and solarise, each crop by its own dice.
+
+    Brightness, contrast, saturation and hue are applied in this order.
+
+    Args:
+        crops: float32 [N, 3, h, w] in 0..1. blur, solarize: their probabilities for these crops.
+
+    Returns:
+        float32 [N, 3, h, w] in 0..1.
+    """
+    num = len(crops)
+
+    def chance(probability: float) -> Tensor:
+        return (torch.rand(num, generator=generator, device=crops.device) < probability)[:, None, None, None]
+
+    def spread(width: float) -> Tensor:
+        """Uniform in -width..width, [N, 1, 1, 1]."""
+        return ((2 * torch.rand(num, generator=generator, device=crops.device) - 1) * width)[:, None, None, None]
+
+    jittered = (crops * (1 + spread(config.brightness))).clamp(0, 1)
+    middle = _gray(jittered).mean((2, 3), keepdim=True)  # [N, 1, 1, 1]
+    jittered = (middle + (jittered - middle) * (1 + spread(config.contrast))).clamp(0, 1)
+    gray = _gray(jittered)  # [N, 1, h, w]
+    jittered = (gray + (jittered - gray) * (1 + spread(config.saturation))).clamp(0, 1)
+    jittered = _turn_hue(jittered, spread(config.hue).flatten())
+    crops = torch.where(chance(config.jitter_probability), jittered, crops)
+    crops = torch.where(chance(config.gray_probability), _gray(crops).expand_as(crops), crops)
+    if blur > 0:
+        low, high = config.blur_sigma
+        sigma = low + (high - low) * torch.rand(num, generator=generator, device=crops.device)
+        crops = torch.where(chance(blur), gaussian_blur(crops, sigma, high), crops)
+    if solarize > 0:
+        crops = torch.where(chance(solarize) & (crops >= 0.5), 1 - crops, crops)
+    return crops
+
+
+def gaussian_blur(crops: Tensor, sigma: Tensor, max_sigma: float) -> Tensor:
+    """Blur [N, 3, h, w] with a sigma (pixels) for each crop, [N]; edges are repeated.
+
+    Separable, as a weighted sum of shifted copies: every crop has a kernel of its own, which a convolution cannot have.
+    """
+    radius = max(1, math.ceil(_BLUR_RADIUS_SIGMAS * max_sigma))
+    offset = torch.arange(-radius, radius + 1, device=crops.device)
+    weights = torch.exp(-0.5 * (offset / sigma[:, None]) ** 2)  # [N, 2 * radius + 1]
+    weights = weights / weights.sum(1, keepdim=True)
+    for dim in (2, 3):
+        length = crops.shape[dim]
+        place = torch.arange(length, device=crops.device)
+        shifted = (
+            weights[:, k, None, None, None] * crops.index_select(dim, (place + k - radius).clamp(0, length - 1))
+            for k in range(2 * radius + 1)
+        )
+        crops = sum(shifted, torch.zeros_like(crops))
+    return crops
+
+
+def draw_patch_masks(
+    num: int, grid: tuple[int, int], share: tuple[float, float], probability: float, generator: Generator
+) -> Tensor:
+    """Which patches the student does not see: bool [num, h, w], in blobs.
+
+    A crop is masked with `probability`; the share of its patches is uniform in `share`. The patches are those where
+    noise on a grid half as fine, enlarged, is highest [ours; iBOT draws rectangles]: blobs, in one batched step.
+    """
+    h, w = grid
+    device = generator.device
+    coarse = torch.rand((num, 1, max(2, h // 2), max(2, w // 2)), generator=generator, device=device)
+    noise = F.interpolate(coarse, (h, w), mode="bicubic", align_corners=False).flatten(1)  # [num, h*w]
+    rank = noise.argsort(1, descending=True).argsort(1)
+    wanted = share[0] + (share[1] - share[0]) * torch.rand(num, generator=generator, device=device)
+    wanted = torch.where(torch.rand(num, generator=generator, device=device) < probability, wanted, 0.0)
+    return (rank < (wanted * h * w).round()[:, None]).view(num, h, w)
+
+
+def _gray(crops: Tensor) -> Tensor:
+    """[N, 3, h, w] -> [N, 1, h, w]."""
+    weights = crops.new_tensor(_TO_YIQ[0])[:, None, None]
+    return (crops * weights).sum(1, keepdim=True)
+
+
+def _turn_hue(crops: Tensor, turns: Tensor) -> Tensor:
+    """Rotate colours about the gray axis by `turns` [N] of a full circle."""
+    to_yiq = crops.new_tensor(_TO_YIQ)  # [3, 3]
+    angle = 2 * math.pi * turns
+    zero, one = torch.zeros_like(angle), torch.ones_like(angle)
+    rows = (one, zero, zero, zero, angle.cos(), -angle.sin(), zero, angle.sin(), angle.cos())
+    matrix = torch.linalg.inv(to_yiq) @ torch.stack(rows, dim=1).view(-1, 3, 3) @ to_yiq  # [N, 3, 3]
+    return torch.einsum("nij,njhw->nihw", matrix, crops).clamp(0, 1)

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Unlabelled photos as small canvases, all in memory, for training that looks at each of them hundreds of times."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sohes.data.errors import DataError
+from sohes.data.images import UnreadableImage, read_image
+from sohes.data.photo_pack import shrink
+from sohes.data.sampling import step_samples
+
+
+@dataclass(frozen=True, eq=False)
+class PhotoBatch:
+    """B photos. names: where they come from. images: uint8 [B, 3, S, S]; a photo lies in the corner at 0, 0, and its
+    last row and column are repeated to the canvas' edge. sizes: int64 [B, 2], height and width of the photo itself."""
+
+    names: list[str]
+    images: Tensor
+    sizes: Tensor
+
+    def to(self, device: torch.device | str) -> PhotoBatch:
+        return PhotoBatch(self.names, self.images.to(device, non_blocking=True), self.sizes.to(device))
+
+
+def photo_canvas(image: Tensor, side: int) -> tuple[Tensor, tuple[int, int]]:
+    """uint8 [3, H, W], shrunk to a long side of `side` (never enlarged) -> uint8 [3, side, side] and its (h, w)."""
+    image = shrink(image, side)
+    h, w = image.shape[1:]
+    rows, columns = torch.arange(side).clamp_max(h - 1), torch.arange(side).clamp_max(w - 1)
+    return image[:, rows][:, :, columns], (h, w)
+
+
+class PhotoSet:
+    """Photos that were decoded once.
+
+    names: those that could be read. failures: the others, with their reasons.
+    """
+
+    def __init__(self, paths: Sequence[Path], side: int, num_threads: int, cache_gb: float) -> None:
+        """Decode `paths` into canvases of `side` pixels.
+
+        Raises:
+            DataError: the canvases need more than `cache_gb`, or no photo can be read.
+        """
+        needed = len(paths) * 3 * side * side / 1e9
+        if needed > cache_gb:
+            raise DataError(
+                f"{len(paths)} photos of {side} px need {needed:.3g} GB of memory, expected at most {cache_gb:g} GB: "
+                "raise --cache-gb or lower --crops.photo-side"
+            )
+        self.names: list[str] = []
+        self.failures: list[str] = []
+        self.images = torch.empty((len(paths), 3, side, side), dtype=torch.uint8)
+        sizes = []
+        with ThreadPoolExecutor(num_threads) as pool:
+            for path, made in zip(paths, pool.map(lambda path: _read(path, side), paths), strict=True):
+                if isinstance(made, UnreadableImage):
+                    self.failures.append(str(made))
+                    continue
+                self.images[len(sizes)] = made[0]
+                sizes.append(made[1])
+                self.names.append(str(path))
+        if not sizes:
+            raise DataError(f"none of {len(paths)} photos could be read; the first: {self.failures[0]}")
+        self.images, self.sizes = self.images[: len(sizes)], torch.tensor(sizes)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def batch(self, indices: Sequence[int]) -> PhotoBatch:
+        chosen = torch.tensor(indices)
+        return PhotoBatch([self.names[i] for i in indices], self.images[chosen], self.sizes[chosen])
+
+
+def photo_batches(
+    photos: PhotoSet, batch_size: int, seed: int, start_step: int, stop_step: int, rank: int = 0, world: int = 1
+) -> Iterator[tuple[int, PhotoBatch]]:
+    """Yield (step, batch): this process's slice of the global batch, the same from whatever step one starts.
+
+    Raises:
+        DataError: a `batch_size` that the processes cannot share, or with which nobody has two photos.
+    """
+    share = batch_size // world
+    if batch_size % world or share < 2:
+        raise DataError(f"batch size {batch_size} for {world} processes; expected a multiple, and 2 photos for each")
+    for step in range(start_step, stop_step):
+        samples = step_samples(len(photos), batch_size, step, seed)[rank * share : (rank + 1) * share]
+        yield step, photos.batch([index for _, index in samples])
+
+
+def _read(path: Path, side: int) -> tuple[Tensor, tuple[int, int]] | UnreadableImage:
+    """A canvas, or why there is none: one bad photo among thousands must not end the others."""
+    try:
+        return photo_canvas(read_image(path), side)
+    except UnreadableImage as error:
+        return error

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses of self-distillation: between views of a photo, on hidden patches, and the term that keeps photos apart."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sohes.engine.distributed import all_sum
+
+_SINKHORN_ROUNDS = 3  # [DINOv2]
+_KOLEO_EPSILON = 1e-8
+
+
+@torch.no_grad()
+def sinkhorn(logits: Tensor, temperature: float) -> Tensor:
+    """The teacher's logits as probabilities that use all prototypes about equally [SwAV, DINOv2].
+
+    Rows and columns of exp(logits / temperature) are normalised in turn; the batch of all processes counts as one.
+
+    Args:
+        logits: [M, K], M may be 0.
+
+    Returns:
+        float32 [M, K]; each row sums to 1.
+    """
+    logits = logits.float() / temperature
+    # A row's own maximum may be taken out: rows are normalised anyway.
+    weights = torch.exp(logits - logits.amax(1, keepdim=True)) if len(logits) else logits
+    for _ in range(_SINKHORN_ROUNDS):
+        used = all_sum(weights.sum(0, keepdim=True))  # [1, K]
+        weights = weights / used.clamp_min(torch.finfo(torch.float32).tiny)
+        weights = weights / weights.sum(1, keepdim=True)
+    return weights
+
+
+def class_loss(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy of the teacher's view of a photo with the student's other views of it [DINO].
+
+    Args:
+        teacher: probabilities [2, B, K] of the large crops.
+        student: logits [V, B, K]; the first two are those same crops, and are not compared with themselves.
+
+    Returns:
+        Scalar: the mean over pairs of views and photos.
+    """
+    log_probabilities = F.log_softmax(student.float() / temperature, dim=-1)  # [V, B, K]
+    pairs = -torch.einsum("tbk,vbk->tv", teacher, log_probabilities) / teacher.shape[1]  # [2, V]
+    other = ~torch.eye(2, len(student), dtype=torch.bool, device=student.device)
+    return pairs[other].mean()
+
+
+def patch_loss(teacher: Tensor, student: Tensor, masks: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy on the hidden patches [iBOT]: every masked crop counts the same, whatever its share of patches.
+
+    Args:
+        teacher: probabilities [M, K]. student: logits [M, K]. masks: bool [N, h, w] with M True.
+
+    Returns:
+        Scalar; 0 when nothing is hidden.
+    """
+    each = -(teacher * F.log_softmax(student.float() / temperature, dim=-1)).sum(-1)  # [M]
+    count = masks.flatten(1).sum(1)  # [N]
+    weight = (1 / count.clamp_min(1))[:, None, None].expand(masks.shape)[masks]  # [M]
+    return (each * weight).sum() / (count > 0).sum().clamp_min(1)
+
+
+def koleo_loss(tokens: Tensor) -> Tensor:
+    """Minus the mean log distance of each class token [B, C], on the unit sphere, to its nearest [Kozachenko-Leonenko].
+
+    Photos that come together are pushed apart, so that features do not collapse.
+    """
+    unit = F.normalize(tokens.float(), dim=-1)
+    with torch.no_grad():
+        nearest = (unit @ unit.T).fill_diagonal_(-2).argmax(1)  # [B]
+    distance = (unit - unit[nearest]).norm(dim=-1)
+    return -torch.log(distance + _KOLEO_EPSILON).mean()

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A trained ViT on its own, in the folder form that timm reads: `timm.create_model(f"local-dir:{folder}", ...)`."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
+
+from sohes.data.transforms import IMAGE_MEAN, IMAGE_STD
+
+
+def save_vit(
+    folder: Path,
+    vit: VisionTransformer,
+    architecture: str,
+    arguments: Mapping[str, object],
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write `model.safetensors` and `config.json`; each file appears complete or not at all.
+
+    Args:
+        architecture: a name that timm knows; `arguments` are what its `create_model` needs beside it, JSON-ready.
+        dtype: of the stored weights; None keeps theirs.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {key: value.detach().to("cpu", dtype).contiguous() for key, value in vit.state_dict().items()}
+    side = arguments.get("img_size", vit.patch_embed.img_size[0])
+    config = {
+        "architecture": architecture,
+        "num_classes": vit.num_classes,
+        "num_features": vit.num_features,
+        "model_args": dict(arguments),
+        "pretrained_cfg": {
+            "input_size": [3, side, side],
+            "fixed_input_size": False,
+            "mean": IMAGE_MEAN,
+            "std": IMAGE_STD,
+            "interpolation": "bicubic",
+            "num_classes": vit.num_classes,
+            "first_conv": "patch_embed.proj",
+        },
+    }
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
+        save_file(state, Path(partial, "model.safetensors"), metadata={"format": "pt"})
+        Path(partial, "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        for name in ("model.safetensors", "config.json"):
+            os.replace(Path(partial, name), folder / name)

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m sohes.pretrain`: raw photos in; a small ViT whose patch features cluster well out, no network needed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from sohes import config as configuration
+from sohes.cli import fail_clearly, parse
+from sohes.data.images import list_images
+from sohes.data.photo_pack import write_pack
+from sohes.data.photos import PhotoSet
+from sohes.engine.run import Run, RunError, open_run, write_json
+from sohes.env import collect_env
+from sohes.phases.pretrain import pretrain
+from sohes.pretrain_config import PretrainConfig, get_preset
+from sohes.train import pick_device
+
+
+@dataclass
+class Arguments:
+    """Train a small ViT on raw photos by self-distillation.
+
+    The result is a folder that timm opens, and that phase 1 takes: `--explore.features OUT/weights/pretrain`.
+    """
+
+    config: Annotated[PretrainConfig, tyro.conf.arg(name="")] = field(default_factory=PretrainConfig)
+    out: Path = Path("runs/pretrain")
+    """Folder of the run: config, checkpoints, metrics, weights."""
+    resume: bool = False
+    """Go on with the run in --out, from its files. Its settings are taken from there."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train: auto takes a GPU if there is one."""
+    pack: Path | None = None
+    """Train nothing: write the photos of --images, shrunk to --crops.photo-side, into this tar, to carry elsewhere."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    with fail_clearly("sohes.pretrain"):
+        default = Arguments(config=_base_config(given))
+        args = parse(Arguments, given, prog="python -m sohes.pretrain", default=default)
+        if args.pack is not None:
+            pack_photos(args)
+        else:
+            pretrain_run(args)
+    return 0
+
+
+def pretrain_run(args: Arguments) -> Run:
+    """The whole job. Raises SohesError for everything a person can mend."""
+    config = args.config
+    config.check()
+    device = pick_device(args.device)
+    paths = _find_photos(config)
+    run = open_run(args.out, config, args.resume)
+    write_json(run.path / "env.json", collect_env())
+    if run.is_trained("pretrain"):
+        run.log(f"trained before, see {run.weights('pretrain')}")
+        return run
+    photos = PhotoSet(paths, config.crops.photo_side, config.num_threads, config.cache_gb)
+    for reason in photos.failures:
+        run.log(reason)
+    run.log(f"{len(photos)} photos, preset {config.preset}, device {device}, seed {config.seed}")
+    pretrain(run, config, photos, device)
+    run.log(f"backbone: {run.weights('pretrain')}")
+    return run
+
+
+def pack_photos(args: Arguments) -> None:
+    """Write the pack and say how large it is."""
+    config = args.config
+    paths = _find_photos(config)
+    failures = write_pack(paths, args.pack, config.crops.photo_side, config.pack_quality, config.num_threads)
+    for reason in failures:
+        print(reason, file=sys.stderr)
+    megabytes = args.pack.stat().st_size / 1e6
+    print(f"{args.pack}: {len(paths) - len(failures)} photos, {megabytes:.1f} MB")
+
+
+def _find_photos(config: PretrainConfig) -> list[Path]:
+    if not config.images:
+        raise RunError("--images: expected folders, tars or lists of photos to learn from")
+    return [path for source in config.images for path in list_images(source)]
+
+
+def _base_config(given: Sequence[str]) -> PretrainConfig:
+    """What the other options change: the preset, or the stored settings of the run to resume."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--preset", default="tiny-cpu")
+    early.add_argument("--out", type=Path, default=Arguments.out)
+    early.add_argument("--resume", action="store_true")
+    known, _ = early.parse_known_args(given)
+    if known.resume:
+        return configuration.load(known.out / "config.json", PretrainConfig)
+    return get_preset(known.preset)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

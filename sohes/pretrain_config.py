@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings of `python -m sohes.pretrain`, the self-supervised training of a backbone.
+
+Labels of values: [DINO], [iBOT], [DINOv2] the value of that work, [ours] decided here.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sohes.config import ConfigError, OptimConfig
+
+
+@dataclass
+class VitConfig:
+    """The backbone: a plain ViT as timm builds it."""
+
+    patch: int = 8
+    """Side of a patch in pixels. [ours: small patches cluster into sharper masks]"""
+    width: int = 192
+    """Channels of a token; a multiple of `heads`. [DeiT-Ti]"""
+    depth: int = 12
+    """Blocks. [DeiT-Ti]"""
+    heads: int = 3
+    """Attention heads. [DeiT-Ti]"""
+    register_tokens: int = 4
+    """Tokens without a place, which keep global traces out of the patches' features. [DINOv2 with registers]"""
+    drop_path: float = 0.1
+    """Stochastic depth of the student, 0..1. [DINO]"""
+
+
+@dataclass
+class CropConfig:
+    """The views of a photo: large crops that teacher and student see, small ones for the student alone."""
+
+    photo_side: int = 192
+    """Photos are shrunk to this long side, in pixels, before crops are cut. [ours]"""
+    global_size: int = 128
+    """Side of a large crop in pixels; a multiple of the patch. [ours]"""
+    global_scale: tuple[float, float] = (0.32, 1.0)
+    """Range of its area as a share of the photo. [DINOv2]"""
+    local_size: int = 64
+    """Side of a small crop in pixels; a multiple of the patch. [ours]"""
+    local_scale: tuple[float, float] = (0.05, 0.32)
+    """Range of its area as a share of the photo. [DINOv2]"""
+    num_locals: int = 6
+    """Small crops of a photo, >= 0. [ours; DINO: 8]"""
+    aspect: tuple[float, float] = (0.75, 4 / 3)
+    """Range of width over height of a crop's box. [DINO]"""
+
+
+@dataclass
+class DistortConfig:
+    """How far the colours of two crops of one photo may differ."""
+
+    jitter_probability: float = 0.8
+    """Of changing brightness, contrast, saturation and hue. [DINO]"""
+    brightness: float = 0.4
+    """Factor drawn from 1 - value to 1 + value. [DINO]"""
+    contrast: float = 0.4
+    """Likewise. [DINO]"""
+    saturation: float = 0.2
+    """Likewise. [DINO]"""
+    hue: float = 0.1
+    """Shift drawn from -value to value, in turns of the colour circle. [DINO]"""
+    gray_probability: float = 0.2
+    """Of losing all colour. [DINO]"""
+    blur_sigma: tuple[float, float] = (0.1, 1.2)
+    """Range of the sigma of a Gaussian blur, in pixels of the crop. [ours: DINO's, for crops half as large]"""
+    blur_probability: tuple[float, float, float] = (1.0, 0.1, 0.5)
+    """Of a blur: first large crop, second, small ones. [DINO]"""
+    solarize_probability: float = 0.2
+    """Of turning bright values dark, in the second large crop. [DINO]"""
+
+
+@dataclass
+class DistillConfig:
+    """What the student learns from the teacher."""
+
+    prototypes: int = 4096
+    """Outputs of both heads, over which teacher and student compare. [ours; DINO: 65536, for 1.3 M photos]"""
+    head_hidden: int = 512
+    """Hidden channels of the heads. [ours; DINO: 2048]"""
+    head_bottleneck: int = 128
+    """Channels before the prototypes. [ours; DINO: 256]"""
+    student_temperature: float = 0.1
+    """Sharpness of the student. [DINO]"""
+    teacher_temperature: tuple[float, float] = (0.04, 0.07)
+    """Sharpness of the teacher, from start to the end of the warm-up. [DINO]"""
+    teacher_warmup: float = 0.3
+    """Share of the steps over which the teacher's temperature rises, 0..1. [DINO: 30 of 100 epochs]"""
+    momentum: tuple[float, float] = (0.992, 1.0)
+    """The teacher's EMA decay, from start to end by cosine. [DINOv2: 0.992]"""
+    mask_probability: float = 0.5
+    """Share of the large crops in which patches are hidden from the student. [iBOT]"""
+    mask_share: tuple[float, float] = (0.1, 0.5)
+    """Range of the share of a crop's patches that are hidden. [iBOT]"""
+    class_weight: float = 1.0
+    """Weight of the image-level loss. [DINOv2]"""
+    patch_weight: float = 1.0
+    """Weight of the loss on hidden patches. [iBOT]"""
+    koleo_weight: float = 0.1
+    """Weight of the term that keeps photos apart. [DINOv2]"""
+
+
+def _default_optim() -> OptimConfig:
+    return OptimConfig(
+        learning_rate=1e-3, backbone_factor=1.0, weight_decay=0.05, clip_norm=3.0, warmup_steps=200, final_factor=1e-3
+    )
+
+
+@dataclass
+class PretrainConfig:
+    """A pretraining run."""
+
+    preset: str = "tiny-cpu"
+    """The preset that the other defaults come from: see `sohes/pretrain_config.py`."""
+    images: tuple[Path, ...] = ()
+    """Photos to learn from: folders, tars, lists; several are joined."""
+    num_steps: int = 2000
+    """Optimiser steps, >= 1."""
+    batch_size: int = 32
+    """Photos a step, over all processes."""
+    num_threads: int = 4
+    """Threads that decode photos, once, before the first step."""
+    cache_gb: float = 8.0
+    """Decoded photos are kept in memory; a set that needs more than this is refused."""
+    pack_quality: int = 60
+    """WebP quality of `--pack`, 0..100: 60 makes about 4 kB of a photo of 192 px. [ours]"""
+    checkpoint_seconds: float = 120.0
+    """A checkpoint is written about this often, in seconds."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept, >= 1."""
+    seed: int = 0
+    """Of everything random."""
+    vit: VitConfig = field(default_factory=VitConfig)
+    crops: CropConfig = field(default_factory=CropConfig)
+    distort: DistortConfig = field(default_factory=DistortConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    optim: OptimConfig = field(default_factory=_default_optim)
+
+    def check(self) -> None:
+        """Raises ConfigError for settings that do not fit each other."""
+        if self.vit.width % self.vit.heads:
+            raise ConfigError(f"vit.width {self.vit.width} is not a multiple of vit.heads {self.vit.heads}")
+        for name in ("global_size", "local_size"):
+            if getattr(self.crops, name) % self.vit.patch:
+                raise ConfigError(
+                    f"crops.{name} {getattr(self.crops, name)} is not a multiple of vit.patch {self.vit.patch}"
+                )
+        for name in ("global_scale", "local_scale", "aspect"):
+            low, high = getattr(self.crops, name)
+            if not 0 < low <= high:
+                raise ConfigError(f"crops.{name} {low, high}: expected 0 < low <= high")
+        if self.batch_size < 2:
+            raise ConfigError(f"batch_size {self.batch_size}: self-distillation compares photos, expected at least 2")
+
+
+def tiny_cpu() -> PretrainConfig:
+    """A smoke run for a CPU: small crops, few steps."""
+    return PretrainConfig(
+        preset="tiny-cpu",
+        crops=CropConfig(photo_side=128, global_size=96, local_size=48, num_locals=2),
+        distill=DistillConfig(prototypes=1024, head_hidden=256, head_bottleneck=64, momentum=(0.98, 1.0)),
+    )
+
+
+def tiny_h200() -> PretrainConfig:
+    """`sohes-tiny`: a ViT of 5.5 M parameters with patches of 8 px, in minutes of one large GPU."""
+    return PretrainConfig(
+        preset="tiny-h200",
+        num_steps=5000,
+        batch_size=1024,
+        num_threads=16,
+        optim=OptimConfig(
+            learning_rate=2e-3,
+            backbone_factor=1.0,
+            weight_decay=0.05,
+            clip_norm=3.0,
+            warmup_steps=400,
+            final_factor=1e-3,
+            precision="bf16",
+        ),
+    )
+
+
+PRESETS: dict[str, Callable[[], PretrainConfig]] = {"tiny-cpu": tiny_cpu, "tiny-h200": tiny_h200}
+
+
+def get_preset(name: str) -> PretrainConfig:
+    """The preset called `name`. Raises ConfigError naming the nearest one."""
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise ConfigError(f"unknown preset '{name}': {hint}known: {', '.join(PRESETS)}")
+    return PRESETS[name]()

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses of self-distillation, against the formulas written out photo by photo."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from sohes.losses.distillation import class_loss, koleo_loss, patch_loss, sinkhorn
+
+
+def test_sinkhorn_gives_probabilities_that_use_all_prototypes():
+    logits = torch.randn(96, 12) * 0.1
+    logits[:, 0] += 0.4  # a prototype that everything likes
+    temperature = 0.05
+    plain = (logits / temperature).softmax(1)
+    balanced = sinkhorn(logits, temperature)
+    torch.testing.assert_close(balanced.sum(1), torch.ones(96))
+    assert plain[:, 0].sum() > 60
+    assert (balanced.sum(0) - 8).abs().max() < 2.5
+    assert torch.isfinite(sinkhorn(logits * 1e4, 0.04)).all()
+    assert sinkhorn(logits[:0], temperature).shape == (0, 12)
+
+
+def test_class_loss_compares_other_views_only():
+    B, K, views = 3, 5, 4
+    teacher = torch.rand(2, B, K).softmax(-1)
+    student = torch.randn(views, B, K)
+    total, pairs = 0.0, 0
+    for t in range(2):
+        for v in range(views):
+            if t == v:
+                continue
+            pairs += 1
+            for b in range(B):
+                log_p = (student[v, b] / 0.1).log_softmax(-1)
+                total -= (teacher[t, b] * log_p).sum().item() / B
+    assert math.isclose(class_loss(teacher, student, 0.1).item(), total / pairs, rel_tol=1e-5)
+
+
+def test_patch_loss_counts_every_masked_crop_the_same():
+    masks = torch.zeros(3, 2, 2, dtype=torch.bool)
+    masks[0, 0, 0] = True
+    masks[2] = True
+    teacher, student = torch.rand(5, 6).softmax(-1), torch.randn(5, 6)
+    each = -(teacher * (student / 0.1).log_softmax(-1)).sum(-1)
+    expected = (each[0] + each[1:].mean()) / 2
+    torch.testing.assert_close(patch_loss(teacher, student, masks, 0.1), expected)
+    nothing = torch.zeros(3, 2, 2, dtype=torch.bool)
+    assert patch_loss(teacher[:0], student[:0], nothing, 0.1) == 0
+
+
+def test_koleo_pushes_nearest_neighbours_apart():
+    tokens = torch.tensor([[1.0, 0.0], [0.0, 2.0], [-3.0, 0.1]], requires_grad=True)
+    unit = tokens.detach() / tokens.detach().norm(dim=1, keepdim=True)
+    distance = torch.cdist(unit, unit) + 10 * torch.eye(3)
+    loss = koleo_loss(tokens)
+    torch.testing.assert_close(loss.detach(), -distance.amin(1).log().mean())
+    loss.backward()
+    moved = tokens.detach() - 0.05 * tokens.grad
+    assert koleo_loss(moved) < loss

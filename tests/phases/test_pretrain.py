@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Self-supervised training of a backbone: the command, its resume, and the folder it leaves."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from sohes import pretrain as command
+from sohes.data.images import list_images, read_image
+from sohes.data.photos import PhotoSet, photo_batches, photo_canvas
+from sohes.data.scenes import draw_scene
+from sohes.engine.checkpoint import list_checkpoints
+from sohes.engine.ema import make_teacher
+from sohes.models.distillation import build_distillation_model
+from sohes.pretrain_config import DistillConfig, PretrainConfig, VitConfig, get_preset
+
+SMALL = [
+    *("--vit.width", "32", "--vit.depth", "2", "--vit.heads", "2"),
+    *("--crops.photo-side", "48", "--crops.global-size", "32", "--crops.local-size", "16", "--crops.num-locals", "2"),
+    *("--distill.prototypes", "32", "--distill.head-hidden", "16", "--distill.head-bottleneck", "8"),
+    *("--batch-size", "4", "--optim.warmup-steps", "2", "--device", "cpu"),
+]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    for seed in range(6):
+        picture = draw_scene(seed, 64).image[:, : 40 + 4 * seed]
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / f"{seed}.png")
+    return folder
+
+
+def run(out: Path, photos: Path, *options: str) -> dict[str, torch.Tensor]:
+    assert command.main(["--images", str(photos), "--out", str(out), *SMALL, *options]) == 0
+    return torch.load(list_checkpoints(out / "checkpoints" / "pretrain")[-1], weights_only=True)
+
+
+def test_resumed_run_equals_one_never_stopped(photos, tmp_path, monkeypatch):
+    whole = run(tmp_path / "whole", photos, "--num-steps", "6", "--checkpoint-seconds", "0")
+
+    class Stopped(Exception):
+        pass
+
+    real = command.pretrain
+
+    def stopping(run_, config, photo_set, device):
+        def batches(*args):
+            for step, batch in photo_batches(*args):
+                if step == 3:
+                    raise Stopped
+                yield step, batch
+
+        with monkeypatch.context() as patch:
+            patch.setattr("sohes.phases.pretrain.photo_batches", batches)
+            real(run_, config, photo_set, device)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "pretrain", stopping)
+        with pytest.raises(Stopped):
+            run(tmp_path / "parts", photos, "--num-steps", "6", "--checkpoint-seconds", "0")
+    assert not (tmp_path / "parts" / "weights").exists()
+    resumed = run(tmp_path / "parts", photos, "--num-steps", "6", "--checkpoint-seconds", "0", "--resume")
+    assert resumed["step"] == whole["step"] == 6
+    for module in ("model", "teacher"):
+        assert all(torch.equal(whole[module][key], resumed[module][key]) for key in whole[module])
+
+
+def test_backbone_opens_in_timm(photos, tmp_path):
+    state = run(tmp_path, photos, "--num-steps", "2")
+    vit = timm.create_model(f"local-dir:{tmp_path / 'weights' / 'pretrain'}", pretrained=True)
+    assert vit.patch_embed.patch_size == (8, 8) and vit.num_prefix_tokens == 5 and vit.num_classes == 0
+    for key, value in vit.state_dict().items():
+        assert torch.equal(value, state["teacher"][f"vit.{key}"])
+    assert vit.forward_features(torch.rand(1, 3, 40, 56)).shape == (1, 5 + 5 * 7, 32)
+
+
+def test_only_hidden_patches_differ_for_the_student():
+    torch.manual_seed(0)
+    model = build_distillation_model(VitConfig(width=32, depth=1, heads=2, drop_path=0), DistillConfig(), 32).eval()
+    torch.nn.init.normal_(model.mask_token)
+    crops, chosen = torch.randn(2, 3, 32, 32), torch.zeros(2, 4, 4, dtype=torch.bool)
+    chosen[0, 1, 2] = chosen[0, 3, 3] = chosen[1, 0, 0] = True
+    seen, hidden = model(crops, chosen), model(crops, chosen, hide=True)
+    assert seen.patch_logits.shape == hidden.patch_logits.shape == (3, DistillConfig().prototypes)
+    changed = crops.clone()
+    changed[0, :, 8:16, 16:24] = 9.0  # the hidden patch at (1, 2): the student cannot tell
+    torch.testing.assert_close(model(changed, chosen, hide=True).patch_logits, hidden.patch_logits)
+    assert not torch.allclose(model(changed, chosen).patch_logits, seen.patch_logits)
+    assert seen.class_logits.abs().max() <= 1 + 1e-5  # cosines
+
+
+def test_losses_fall_and_the_teacher_follows(photos, tmp_path):
+    state = run(tmp_path, photos, "--num-steps", "30", "--optim.learning-rate", "3e-3")
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    first, last = (sum(row["loss_patch"] for row in part) / 5 for part in (rows[:5], rows[-5:]))
+    assert last < first
+    torch.manual_seed(0)
+    start = make_teacher(build_distillation_model(VitConfig(width=32, depth=2, heads=2), DistillConfig(), 32))
+    assert not torch.equal(state["teacher"]["vit.norm.weight"], start.vit.norm.weight)
+    assert not torch.equal(state["teacher"]["vit.norm.weight"], state["model"]["vit.norm.weight"])
+
+
+def test_pack_holds_the_photos_shrunk(photos, tmp_path, capsys):
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "broken.png").write_bytes(b"no picture")
+    pack = tmp_path / "pack.tar"
+    arguments = ["--images", str(photos), str(tmp_path / "more"), "--crops.photo-side", "48"]
+    assert command.main([*arguments, "--pack", str(pack)]) == 0
+    printed = capsys.readouterr()
+    assert "6 photos" in printed.out and "broken.png" in printed.err
+    with tarfile.open(pack) as tar:
+        tar.extractall(tmp_path / "out", filter="data")
+    pictures = [read_image(path) for path in sorted((tmp_path / "out").iterdir())]
+    assert [tuple(picture.shape) for picture in pictures[:2]] == [(3, 30, 48), (3, 33, 48)]
+    canvas, _ = photo_canvas(read_image(photos / "0.png"), 48)
+    assert (pictures[0].float() - canvas[:, :30].float()).abs().mean() < 12
+    again = tmp_path / "again.tar"
+    assert command.main([*arguments, "--pack", str(again)]) == 0
+    assert again.read_bytes() == pack.read_bytes()
+
+
+def test_canvas_repeats_the_photo_s_edge():
+    image = torch.arange(3 * 4 * 6, dtype=torch.uint8).view(3, 4, 6)
+    canvas, size = photo_canvas(image, 8)
+    assert size == (4, 6) and canvas.shape == (3, 8, 8)
+    assert torch.equal(canvas[:, :4, :6], image)
+    assert torch.equal(canvas[:, 7, :6], image[:, 3]) and torch.equal(canvas[:, :4, 7], image[:, :, 5])
+
+
+def test_batches_of_ranks_make_the_global_batch(photos):
+    photo_set = PhotoSet(list_images(photos), 16, 1, 1.0)
+    whole = [batch.names for _, batch in photo_batches(photo_set, 4, 0, 2, 5)]
+    parts = [[b.names for _, b in photo_batches(photo_set, 4, 0, 2, 5, rank, 2)] for rank in range(2)]
+    assert [a + b for a, b in zip(*parts, strict=True)] == whole
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--images", "nowhere"], "no such file or folder: nowhere"),
+        ([], "--images: expected folders, tars or lists of photos to learn from"),
+        (["--images", ".", "--crops.global-size", "30"], "crops.global_size 30 is not a multiple of vit.patch 8"),
+        (["--images", ".", "--vit.heads", "5"], "vit.width 192 is not a multiple of vit.heads 5"),
+        (["--preset", "tiny-h20"], "unknown preset 'tiny-h20': did you mean 'tiny-h200'?"),
+    ],
+)
+def test_errors(options, message, capsys, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        command.main([*options, "--out", str(tmp_path / "run")])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_set_too_large_for_memory_is_refused(photos, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(tmp_path / "run", photos, "--cache-gb", "1e-5")
+    assert "6 photos of 48 px need 4.15e-05 GB of memory, expected at most 1e-05 GB" in capsys.readouterr().err
+
+
+def test_presets_are_sound():
+    for name in ("tiny-cpu", "tiny-h200"):
+        config: PretrainConfig = get_preset(name)
+        config.check()
+        assert config.preset == name
+    model = build_distillation_model(VitConfig(), DistillConfig(), 128)
+    assert 5e6 < sum(p.numel() for p in model.vit.parameters()) < 6e6
