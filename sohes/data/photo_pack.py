@@ -18,7 +18,7 @@ from sohes.data.images import UnreadableImage, read_image
 
 
 def write_pack(paths: Sequence[Path], out: Path, side: int, quality: int, num_threads: int) -> list[str]:
-    """Write each photo as a WebP picture with a long side of at most `side` pixels; the tar appears whole or not at all.
+    """Write each photo as a WebP picture, its long side at most `side` pixels; the tar appears whole or not at all.
 
     The same photos give the same bytes. `quality`: 0..100, WebP's.
 

@@ -20,15 +20,16 @@ def test_boxes_lie_inside_and_have_the_areas_asked_for():
     sizes = torch.tensor([[96, 128], [128, 40], [7, 128], [128, 128]]).repeat(300, 1)
     boxes = draw_boxes(sizes, (0.2, 0.6), CropConfig(), generator())
     width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
-    assert (
-        (boxes >= 0).all() and (boxes[:, 2] <= sizes[:, 1] + 1e-3).all() and (boxes[:, 3] <= sizes[:, 0] + 1e-3).all()
-    )
+    assert (boxes >= 0).all()
+    assert (boxes[:, 2] <= sizes[:, 1] + 1e-3).all()
+    assert (boxes[:, 3] <= sizes[:, 0] + 1e-3).all()
     share = (width * height / sizes.prod(1)).view(-1, 4)
     assert (share <= 0.6 + 1e-5).all()
     assert (share[:, [0, 3]] >= 0.2 - 1e-5).all()  # nothing sticks out of these, so nothing was made shorter
     assert 0.38 < share[:, 3].mean() < 0.42
     aspect = (width / height).view(-1, 4)[:, 3]
-    assert aspect.min() >= 0.75 - 1e-5 and aspect.max() <= 4 / 3 + 1e-5
+    assert aspect.min() >= 0.75 - 1e-5
+    assert aspect.max() <= 4 / 3 + 1e-5
 
 
 def test_a_crop_of_the_whole_photo_is_the_photo():
@@ -79,7 +80,8 @@ def test_distortions_are_those_asked_for():
     torch.testing.assert_close((turned * luma).sum(1), (muted * luma).sum(1), atol=2e-4, rtol=0)
     assert (turned - muted).abs().mean() > 0.005
     full = distort(crops, DistortConfig(), 0.5, 0.5, generator(3))
-    assert full.min() >= 0 and full.max() <= 1
+    assert full.min() >= 0
+    assert full.max() <= 1
     assert torch.equal(full, distort(crops, DistortConfig(), 0.5, 0.5, generator(3)))
     assert not torch.equal(full, distort(crops, DistortConfig(), 0.5, 0.5, generator(4)))
 
@@ -89,7 +91,8 @@ def test_patch_masks_have_the_shares_asked_for():
     share = masks.flatten(1).float().mean(1)
     masked = share > 0
     assert 0.4 < masked.float().mean() < 0.6
-    assert share[masked].min() >= 0.1 - 1 / 192 and share[masked].max() <= 0.5 + 1 / 192
+    assert share[masked].min() >= 0.1 - 1 / 192
+    assert share[masked].max() <= 0.5 + 1 / 192
     assert 0.27 < share[masked].mean() < 0.33
     # Blobs: a hidden patch has far more hidden neighbours than the share of hidden patches.
     pairs = (masks[masked][:, :, 1:] & masks[masked][:, :, :-1]).float().mean()

@@ -76,7 +76,9 @@ def test_resumed_run_equals_one_never_stopped(photos, tmp_path, monkeypatch):
 def test_backbone_opens_in_timm(photos, tmp_path):
     state = run(tmp_path, photos, "--num-steps", "2")
     vit = timm.create_model(f"local-dir:{tmp_path / 'weights' / 'pretrain'}", pretrained=True)
-    assert vit.patch_embed.patch_size == (8, 8) and vit.num_prefix_tokens == 5 and vit.num_classes == 0
+    assert vit.patch_embed.patch_size == (8, 8)
+    assert vit.num_prefix_tokens == 5
+    assert vit.num_classes == 0
     for key, value in vit.state_dict().items():
         assert torch.equal(value, state["teacher"][f"vit.{key}"])
     assert vit.forward_features(torch.rand(1, 3, 40, 56)).shape == (1, 5 + 5 * 7, 32)
@@ -115,7 +117,8 @@ def test_pack_holds_the_photos_shrunk(photos, tmp_path, capsys):
     arguments = ["--images", str(photos), str(tmp_path / "more"), "--crops.photo-side", "48"]
     assert command.main([*arguments, "--pack", str(pack)]) == 0
     printed = capsys.readouterr()
-    assert "6 photos" in printed.out and "broken.png" in printed.err
+    assert "6 photos" in printed.out
+    assert "broken.png" in printed.err
     with tarfile.open(pack) as tar:
         tar.extractall(tmp_path / "out", filter="data")
     pictures = [read_image(path) for path in sorted((tmp_path / "out").iterdir())]
@@ -130,9 +133,11 @@ def test_pack_holds_the_photos_shrunk(photos, tmp_path, capsys):
 def test_canvas_repeats_the_photo_s_edge():
     image = torch.arange(3 * 4 * 6, dtype=torch.uint8).view(3, 4, 6)
     canvas, size = photo_canvas(image, 8)
-    assert size == (4, 6) and canvas.shape == (3, 8, 8)
+    assert size == (4, 6)
+    assert canvas.shape == (3, 8, 8)
     assert torch.equal(canvas[:, :4, :6], image)
-    assert torch.equal(canvas[:, 7, :6], image[:, 3]) and torch.equal(canvas[:, :4, 7], image[:, :, 5])
+    assert torch.equal(canvas[:, 7, :6], image[:, 3])
+    assert torch.equal(canvas[:, :4, 7], image[:, :, 5])
 
 
 def test_batches_of_ranks_make_the_global_batch(photos):
