@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Self-exploration: time per stage, and quality of the labels beside two classical baselines.
+"""Self-exploration: time per stage, and quality of the labels between classical baselines and the tree's ceiling.
 
     python -m pytest benchmarks/bench_explore.py --benchmark-columns=min,median,rounds
     python benchmarks/bench_explore.py ../shared/data/eval/bsds_val --images 20 --baselines --set max_masks=1000
 
 The second form prints one row per method: recall in percent at several numbers of masks, seconds per image on the CPU.
-Baselines are written with scikit-image: Felzenszwalb at six scales, and a tree of SLIC superpixels merged by mean Lab.
+The baselines are those of `python -m sohes.evaluate --baseline`; each row of settings gets its own oracle.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from skimage.color import rgb2lab
-from skimage.segmentation import felzenszwalb, slic
 from torch import Tensor
 
-from sohes.config import ExploreConfig
+from sohes.baselines.classical import box_grid_forest, felzenszwalb_forest, slic_tree_forest
+from sohes.baselines.tree_oracle import tree_oracle_forest
+from sohes.config import BaselineConfig, ExploreConfig
 from sohes.data.coco import LabelSet
 from sohes.data.images import read_image
 from sohes.data.scenes import draw_scene
 from sohes.evaluation import Evaluator
-from sohes.forest import Forest, build_forest
+from sohes.forest import Forest
 from sohes.labels.candidates import find_candidates
-from sohes.labels.draw import draw_candidates, draw_nodes, make_forest
+from sohes.labels.draw import draw_candidates, make_forest
 from sohes.labels.features import build_extractor
-from sohes.masks import PackedMasks, nms_masks
-from sohes.ops.merge_regions import merge_regions, merge_regions_graph
+from sohes.masks import PackedMasks
+from sohes.ops.merge_regions import merge_regions
 from sohes.phases.explore import label_image
 
 COLUMNS = ("AR@1000", "AR@100", "AR@10", "AR-small", "AR-medium", "AR-large", "AP")
@@ -75,44 +75,20 @@ def test_stage(benchmark, steps, stage):
     torch.set_num_threads(threads)
 
 
-def felzenszwalb_forest(image: Tensor) -> Forest:
-    """Felzenszwalb and Huttenlocher's segments at scales 50 to 1600, the larger the better ranked."""
-    pixels = image.permute(1, 2, 0).numpy()
-    parts = []
-    for scale in (50, 100, 200, 400, 800, 1600):
-        labels = torch.from_numpy(felzenszwalb(pixels, scale=scale, sigma=0.8, min_size=50))
-        parts.append(PackedMasks.from_label_map(labels, labels.unique()))
-    return _largest_first(PackedMasks.cat(parts))
+Segment = Callable[[Tensor, list[PackedMasks]], Forest]  # photo, true masks by annotator -> forest
 
 
-def slic_tree_forest(image: Tensor) -> Forest:
-    """1000 SLIC superpixels merged by mean Lab as merge_regions does; every node is a mask, the larger the better."""
-    pixels = image.permute(1, 2, 0).numpy()
-    labels = torch.from_numpy(slic(pixels, n_segments=1000, compactness=10, start_label=0))
-    sizes = torch.bincount(labels.flatten())
-    lab = torch.from_numpy(rgb2lab(pixels)).float().flatten(0, 1)
-    means = torch.zeros(len(sizes), 3).index_add_(0, labels.flatten(), lab) / sizes[:, None]
-    right = torch.stack([labels[:, :-1].flatten(), labels[:, 1:].flatten()], 1)
-    down = torch.stack([labels[:-1].flatten(), labels[1:].flatten()], 1)
-    edges = torch.cat([right, down])
-    edges = edges[edges[:, 0] != edges[:, 1]].sort(1).values.unique(dim=0)
-    tree = merge_regions_graph(means, edges, sizes=sizes)
-    return _largest_first(draw_nodes(tree, torch.arange(tree.num_nodes), labels))
-
-
-def _largest_first(masks: PackedMasks) -> Forest:
-    masks = masks[masks.areas >= 100]
-    masks = masks[nms_masks(masks, 0.9)[:1000]]
-    scores = (masks.areas / (masks.size[0] * masks.size[1])).float()
-    return Forest(masks, scores, build_forest(masks))
-
-
-def explore_forest(config: ExploreConfig) -> Callable[[Tensor], Forest]:
+def explore_forest(config: ExploreConfig) -> Segment:
     extractor = build_extractor(config)
-    return lambda image: label_image(image, extractor, config)
+    return lambda image, _: label_image(image, extractor, config)
 
 
-def measure_quality(folder: Path, num_images: int, segment: Callable[[Tensor], Forest]) -> dict[str, float]:
+def oracle_forest(config: ExploreConfig) -> Segment:
+    extractor = build_extractor(config)
+    return lambda image, truths: tree_oracle_forest(image, truths, extractor, 1000)
+
+
+def measure_quality(folder: Path, num_images: int, segment: Segment) -> dict[str, float]:
     """Metrics over `num_images` evenly chosen images; each human annotator of an image counts as an image."""
     labels = LabelSet(folder)
     evaluator, seconds = Evaluator((1, 10, 100, 1000)), 0.0
@@ -120,10 +96,11 @@ def measure_quality(folder: Path, num_images: int, segment: Callable[[Tensor], F
     for index in chosen:
         truth = labels[int(index)]
         image = read_image(truth.path)
-        start = time.process_time()
-        forest = segment(image)
-        seconds += time.process_time() - start
         people = torch.zeros(len(truth.forest), dtype=torch.int64) if truth.annotator is None else truth.annotator
+        truths = [truth.forest.masks[(people == person) & ~truth.crowd] for person in people.unique()]
+        start = time.process_time()
+        forest = segment(image, truths)
+        seconds += time.process_time() - start
         for person in people.unique():
             own = people == person
             evaluator.add((truth.image_id, int(person)), truth.forest.masks[own], forest, crowd=truth.crowd[own])
@@ -139,7 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, help="label sets: annotations.json and images/")
     parser.add_argument("--images", type=int, default=20, help="images per set")
-    parser.add_argument("--baselines", action="store_true", help="also Felzenszwalb and the SLIC tree")
+    parser.add_argument("--baselines", action="store_true", help="also the floors, and the oracle of each tree")
     parser.add_argument("--set", nargs="*", action="append", metavar="FIELD=VALUE", help="a row with these settings")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -149,8 +126,11 @@ def main() -> None:
         known = {field.name: field.type for field in dataclasses.fields(ExploreConfig)}
         parsed = {key: value if known[key] == "str" else _literal(value) for key, value in values.items()}
         rows["sohes " + " ".join(settings)] = explore_forest(ExploreConfig(**parsed))
+        if args.baselines:
+            rows["tree oracle " + " ".join(settings)] = oracle_forest(ExploreConfig(**parsed))
     if args.baselines:
-        rows |= {"felzenszwalb x6": felzenszwalb_forest, "slic tree": slic_tree_forest}
+        floors = {"felzenszwalb": felzenszwalb_forest, "slic tree": slic_tree_forest, "box grid": box_grid_forest}
+        rows |= {name: lambda image, _, floor=floor: floor(image, BaselineConfig()) for name, floor in floors.items()}
     print(f"{'method':44s} {' '.join(f'{column:>9s}' for column in COLUMNS)}   masks     s/im")
     for folder in args.folders:
         for name, segment in rows.items():

@@ -287,6 +287,30 @@ class InferConfig:
 
 
 @dataclass
+class BaselineConfig:
+    """The classical segmenters that stand beside a score as its floor."""
+
+    felzenszwalb_scales: tuple[float, ...] = (50, 100, 200, 400, 800, 1600)
+    """Scales of Felzenszwalb and Huttenlocher's segments, each > 0; larger gives larger segments. [ours]"""
+    felzenszwalb_sigma: float = 0.8
+    """Width in pixels of the smoothing before it, >= 0. [scikit-image, and Felzenszwalb and Huttenlocher 2004]"""
+    felzenszwalb_min_size: int = 50
+    """Its smallest segment in pixels, >= 1. [ours]"""
+    slic_segments: int = 1000
+    """SLIC superpixels that the colour tree begins with, about, >= 1. [ours]"""
+    slic_compactness: float = 10.0
+    """Weight of place against colour in SLIC, > 0. [scikit-image]"""
+    box_grid_sides: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10)
+    """The photo is tiled by k x k boxes for every k, each >= 1, and again shifted by half a box. [ours]"""
+    min_pixels: int = 100
+    """Smaller masks are dropped. [sibling: phase 1 does at 480 x 480]"""
+    nms_iou: float = 0.9
+    """Of two masks with a higher IoU only the larger stays. [sibling]"""
+    max_masks: int = 1000
+    """Masks kept per image, the largest first. [paper: AR@1000]"""
+
+
+@dataclass
 class Config:
     """A run."""
 

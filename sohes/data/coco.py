@@ -3,7 +3,8 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -96,7 +97,7 @@ class LabelSet:
         annotations = record["annotations"]
         try:
             for annotation in annotations:
-                annotation["segmentation"] = _to_rle(annotation, size)
+                annotation["segmentation"] = to_rle(annotation, size)
             forest = Forest.from_coco(annotations, size)
         except ValueError as error:
             file = self._files[self._file_of[index]]
@@ -136,17 +137,49 @@ def write_coco(
     Raises:
         ValueError: a value is NaN or infinite. TypeError: a value is not JSON.
     """
+    with _whole_file(path) as file:
+        file.write(f'{{"info": {_dump(info or {})},\n"categories": {_dump(CATEGORIES)},\n"images": [')
+        _write_lines(file, images)
+        file.write('],\n"annotations": [')
+        _write_lines(file, annotations)
+        file.write("]}\n")
+
+
+def write_coco_stream(
+    path: str | os.PathLike,
+    pairs: Iterable[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]],
+    info: Mapping[str, Any] | None = None,
+) -> int:
+    """`write_coco` of (image, its annotations) one image at a time, of which only the image records stay in memory.
+
+    They stand at the end of the file. Returns the number of images.
+    """
+    images = []
+    with _whole_file(path) as file:
+        file.write(f'{{"info": {_dump(info or {})},\n"categories": {_dump(CATEGORIES)},\n"annotations": [')
+
+        def annotations() -> Iterator[Mapping[str, Any]]:
+            for image, own in pairs:
+                images.append(image)
+                yield from own
+
+        _write_lines(file, annotations())
+        file.write('],\n"images": [')
+        _write_lines(file, images)
+        file.write("]}\n")
+    return len(images)
+
+
+@contextmanager
+def _whole_file(path: str | os.PathLike) -> Iterator[TextIO]:
+    """A text file that appears under its name when all is written, or not at all. Missing folders are made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         # ASCII only: file names that are not valid UTF-8 survive as escapes.
         with open(temporary, "w", encoding="ascii") as file:
-            file.write(f'{{"info": {_dump(info or {})},\n"categories": {_dump(CATEGORIES)},\n"images": [')
-            _write_lines(file, images)
-            file.write('],\n"annotations": [')
-            _write_lines(file, annotations)
-            file.write("]}\n")
+            yield file
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -217,8 +250,8 @@ def _short(record: Any) -> str:
     return text if len(text) <= 100 else text[:100] + "..."
 
 
-def _to_rle(annotation: Mapping, size: tuple[int, int]) -> dict:
-    """The segmentation of an annotation as RLE, polygons drawn into `size` (H, W)."""
+def to_rle(annotation: Mapping, size: tuple[int, int]) -> dict:
+    """The segmentation of an annotation as RLE, polygons drawn into `size` (H, W). Raises DataError."""
     segmentation = annotation["segmentation"]
     if isinstance(segmentation, dict):
         if not _has(segmentation, size=list) or "counts" not in segmentation:

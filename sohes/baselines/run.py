@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Applies a baseline to a data set: predictions as COCO JSON, an image at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from sohes.baselines.classical import box_grid_forest, felzenszwalb_forest, import_segmentation, slic_tree_forest
+from sohes.baselines.tree_oracle import tree_oracle_forest
+from sohes.config import BaselineConfig, ExploreConfig
+from sohes.data.coco import to_rle, write_coco_stream
+from sohes.errors import SohesError
+from sohes.evaluation.datasets.base import DataSet, Sample
+from sohes.forest import Forest
+from sohes.labels.features import build_extractor
+from sohes.masks import PackedMasks
+
+BaselineName = Literal["felzenszwalb", "slic-tree", "box-grid", "tree-oracle"]
+Baseline = Callable[[Tensor, Sample], Forest]
+"""A photo uint8 [3, H, W] and what is true of it -> masks. Only the oracle looks at the truth."""
+
+_DESCRIPTION = "baseline"
+
+
+class BaselineError(SohesError, ValueError):
+    """A baseline that cannot be applied or written; the message says why."""
+
+
+def make_baseline(name: BaselineName, config: BaselineConfig, explore: ExploreConfig) -> Baseline:
+    """`explore`: the settings of phase 1 whose tree the oracle takes.
+
+    Raises:
+        MissingDependency: scikit-image is needed and not installed. WeightsError: no weights for the oracle's features.
+    """
+    if name == "tree-oracle":
+        extractor = build_extractor(explore)
+        return lambda image, sample: tree_oracle_forest(image, true_masks(sample), extractor, config.max_masks)
+    if name != "box-grid":
+        import_segmentation()
+    segment = {"felzenszwalb": felzenszwalb_forest, "slic-tree": slic_tree_forest, "box-grid": box_grid_forest}[name]
+    return lambda image, _: segment(image, config)
+
+
+def predict_dataset(
+    baseline: Baseline,
+    name: BaselineName,
+    dataset: DataSet,
+    keys: Sequence[Hashable],
+    path: Path,
+    on_image: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write the baseline's predictions for the images of `keys` to `path`. on_image(done, total): after every image.
+
+    Raises:
+        BaselineError: `path` holds something other than a baseline's predictions, or a photo has another size than its
+            annotations say. UnreadableImage: a photo cannot be read.
+    """
+    _refuse_to_replace(path)
+
+    def pairs() -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+        first_id = 1
+        for done, key in enumerate(keys, start=1):
+            sample = dataset.read(key)
+            if sample is not None:
+                image = dataset.read_image(sample.image["file_name"])
+                if tuple(image.shape[1:]) != sample.size:
+                    got = f"{image.shape[1]} x {image.shape[2]}"
+                    wanted = f"{sample.size[0]} x {sample.size[1]}"
+                    raise BaselineError(f"{sample.image['file_name']} is {got} pixels, its annotations say {wanted}")
+                annotations = baseline(image, sample).to_coco(sample.image["id"], first_id)
+                first_id += len(annotations)
+                yield dict(sample.image), annotations
+            if on_image is not None:
+                on_image(done, len(keys))
+
+    write_coco_stream(path, pairs(), {"description": f"{_DESCRIPTION} {name}"})
+
+
+def true_masks(sample: Sample) -> list[PackedMasks]:
+    """The true masks of an image without crowds, one set for each annotator."""
+    people: dict[Any, list[dict]] = {}
+    for annotation in sample.annotations:
+        if not annotation.get("iscrowd"):
+            people.setdefault(annotation.get("annotator"), []).append(to_rle(annotation, sample.size))
+    return [PackedMasks.from_rle(rles, sample.size) for rles in people.values()]
+
+
+def _refuse_to_replace(path: Path) -> None:
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        first = file.readline(10_000)
+    try:
+        ours = json.loads(first.strip().removesuffix(",") + "}")["info"]["description"].startswith(_DESCRIPTION)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        ours = False
+    if not ours:
+        raise BaselineError(f"--pred {path} holds no predictions of a baseline, and is not replaced: give another file")

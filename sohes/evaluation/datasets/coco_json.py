@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data sets whose annotations are one COCO JSON file: plain ones, and COCO itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sohes.evaluation.coco_index import BadInput, CocoIndex, ImageId
+from sohes.evaluation.datasets.base import DataSet, Sample
+
+# What of an annotation is kept. `area` decides the area range, as in pycocotools.
+_KEPT = ("id", "segmentation", "area", "iscrowd", "category_id", "parent", "level", "annotator")
+
+
+class CocoJson(DataSet):
+    """A COCO JSON file. Subclasses name the file and the folder of the photos, and may change records."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.annotation_file, self.image_root = self.find_files()
+        self._index: CocoIndex | None = None
+
+    def find_files(self) -> tuple[Path, Path]:
+        """(the JSON file, the folder that file names are relative to). Raises LayoutError."""
+        raise NotImplementedError
+
+    @property
+    def index(self) -> CocoIndex:
+        """The file, read on first use."""
+        if self._index is None:
+            self._index = CocoIndex(self.annotation_file)
+            if self._index.images is None:
+                raise BadInput(f'{self.annotation_file}: expected COCO JSON with "images", got a bare list')
+        return self._index
+
+    def inputs(self) -> list[Path]:
+        return [self.annotation_file]
+
+    def keys(self) -> Sequence[ImageId]:
+        return list(self.index.images)
+
+    def read(self, key: ImageId) -> Sample:
+        record = self.index.images[key]
+        image = {"id": key, "file_name": self.file_name(record)}
+        for side in ("height", "width"):
+            if not isinstance(record.get(side), int):
+                raise BadInput(f"{self.annotation_file}: image {key!r} has no {side}")
+            image[side] = record[side]
+        return Sample(image, self.entities(self.index.annotations(key), record))
+
+    def file_name(self, record: Mapping[str, Any]) -> str:
+        """Where the photo of an image record lies below `image_root`. Raises BadInput."""
+        name = record.get("file_name")
+        if not isinstance(name, str):
+            raise BadInput(f"{self.annotation_file}: image {record['id']!r} has no file_name")
+        return name
+
+    def entities(self, annotations: Sequence[Mapping[str, Any]], image: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """What counts, of the annotations of one image."""
+        return [{key: one[key] for key in _KEPT if key in one} for one in annotations]
+
+
+class PlainJson(CocoJson):
+    """Any folder with COCO JSON, or the JSON file itself."""
+
+    layout = "ROOT/annotations.json and photos in ROOT/images/ or ROOT/, or --root FILE.json with photos beside it"
+    protocol = "every annotation is an entity; parent, level and annotator are understood"
+
+    def __init__(self, root: Path) -> None:
+        self._file = root if root.is_file() else None
+        super().__init__(root.parent if self._file else root)
+
+    def find_files(self) -> tuple[Path, Path]:
+        file = self._file or self.need("annotations.json")
+        beside = file.parent / "images"
+        return file, beside if beside.is_dir() else file.parent
+
+
+class Coco(CocoJson):
+    """COCO val2017."""
+
+    layout = "ROOT/annotations/instances_val2017.json and ROOT/val2017/*.jpg"
+    protocol = "5,000 images, objects of 80 classes; crowd regions are neither missed nor wrong to find"
+
+    def find_files(self) -> tuple[Path, Path]:
+        return self.need("annotations/instances_val2017.json"), self.root / "val2017"
