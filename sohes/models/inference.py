@@ -99,11 +99,11 @@ def extract_forest(outputs: Outputs, row: int, size: tuple[int, int], config: In
         parents = build_forest(masks, config.theta_cover)
     else:
         logits = outputs.ancestor_logits[row][kept][:, kept].float()
-        parents = link_parents(masks, logits.sigmoid(), config.ancestor_threshold, config.theta_cover)
+        parents = link_parents(masks, logits.sigmoid(), config.ancestor_threshold, config.ancestor_cover)
     return Forest(masks.to("cpu"), scores[kept].cpu(), parents.cpu())
 
 
-def link_parents(masks: PackedMasks, ancestor_probability: Tensor, threshold: float, theta_cover: float) -> Tensor:
+def link_parents(masks: PackedMasks, ancestor_probability: Tensor, threshold: float, cover: float) -> Tensor:
     """Parent of each mask: the smallest larger mask that the head calls its ancestor and that covers it.
 
     Parents are strictly larger than their children, so there are no cycles.
@@ -111,6 +111,7 @@ def link_parents(masks: PackedMasks, ancestor_probability: Tensor, threshold: fl
     Args:
         masks: N of them.
         ancestor_probability: float [N, N]; [i, j]: i is an ancestor of j.
+        threshold: probability above which it counts. cover: share of a child that must lie in its parent.
 
     Returns:
         int64 [N], -1 for a root.
@@ -119,7 +120,7 @@ def link_parents(masks: PackedMasks, ancestor_probability: Tensor, threshold: fl
     if N == 0:
         return torch.zeros(0, dtype=torch.int64)
     areas = masks.areas
-    covered = mask_coverage(masks, masks) >= theta_cover  # [N, N]; [j, i]: j lies in i
+    covered = mask_coverage(masks, masks) >= cover  # [N, N]; [j, i]: j lies in i
     larger = areas[None, :] > areas[:, None]
     is_ancestor = (ancestor_probability > threshold).T.to(areas.device)
     legal = covered & larger & is_ancestor
