@@ -30,7 +30,7 @@ class Arguments:
     """Ground truth, COCO JSON: RLE or polygons; crowds, annotators and parents are understood."""
     dataset: DataSetName | None = None
     """Instead of --gt: the data set whose official layout lies under --root; see docs/datasets.md. It is converted
-    once, into a file beside --pred."""
+    once, into a file beside --pred. Predictions of photos that are not in it are left out."""
     root: Path | None = None
     """Folder of --dataset."""
     num_images: int | None = None
@@ -64,7 +64,9 @@ def evaluate(args: Arguments) -> None:
             raise BadInput(f"{path}: the folder {path.parent} does not exist")
     truth = find_truth(args)
     with _progress("evaluate") as on_image:
-        evaluator = score_files(truth, args.pred, max_dets=args.max_dets, on_image=on_image)
+        evaluator = score_files(
+            truth, args.pred, max_dets=args.max_dets, on_image=on_image, ignore_others=args.dataset is not None
+        )
     summary = evaluator.summary()
     print(format_summary(summary))
     if args.out is not None:

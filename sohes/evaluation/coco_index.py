@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,12 @@ class CocoIndex:
                 file.seek(start)
                 found += json.loads(b"[" + file.read(stop - start) + b"]")
         return found
+
+    def rename(self, new_ids: Mapping[ImageId, ImageId]) -> None:
+        """Know images and their annotations by other ids, which must be different ones."""
+        self.images = {new_ids[image_id]: image for image_id, image in self.images.items()}
+        self._spans = {new_ids.get(image_id, image_id): spans for image_id, spans in self._spans.items()}
+        self.annotated = self._spans.keys()
 
     def _read(self, reader: JsonReader) -> None:
         expected = f'{self.path}: expected COCO JSON, an object with lists "images" and "annotations"'

@@ -14,6 +14,7 @@ from pycocotools import mask as coco_mask
 from sohes.evaluation.coco_index import BadInput, CocoIndex, ImageId
 from sohes.evaluation.evaluator import Evaluator
 from sohes.evaluation.image import ImageRecord, Protocol, Truth, score_image
+from sohes.evaluation.names import align_ids
 from sohes.evaluation.runs import RunMasks, read_runs
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ def score_files(
     *,
     max_dets: Sequence[int] = (1, 10, 100, 1000),
     on_image: Callable[[int, int], None] | None = None,
+    ignore_others: bool = False,
 ) -> Evaluator:
     """An evaluator that has seen every image of the ground truth.
 
@@ -46,13 +48,16 @@ def score_files(
     pred_json: COCO JSON, or a bare list of COCO results; every annotation has a ``score``. A ``parent`` that is not
     among the image's predictions makes a root.
 
-    Images are matched by id. One that has no predictions counts as missed; memory does not grow with the files.
+    Images are matched by id, or where ids mean different images, by file name (see ``names``). One that has no
+    predictions counts as missed; predictions of images that the ground truth does not have are an error, or with
+    ``ignore_others`` left out. Memory does not grow with the files.
     on_image(done, total) is called after each image.
 
     Raises BadInput: a file is missing or malformed, ids or sizes do not agree.
     """
     gt, pred = CocoIndex(gt_json), CocoIndex(pred_json)
-    _check_ids(gt, pred)
+    align_ids(gt, pred)
+    _check_ids(gt, pred, ignore_others)
     evaluator = Evaluator(max_dets)
 
     for done, image_id in enumerate(gt.images, start=1):
@@ -69,7 +74,7 @@ def score_files(
     return evaluator
 
 
-def _check_ids(gt: CocoIndex, pred: CocoIndex) -> None:
+def _check_ids(gt: CocoIndex, pred: CocoIndex, ignore_others: bool) -> None:
     if gt.images is None:
         raise BadInput(f'{gt.path}: expected ground truth, COCO JSON with "images"; this is a bare list of results')
     if gt.num_annotations == 0:
@@ -87,10 +92,13 @@ def _check_ids(gt: CocoIndex, pred: CocoIndex) -> None:
             f"no image of {pred.path} is in {gt.path} (image ids such as {_some(predicted)} against {_some(gt.images)})"
         )
     if unknown:
-        raise BadInput(
-            f"{pred.path}: {len(unknown)} of {len(predicted)} images are not in {gt.path}, image {unknown[0]!r} first"
-        )
+        problem = f"{pred.path}: {len(unknown)} of {len(predicted)} images are not in {gt.path}"
+        if not ignore_others:
+            raise BadInput(f"{problem}, image {unknown[0]!r} first")
+        logger.warning("%s and are left out", problem)
     for image_id, image in (pred.images or {}).items():
+        if image_id not in gt.images:
+            continue
         for key in ("width", "height"):
             true = gt.images[image_id].get(key)
             if image.get(key, true) != true:
@@ -98,8 +106,8 @@ def _check_ids(gt: CocoIndex, pred: CocoIndex) -> None:
         names = [index[image_id].get("file_name") for index in (gt.images, pred.images)]
         if None not in names and len({os.path.splitext(os.path.basename(name))[0] for name in names}) > 1:
             raise BadInput(f"image {image_id!r} is {names[0]} in {gt.path} but {names[1]} in {pred.path}")
-    if len(predicted) < len(gt.images):
-        missing = len(gt.images) - len(predicted)
+    missing = len(gt.images) - (len(predicted) - len(unknown))
+    if missing > 0:
         logger.warning("%s: %d of %d images have no predictions", pred.path, missing, len(gt.images))
 
 

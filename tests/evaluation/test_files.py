@@ -195,8 +195,8 @@ BAD = {
         "image 1: width is 11 in .*gt.json but 5 in .*pred.json",
     ),
     "other name": (
-        lambda gt, pred: with_images({**gt, "images": [{**gt["images"][0], "file_name": "b/2.png"}]}, []),
-        "image 1 is 1.png in .*gt.json but b/2.png in .*pred.json",
+        lambda gt, pred: with_images({**gt, "images": [{**gt["images"][0], "file_name": "b/99.png"}]}, []),
+        "image 1 is 1.png in .*gt.json but b/99.png in .*pred.json",
     ),
     "no size": (
         lambda gt, pred: gt["images"][0].pop("width") and None,

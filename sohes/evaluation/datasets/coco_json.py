@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets whose annotations are one COCO JSON file: plain ones, and COCO itself."""
+"""Data sets of objects whose annotations are one COCO JSON file: plain ones, COCO, LVIS, EntitySeg."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from sohes.evaluation.coco_index import BadInput, CocoIndex, ImageId
 from sohes.evaluation.datasets.base import DataSet, Sample
 
+_ENTITY_FOLDER = "annotations/entity_segmentation/"
 # What of an annotation is kept. `area` decides the area range, as in pycocotools.
 _KEPT = ("id", "segmentation", "area", "iscrowd", "category_id", "parent", "level", "annotator")
 
@@ -58,15 +59,24 @@ class CocoJson(DataSet):
         return name
 
     def entities(self, annotations: Sequence[Mapping[str, Any]], image: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """What counts, of the annotations of one image."""
-        return [{key: one[key] for key in _KEPT if key in one} for one in annotations]
+        """What counts, of the annotations of one image: all that have a mask."""
+        return [{key: one[key] for key in _KEPT if key in one} for one in annotations if one.get("segmentation")]
+
+
+def coco_image_path(record: Mapping[str, Any]) -> str | None:
+    """`val2017/000000000139.jpg` of an image record of COCO's, from its file name or URL; None where neither tells."""
+    name = record.get("file_name")
+    if isinstance(name, str) and "/" in name:
+        return name
+    url = record.get("coco_url")
+    return "/".join(url.split("/")[-2:]) if isinstance(url, str) else None
 
 
 class PlainJson(CocoJson):
     """Any folder with COCO JSON, or the JSON file itself."""
 
     layout = "ROOT/annotations.json and photos in ROOT/images/ or ROOT/, or --root FILE.json with photos beside it"
-    protocol = "every annotation is an entity; parent, level and annotator are understood"
+    protocol = "every annotation is an entity; crowds, parents, levels and annotators are understood"
 
     def __init__(self, root: Path) -> None:
         self._file = root if root.is_file() else None
@@ -82,7 +92,43 @@ class Coco(CocoJson):
     """COCO val2017."""
 
     layout = "ROOT/annotations/instances_val2017.json and ROOT/val2017/*.jpg"
-    protocol = "5,000 images, objects of 80 classes; crowd regions are neither missed nor wrong to find"
+    protocol = "objects of 80 classes; crowd regions are neither missed nor wrong to find"
 
     def find_files(self) -> tuple[Path, Path]:
         return self.need("annotations/instances_val2017.json"), self.root / "val2017"
+
+
+class Lvis(CocoJson):
+    """LVIS v1 val, on photos of COCO's train2017 and val2017."""
+
+    layout = "ROOT/annotations/lvis_v1_val.json (or ROOT/lvis_v1_val.json), ROOT/val2017/*.jpg and ROOT/train2017/*.jpg"
+    protocol = "objects of all 1203 classes; what LVIS did not annotate exhaustively costs precision, never recall"
+
+    def find_files(self) -> tuple[Path, Path]:
+        return self.need("annotations/lvis_v1_val.json", alternatives=["lvis_v1_val.json"]), self.root
+
+    def file_name(self, record: Mapping[str, Any]) -> str:
+        return coco_image_path(record) or super().file_name(record)
+
+
+class EntitySeg(CocoJson):
+    """EntitySeg val at low resolution, which is what is commonly evaluated."""
+
+    layout = "ROOT/entityseg_val_lr.json (or in ROOT/annotations/) and ROOT/images_lr/entity_01_11580/ and its siblings"
+    protocol = "every entity, thing or stuff, of the validation set; photos at most 1333 x 800"
+    files: ClassVar[Sequence[str]] = ("entityseg_val_lr.json", "entityv2_010203_entity_val_lr.json")
+    image_folders: ClassVar[Sequence[str]] = ("images_lr", "images", ".")
+
+    def find_files(self) -> tuple[Path, Path]:
+        places = [f"{folder}{file}" for file in self.files for folder in ("", "annotations/", _ENTITY_FOLDER)]
+        file = self.need(places[0], alternatives=places[1:])
+        return file, next(self.root / folder for folder in self.image_folders if (self.root / folder).is_dir())
+
+
+class EntitySegFull(EntitySeg):
+    """EntitySeg val at the photos' own resolution."""
+
+    layout = "ROOT/entityseg_val.json (or in ROOT/annotations/) and ROOT/images/entity_01_11580/ and its siblings"
+    protocol = "every entity, thing or stuff, of the validation set; photos as they are, many over 2000 pixels"
+    files = ("entityseg_val.json", "entityv2_010203_entity_val.json")
+    image_folders = ("images", ".")
