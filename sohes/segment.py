@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m sohes.segment PHOTO... --weights RUN`: photos in; masks, and pictures of them, out."""
+"""`python -m sohes.segment PHOTO... [--weights RUN]`: photos in; masks, and pictures of them, out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,12 +17,15 @@ import tyro
 from PIL import Image
 
 from sohes.cli import fail_clearly, parse
+from sohes.config import ExploreConfig
 from sohes.data.coco import write_coco
 from sohes.data.images import UnreadableImage, list_images, read_image
 from sohes.engine.console import Progress, RunLog
 from sohes.errors import SohesError
 from sohes.forest import Forest
+from sohes.labels.features import build_extractor
 from sohes.models.segmenter import Segmenter
+from sohes.phases.explore import label_image
 from sohes.visualize import draw_panel
 
 EXIT_FAILURES = 1
@@ -34,7 +37,7 @@ class UsageError(SohesError):
 
 @dataclass
 class Arguments:
-    """Segment photos into entities and their parts with trained weights.
+    """Segment photos into entities and their parts: with trained weights, or by clustering alone.
 
     Writes to --out: for every photo a picture of its masks, level by level; all masks in the chosen format; and
     manifest.jsonl, in which every photo ends as ok, empty or failed.
@@ -43,7 +46,8 @@ class Arguments:
     photos: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Photos, folders of photos (searched recursively), or .txt lists of photos."""
     weights: str | None = None
-    """A run folder, a folder with model.safetensors and config.json, or a repository of the Hugging Face hub."""
+    """A run folder, a folder with model.safetensors and config.json, or a repository of the Hugging Face hub. Default:
+    no model; photos are clustered as in phase 1, which needs neither weights nor training."""
     out: Path = Path("segments")
     """Folder to write to; files of an earlier call are replaced."""
     format: Literal["coco", "sam", "png"] = "coco"
@@ -52,9 +56,9 @@ class Arguments:
     depth: int | None = None
     """Deepest level to keep, >= 0: 0 keeps whole entities only, 1 their parts too. Default: every level."""
     min_score: float | None = None
-    """Drop masks that score less, 0 to 1. Default: as the weights were saved with."""
+    """Drop masks that score less, 0 to 1. Default: as the weights were saved with; 0 without."""
     max_masks: int | None = None
-    """At most so many masks a photo, >= 1, best scores first. Default: as the weights were saved with."""
+    """At most so many masks a photo, >= 1, best scores first. Default: as saved with the weights, or as in phase 1."""
     max_failures: int = 0
     """Exit with 1 when more photos than this could not be segmented, >= 0. All others are segmented anyway."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -84,6 +88,8 @@ def segment_photos(args: Arguments) -> int:
     photos = find_photos(args.photos, args.out)
     segmenter = load_segmenter(args)
     log = RunLog()
+    if args.weights is None:
+        log("no --weights: photos are clustered, as in phase 1, without a model")
     with (
         Output(args.out, args.format, args.depth) as output,
         Progress(len(photos), "segment", "photos", log=log) as progress,
@@ -102,11 +108,6 @@ def check_options(args: Arguments) -> None:
     """Raises UsageError for the first option that cannot be."""
     if not args.photos:
         raise UsageError("name at least one photo or folder of photos")
-    if args.weights is None:
-        raise UsageError(
-            "--weights is needed: a run folder of sohes.train, a folder with model.safetensors, or a hub repository "
-            "(no default weights are published yet)"
-        )
     for option, value, low, high in (
         ("--depth", args.depth, 0, None),
         ("--min-score", args.min_score, 0, 1),
@@ -151,21 +152,38 @@ def find_photos(given: Sequence[Path], out: Path) -> list[Photo]:
     return photos
 
 
-def load_segmenter(args: Arguments) -> Segmenter:
-    """The model with the limits asked for. Raises WeightsError."""
+def load_segmenter(args: Arguments) -> Callable[[torch.Tensor], Forest]:
+    """What turns a photo, uint8 [3, H, W], into a forest, with the limits asked for. Raises WeightsError."""
+    if args.weights is None:
+        return clustering(args)
     device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
     segmenter = Segmenter.from_pretrained(args.weights, device=device)
     limits = {"min_score": args.min_score, "max_masks": args.max_masks}
     infer = replace(segmenter.infer_config, **{key: value for key, value in limits.items() if value is not None})
-    return Segmenter(segmenter.model, segmenter.model_config, infer)
+    limited = Segmenter(segmenter.model, segmenter.model_config, infer)
+    return lambda image: limited([image])[0]
 
 
-def segment_photo(photo: Photo, segmenter: Segmenter, output: Output) -> dict[str, Any]:
+def clustering(args: Arguments) -> Callable[[torch.Tensor], Forest]:
+    """Phase 1 on the weight-free descriptor, on the CPU, with the limits asked for."""
+    config = ExploreConfig()
+    if args.max_masks is not None:
+        config = replace(config, max_masks=args.max_masks)
+    extractor = build_extractor(config)
+
+    def segment(image: torch.Tensor) -> Forest:
+        forest = label_image(image, extractor, config)
+        return forest if args.min_score is None else forest.select(forest.scores >= args.min_score)
+
+    return segment
+
+
+def segment_photo(photo: Photo, segmenter: Callable[[torch.Tensor], Forest], output: Output) -> dict[str, Any]:
     """Segment one photo and write what it gives. Returns its manifest row."""
     started = time.perf_counter()
     try:
         image = read_image(photo.path)
-        forest = segmenter([image])[0]
+        forest = segmenter(image)
     except UnreadableImage as error:
         return output.add_failure(photo, error.reason)
     except torch.OutOfMemoryError:

@@ -8,10 +8,13 @@ import torch
 from PIL import Image
 
 import sohes.segment
-from sohes.config import InferConfig, ModelConfig
+from sohes.config import ExploreConfig, InferConfig, ModelConfig
 from sohes.data.coco import LabelSet
+from sohes.data.scenes import draw_scene
+from sohes.labels.features import build_extractor
 from sohes.models.segmenter import Segmenter
 from sohes.models.segmenter_model import build_model
+from sohes.phases.explore import label_image
 from sohes.segment import Arguments, find_photos, main
 
 TINY_MODEL = ModelConfig(
@@ -125,6 +128,24 @@ def test_min_score_can_leave_nothing(weights, photos, tmp_path):
     assert json.loads((out / "segments.json").read_text())["annotations"] == []
 
 
+def test_without_weights_photos_are_clustered(tmp_path, capsys):
+    scene = draw_scene(3, 96).image
+    photo = tmp_path / "scene.png"
+    Image.fromarray(scene.permute(1, 2, 0).numpy()).save(photo)
+    assert run(photo, "--out", tmp_path / "out") == 0
+    assert "photos are clustered, as in phase 1, without a model" in capsys.readouterr().err
+    expected = label_image(scene, build_extractor(ExploreConfig()), ExploreConfig())
+    assert len(expected) > 5
+    found = LabelSet(tmp_path / "out" / "segments.json")[0].forest
+    assert torch.equal(found.masks.words, expected.masks.words)
+    assert torch.equal(found.parents, expected.parents)
+    middle = expected.scores.median().item()
+    assert run(photo, "--out", tmp_path / "few", "--max-masks", "5", "--min-score", middle) == 0
+    few = LabelSet(tmp_path / "few" / "segments.json")[0].forest
+    assert 0 < len(few) <= 5
+    assert (few.scores >= middle - 1e-6).all()
+
+
 @pytest.mark.parametrize(("allowed", "code"), [(0, 1), (1, 1), (2, 0)])
 def test_unreadable_photos_are_named_and_counted(weights, photos, tmp_path, capsys, allowed, code):
     (photos / "sub" / "empty.jpg").touch()
@@ -201,11 +222,7 @@ def test_interrupted_work_keeps_what_was_done(weights, photos, tmp_path, monkeyp
     [
         ([], "name at least one photo or folder of photos"),
         (["--weights", "{weights}"], "name at least one photo or folder of photos"),
-        (
-            ["{photos}"],
-            "--weights is needed: a run folder of sohes.train, a folder with model.safetensors, or a hub repository "
-            "(no default weights are published yet)",
-        ),
+        (["{photos}", "--min-score", "-0.1"], "--min-score -0.1: expected 0 to 1"),
         (["{photos}", "--weights", "{weights}", "--depth", "-1"], "--depth -1: expected >= 0"),
         (["{photos}", "--weights", "{weights}", "--min-score", "1.5"], "--min-score 1.5: expected 0 to 1"),
         (["{photos}", "--weights", "{weights}", "--min-score", "nan"], "--min-score nan: expected 0 to 1"),
