@@ -95,6 +95,11 @@ class ExploreConfig:
     """Images per file of labels; a killed run loses at most one. [ours]"""
     max_failures: int = 100
     """With more unreadable images than this, the phase ends with an error, after everything is written. [ours]"""
+    num_workers: int = 0
+    """Threads that decode and label, an image each; 0: one per CPU. Labels do not depend on it. [ours]"""
+    patience: float = 3600.0
+    """Of several processes: seconds without a new file of labels from the others until waiting ends with an error.
+    [ours]"""
 
 
 @dataclass
@@ -319,8 +324,9 @@ class Config:
 
     preset: str = "tiny"
     """The preset that the other defaults come from: see `sohes/presets.py`."""
-    images: Path | None = None
-    """Photos to learn from: a folder (nested is fine), or a .txt list. None: scenes are drawn."""
+    images: tuple[Path, ...] = ()
+    """Photos to learn from, one source or several: folders (nested is fine), tar archives, .txt lists, COCO .json files
+    (images only). None: scenes are drawn."""
     eval: Path | None = None
     """Ground truth to score every phase on: a folder with annotations.json and images/, or a COCO JSON file."""
     phases: tuple[Phase, ...] = PHASES

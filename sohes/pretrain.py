@@ -14,9 +14,9 @@ import tyro
 
 from sohes import config as configuration
 from sohes.cli import fail_clearly, parse
-from sohes.data.images import list_images
 from sohes.data.photo_pack import write_pack
 from sohes.data.photos import PhotoSet
+from sohes.data.sources import list_images
 from sohes.engine.run import Run, RunError, open_run, write_json
 from sohes.env import collect_env
 from sohes.phases.pretrain import pretrain
@@ -88,7 +88,7 @@ def pack_photos(args: Arguments) -> None:
 def _find_photos(config: PretrainConfig) -> list[Path]:
     if not config.images:
         raise RunError("--images: expected folders, tars or lists of photos to learn from")
-    return [path for source in config.images for path in list_images(source)]
+    return list(list_images(config.images))
 
 
 def _base_config(given: Sequence[str]) -> PretrainConfig:

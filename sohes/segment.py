@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import tyro
 from PIL import Image
@@ -19,9 +20,11 @@ from PIL import Image
 from sohes.cli import fail_clearly, parse
 from sohes.config import ExploreConfig
 from sohes.data.coco import write_coco
-from sohes.data.images import UnreadableImage, list_images, read_image
+from sohes.data.images import UnreadableImage, read_image
+from sohes.data.sources import list_images
 from sohes.engine.console import Progress, RunLog
 from sohes.errors import SohesError
+from sohes.files import whole_file, write_whole
 from sohes.forest import Forest
 from sohes.labels.features import build_extractor
 from sohes.models.segmenter import Segmenter
@@ -225,7 +228,7 @@ class Output:
         if self.depth is not None:
             forest = forest.select(forest.levels <= self.depth)
         picture = draw_panel(image, forest).permute(1, 2, 0).numpy()
-        save_image(self.folder / f"{photo.name}.png", Image.fromarray(picture))
+        self._save_picture(f"{photo.name}.png", picture)
         if self.kind == "coco":
             image_id = len(self._images) + 1
             height, width = forest.masks.size
@@ -234,12 +237,16 @@ class Output:
                 self._annotations.write(json.dumps(annotation) + "\n")
             self._num_annotations += len(forest)
         elif self.kind == "sam":
-            write_text(self.folder / f"{photo.name}.json", json.dumps(forest.to_sam()) + "\n")
+            write_whole(self.folder / f"{photo.name}.json", json.dumps(forest.to_sam()) + "\n")
         else:
             labels = (forest.to_label_map() + 1).to(torch.int32).numpy().astype("uint16")
-            save_image(self.folder / f"{photo.name}.labels.png", Image.fromarray(labels))
+            self._save_picture(f"{photo.name}.labels.png", labels)
         row = {"status": "ok" if len(forest) else "empty", "picture": f"{photo.name}.png", "num_masks": len(forest)}
         return self._add_row(photo, row | {"seconds": round(time.perf_counter() - started, 3)})
+
+    def _save_picture(self, name: str, pixels: np.ndarray) -> None:
+        with whole_file(self.folder / name, "wb") as file:
+            Image.fromarray(pixels).save(file, "png")
 
     def add_failure(self, photo: Photo, reason: str) -> dict[str, Any]:
         """Record that a photo could not be segmented. Returns its manifest row."""
@@ -252,21 +259,6 @@ class Output:
         self._manifest.flush()
         self._annotations.flush()
         return row
-
-
-def save_image(path: Path, image: Image.Image) -> None:
-    """Write a PNG under a temporary name, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.partial")
-    image.save(temporary, "png")
-    os.replace(temporary, path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file under a temporary name, then rename it."""
-    temporary = path.with_name(f"{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _targets(out: Path, name: str) -> list[str]:

@@ -18,8 +18,8 @@ from sohes import config as configuration
 from sohes.cli import fail_clearly, parse
 from sohes.config import PHASES, Config, Phase
 from sohes.data.coco import LabelSet
-from sohes.data.images import list_images
 from sohes.data.scenes import write_scenes
+from sohes.data.sources import ImageList, list_images
 from sohes.engine.run import Run, RunError, open_run, write_json
 from sohes.env import collect_env
 from sohes.evaluation.tables import format_results
@@ -73,7 +73,7 @@ def train_run(args: Arguments) -> Run:
     write_json(run.path / "env.json", collect_env())
     run.log(f"run folder {run.path}, preset {config.preset}, device {device}, seed {config.seed}")
 
-    images, image_root, ground_truth = prepare_data(run, config)
+    images, ground_truth = prepare_data(run, config)
     for phase in PHASES:
         if phase not in config.phases:
             continue
@@ -82,9 +82,9 @@ def train_run(args: Arguments) -> Run:
         elif run.is_trained(phase):
             run.log(f"{phase}: trained before, see {run.weights(phase)}")
         elif phase == "instruct":
-            instruct(run, config, open_labels(run, image_root), device)
+            instruct(run, config, open_labels(run, images.root), device)
         else:
-            correct(run, config, open_labels(run, image_root), device)
+            correct(run, config, open_labels(run, images.root), device)
         if ground_truth is not None and phase not in run.read_results():
             score_phase(run, phase, segmenter_of(run, phase, config, device), ground_truth)
 
@@ -106,21 +106,20 @@ def check_inputs(config: Config) -> None:
     """Find wrong paths before anything is written."""
     if not config.phases:
         raise RunError(f"--phases: name at least one of {', '.join(PHASES)}")
-    if config.images is not None:
+    if config.images:
         list_images(config.images)
     if config.eval is not None:
         find_ground_truth(config.eval)
 
 
-def prepare_data(run: Run, config: Config) -> tuple[Path, Path, GroundTruth | None]:
-    """The photos to learn from, the folder their names are relative to, and the ground truth to score on.
+def prepare_data(run: Run, config: Config) -> tuple[ImageList, GroundTruth | None]:
+    """The photos to learn from, and the ground truth to score on.
 
     Scenes are drawn where no photos are given.
     """
     ground_truth = None if config.eval is None else find_ground_truth(config.eval)
-    if config.images is not None:
-        images = config.images
-        return images, images if images.is_dir() else images.parent, ground_truth
+    if config.images:
+        return list_images(config.images), ground_truth
     scenes = config.scenes
     learn = write_scenes(run.path / "scenes" / "train", scenes.num_train, scenes.size, config.seed)
     if ground_truth is None:
@@ -128,7 +127,7 @@ def prepare_data(run: Run, config: Config) -> tuple[Path, Path, GroundTruth | No
         write_scenes(held_out, scenes.num_eval, scenes.size, config.seed + _EVAL_SEED)
         ground_truth = find_ground_truth(held_out)
     run.log(f"{scenes.num_train} scenes drawn to learn from")
-    return learn / "images", learn / "images", ground_truth
+    return list_images(learn / "images"), ground_truth
 
 
 def open_labels(run: Run, image_root: Path) -> LabelSet:

@@ -4,7 +4,6 @@
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -15,11 +14,15 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from sohes.data.errors import DataError, DataNotFoundError
+from sohes.files import whole_file
 from sohes.forest import Forest
 
 CATEGORIES = [{"id": 1, "name": "entity"}]
 IMAGE_KEYS = ("id", "file_name", "width", "height")
 ANNOTATION_KEYS = ("id", "segmentation", "score", "parent", "iscrowd", "annotator")
+
+# Of the files written here: file names that are not valid UTF-8 survive as escapes.
+_ENCODING = "ascii"
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +140,7 @@ def write_coco(
     Raises:
         ValueError: a value is NaN or infinite. TypeError: a value is not JSON.
     """
-    with _whole_file(path) as file:
+    with whole_file(path, encoding=_ENCODING) as file:
         file.write(f'{{"info": {_dump(info or {})},\n"categories": {_dump(CATEGORIES)},\n"images": [')
         _write_lines(file, images)
         file.write('],\n"annotations": [')
@@ -155,7 +158,7 @@ def write_coco_stream(
     They stand at the end of the file. Returns the number of images.
     """
     images = []
-    with _whole_file(path) as file:
+    with whole_file(path, encoding=_ENCODING) as file:
         file.write(f'{{"info": {_dump(info or {})},\n"categories": {_dump(CATEGORIES)},\n"annotations": [')
 
         def annotations() -> Iterator[Mapping[str, Any]]:
@@ -168,21 +171,6 @@ def write_coco_stream(
         _write_lines(file, images)
         file.write("]}\n")
     return len(images)
-
-
-@contextmanager
-def _whole_file(path: str | os.PathLike) -> Iterator[TextIO]:
-    """A text file that appears under its name when all is written, or not at all. Missing folders are made."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        # ASCII only: file names that are not valid UTF-8 survive as escapes.
-        with open(temporary, "w", encoding="ascii") as file:
-            yield file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _dump(value: Mapping[str, Any] | list) -> str:

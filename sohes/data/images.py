@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find and read photos as the world has them: nested folders, any Pillow mode, rotated, damaged."""
+"""Read photos as the world has them: any Pillow mode, rotated, damaged, in folders or in tar archives."""
 
+import io
 import os
 import struct
 import zlib
@@ -11,9 +12,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sohes.data.errors import DataError, DataNotFoundError
+from sohes.data.errors import DataError
+from sohes.data.tars import TAR_EXTENSION, DamagedTar, TarCache, split_member
 
 IMAGE_EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+open_tar = TarCache(IMAGE_EXTENSIONS)
+"""The index of an archive's images, made on first use and kept for this process."""
 
 # Above this many pixels a header is taken for a decompression bomb. Pillow itself refuses from here on.
 MAX_PIXELS = 178_956_970
@@ -59,69 +64,12 @@ class UnreadableImage(DataError):
         return f"cannot read image {self.path}: {self.reason}"
 
 
-def list_images(root: str | os.PathLike) -> list[Path]:
-    """The image files under `root`, sorted by path.
-
-    `root` is a folder (searched recursively, linked folders included), one image file, or a `.txt` list
-    with one path a line, relative to the list file. A list keeps its order; blank lines and lines that begin
-    with `#` are skipped, repeated paths count once, and a listed file that is missing stays in the result so
-    that its reader can report it. Files are known by their extension (`IMAGE_EXTENSIONS`, any case); names
-    that begin with a dot are skipped.
-
-    Raises:
-        DataNotFoundError: `root` does not exist, holds no image, or none of the listed files exists.
-        DataError: `root` is a file that is neither an image nor a list.
-    """
-    root = Path(root)
-    wanted = " ".join(IMAGE_EXTENSIONS)
-    if root.is_dir():
-        found = _walk(root)
-        if not found:
-            raise DataNotFoundError(f"no images in {root} (looked recursively for {wanted})")
-        return found
-    if not root.exists():
-        raise DataNotFoundError(f"no such file or folder: {root} (expected a folder of images: {wanted})")
-    if root.suffix.lower() in IMAGE_EXTENSIONS:
-        return [root]
-    if root.suffix.lower() == ".txt":
-        return _read_list(root)
-    raise DataError(f"{root} is neither a folder, an image ({wanted}) nor a .txt list of images")
-
-
-def _walk(root: Path) -> list[Path]:
-    found, seen = [], set()
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link back to a folder above, or a second link to the same one
-            subfolders.clear()
-            continue
-        seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in names:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS:
-                found.append(Path(folder, name))
-    return sorted(found)
-
-
-def _read_list(path: Path) -> list[Path]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not a UTF-8 text list of images: {error}") from error
-    entries = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    listed = list(dict.fromkeys(path.parent / entry for entry in entries))
-    if not listed:
-        raise DataNotFoundError(f"no images in {path} (expected one image path a line)")
-    if not any(entry.exists() for entry in listed):
-        raise DataNotFoundError(f"none of the {len(listed)} files listed in {path} exists; the first is {listed[0]}")
-    return listed
-
-
 def read_image(path: str | os.PathLike, apply_exif: bool = True, max_pixels: int = MAX_PIXELS) -> Tensor:
     """Read one image file as RGB, uint8 [3, H, W].
 
     Args:
-        path: any file Pillow can decode; of an animation or a multi-page file the first frame is taken.
+        path: any file Pillow can decode; of an animation or a multi-page file the first frame is taken. An image in a
+            plain tar archive is named like a file in a folder: `photos.tar/a/b.jpg`.
         apply_exif: turn the picture upright by its EXIF orientation (all eight). A damaged EXIF block counts
             as none.
         max_pixels: refuse larger pictures before decoding them. Values above `MAX_PIXELS` also need
@@ -138,9 +86,7 @@ def read_image(path: str | os.PathLike, apply_exif: bool = True, max_pixels: int
     """
     path = Path(path)
     try:
-        if path.stat().st_size == 0:
-            raise UnreadableImage(path, "the file is empty (0 bytes)")
-        with Image.open(path) as image:
+        with Image.open(_open(path)) as image:
             if image.width * image.height > max_pixels:
                 size = f"{image.width}x{image.height} pixels"
                 limit = f"the limit of {max_pixels} pixels (max_pixels)"
@@ -152,6 +98,8 @@ def read_image(path: str | os.PathLike, apply_exif: bool = True, max_pixels: int
         raise
     except FileNotFoundError as error:
         raise UnreadableImage(path, "no such file") from error
+    except NotADirectoryError as error:
+        raise UnreadableImage(path, "no such file: a folder of this path is a file") from error
     except IsADirectoryError as error:
         raise UnreadableImage(path, "is a folder, not a file") from error
     except Image.UnidentifiedImageError as error:
@@ -161,6 +109,26 @@ def read_image(path: str | os.PathLike, apply_exif: bool = True, max_pixels: int
     if orientation in _EXIF_TRANSPOSE:
         rgb = rgb.transpose(_EXIF_TRANSPOSE[orientation])
     return image_to_tensor(rgb)
+
+
+def _open(path: Path) -> Path | io.BytesIO:
+    """What Pillow is to open. Raises UnreadableImage, or OSError where there is no such file."""
+    is_archive = path.suffix.lower() == TAR_EXTENSION and path.is_file()
+    member = (str(path), "") if is_archive else split_member(path)
+    if member is None:
+        num_bytes, opened = path.stat().st_size, path
+    else:
+        archive, name = member
+        try:
+            content = open_tar(archive).read(name)
+        except DamagedTar as error:
+            raise UnreadableImage(path, error.reason) from error
+        if content is None:
+            raise UnreadableImage(path, f"no such member in {archive}" if name else "is an archive, not an image")
+        num_bytes, opened = len(content), io.BytesIO(content)
+    if num_bytes == 0:
+        raise UnreadableImage(path, "the file is empty (0 bytes)")
+    return opened
 
 
 def image_to_tensor(image: Image.Image) -> Tensor:

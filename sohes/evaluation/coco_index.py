@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sohes.errors import SohesError
-from sohes.evaluation.json_stream import Element, JsonReader
+from sohes.json_stream import Element, JsonReader
 
 ImageId = int | str
 

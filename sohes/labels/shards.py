@@ -2,26 +2,33 @@
 """Label files: COCO shards written whole or not at all, and the manifest that accounts for every image.
 
 A shard carries in its first line all that a later run needs to know: which settings and images it was made from, and
-the manifest rows of its images. The manifest is rebuilt from there, so no kill can make the two disagree.
+the manifest rows of its images. The manifest is put together from there, by whichever process finds every shard done,
+so no kill can make the two disagree and no process has to ask another.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sohes import config as configuration
 from sohes.config import ExploreConfig
 from sohes.data.coco import write_coco
+from sohes.data.sources import ImageList
 from sohes.errors import SohesError
+from sohes.files import remove_left_over, whole_file
 
 # To be raised whenever the same settings give other labels.
 LABELS_VERSION = 1
+
+# Settings that change how labels are made, not what they are.
+_OF_THE_RUN = ("max_failures", "num_workers", "patience")
+
+Row = dict[str, Any]
 
 
 class LabelsError(SohesError, ValueError):
@@ -30,38 +37,107 @@ class LabelsError(SohesError, ValueError):
 
 @dataclass(frozen=True)
 class LabelledFile:
-    """What became of one image: its manifest row, and its COCO records when it has labels."""
+    """What became of one image: its manifest row, its COCO records when it has labels, and the seconds per stage."""
 
-    row: dict[str, Any]
-    image: dict[str, Any] | None
-    annotations: list[dict[str, Any]]
-
-
-def shard_path(folder: Path, index: int) -> Path:
-    return folder / f"shard-{index:05d}.json"
+    row: Row
+    image: dict[str, Any] | None = None
+    annotations: list[dict[str, Any]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
-def labels_digest(config: ExploreConfig, names: Sequence[str]) -> str:
-    """Of everything the labels of a shard depend on besides the pixels: settings, version, and names of its images."""
-    settings = configuration.to_dict(config)
-    settings.pop("max_failures")
-    text = json.dumps([LABELS_VERSION, settings, list(names)], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+class Shards:
+    """The shards of a list of images in one folder: which images each holds, and which are finished.
 
+    A shard depends on the images and the settings alone: not on who makes it, nor on how many others do.
+    """
 
-def write_shard(path: Path, files: Sequence[LabelledFile], root: str, digest: str, config: ExploreConfig) -> None:
-    """Write one shard. `root` is the folder that file names are relative to."""
-    images = [file.image for file in files if file.image is not None]
-    annotations = [annotation for file in files for annotation in file.annotations]
-    info = {
-        "description": "pseudo-labels of self-exploration",
-        "root": root,
-        "digest": digest,
-        "human_labels": False,
-        "config": configuration.to_dict(config),
-        "manifest": [file.row for file in files],
-    }
-    write_coco(path, images, annotations, info)
+    def __init__(self, folder: Path, images: ImageList, config: ExploreConfig) -> None:
+        self.folder, self._images, self._config = folder, images, config
+        self._settings = configuration.to_dict(config)
+        for name in _OF_THE_RUN:
+            del self._settings[name]
+
+    def __len__(self) -> int:
+        return -(-len(self._images) // self._config.shard_size)
+
+    @property
+    def manifest(self) -> Path:
+        return self.folder / "manifest.jsonl"
+
+    def path(self, index: int) -> Path:
+        return self.folder / f"shard-{index:05d}.json"
+
+    def places(self, index: int) -> range:
+        """The places of a shard's images in the list."""
+        start = index * self._config.shard_size
+        return range(start, min(start + self._config.shard_size, len(self._images)))
+
+    def digest(self, index: int) -> str:
+        """Of everything the labels of a shard depend on besides the pixels: settings, version, names of its images."""
+        names = [self._images.names[place] for place in self.places(index)]
+        text = json.dumps([LABELS_VERSION, self._settings, names], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def prepare(self, mine: Sequence[int], alone: bool, everything: bool) -> None:
+        """Make the folder, and remove what a kill left of the shards that are `mine`; with `everything`, all labels.
+
+        alone: there are no other processes; else nothing is removed that one of them may be writing.
+
+        Raises LabelsError when the folder has more shards than the images give.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if alone or self.missing():  # the manifest is written when no shard is missing
+            remove_left_over(self.manifest)
+        if everything:
+            for path in [*self.folder.glob("shard-*.json"), self.manifest]:
+                path.unlink(missing_ok=True)
+        for index in mine:
+            remove_left_over(self.path(index))
+        for path in sorted(self.folder.glob("shard-*.json"))[len(self) :]:
+            raise _made_differently(path)
+
+    def read(self, index: int) -> list[Row] | None:
+        """The manifest rows of a finished shard, None where it has yet to be made.
+
+        Raises LabelsError when it was made under other settings or from other images.
+        """
+        info = read_shard_info(self.path(index))
+        if info is None:
+            return None
+        if info["digest"] != self.digest(index):
+            raise _made_differently(self.path(index))
+        return info["manifest"]
+
+    def write(self, index: int, files: Sequence[LabelledFile]) -> None:
+        """Write one shard, whole or not at all: the labels of its images, in their order."""
+        images = [file.image for file in files if file.image is not None]
+        annotations = [annotation for file in files for annotation in file.annotations]
+        info = {
+            "description": "pseudo-labels of self-exploration",
+            "root": str(self._images.root.absolute()),
+            "digest": self.digest(index),
+            "human_labels": False,
+            "config": self._settings,
+            "manifest": [file.row for file in files],
+        }
+        write_coco(self.path(index), images, annotations, info)
+
+    def missing(self) -> list[int]:
+        """Shards that have yet to be made."""
+        return [index for index in range(len(self)) if not self.path(index).exists()]
+
+    def rows(self) -> Iterator[Row]:
+        """The manifest rows of all shards, one shard in memory at a time. Raises LabelsError where one is missing."""
+        for index in range(len(self)):
+            rows = self.read(index)
+            if rows is None:
+                raise LabelsError(f"{self.path(index)} is missing: run phase 1 again")
+            yield from rows
+
+    def write_manifest(self) -> None:
+        """Write the manifest from the shards, all of which are there: one JSON object a line, whole or not at all."""
+        with whole_file(self.manifest, encoding="ascii") as file:
+            file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in self.rows())
 
 
 def read_shard_info(path: Path) -> dict[str, Any] | None:
@@ -74,39 +150,11 @@ def read_shard_info(path: Path) -> dict[str, Any] | None:
     try:
         info = json.loads(first.strip().removesuffix(",") + "}")["info"]
         return {"digest": info["digest"], "manifest": info["manifest"], "root": info["root"]}
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise LabelsError(f"{path} is not a shard of labels: delete it or give another output folder") from error
 
 
-def read_finished(path: Path, digest: str) -> list[dict[str, Any]] | None:
-    """The manifest rows of a finished shard, None where it has yet to be made.
-
-    Raises LabelsError when it was made under other settings or from other images.
-    """
-    info = read_shard_info(path)
-    if info is None:
-        return None
-    if info["digest"] != digest:
-        raise LabelsError(
-            f"{path} was made with other settings or from other images: overwrite it, or give another output folder"
-        )
-    return info["manifest"]
-
-
-def write_manifest(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write the whole manifest, one JSON object a line, or nothing."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text("".join(format_row(row) for row in rows), encoding="ascii")
-    os.replace(temporary, path)
-
-
-def format_row(row: dict[str, Any]) -> str:
-    return json.dumps(row, sort_keys=True) + "\n"
-
-
-def clear_labels(folder: Path, everything: bool) -> None:
-    """Remove what a kill left half-written; with `everything`, finished shards and the manifest too."""
-    patterns = [".*.tmp"] + (["shard-*.json", "manifest.jsonl"] if everything else [])
-    for pattern in patterns:
-        for path in folder.glob(pattern):
-            path.unlink()
+def _made_differently(path: Path) -> LabelsError:
+    return LabelsError(
+        f"{path} was made with other settings or from other images: overwrite it, or give another output folder"
+    )

@@ -3,46 +3,58 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
+from typing import TypeVar
 
 from torch import Tensor
 
 from sohes.config import ExploreConfig
-from sohes.data.images import UnreadableImage, list_images, read_image
+from sohes.data.images import UnreadableImage
+from sohes.data.sources import ImageList, list_images
 from sohes.engine.console import Progress, RunLog, format_seconds
+from sohes.engine.distributed import World
 from sohes.errors import SohesError
 from sohes.forest import Forest
 from sohes.labels.candidates import find_candidates
 from sohes.labels.draw import draw_candidates, make_forest
 from sohes.labels.features import FeatureExtractor, build_extractor
-from sohes.labels.shards import (
-    LabelledFile,
-    clear_labels,
-    format_row,
-    labels_digest,
-    read_finished,
-    shard_path,
-    write_manifest,
-    write_shard,
-)
+from sohes.labels.shards import LabelledFile, Row, Shards
 from sohes.ops.merge_regions import merge_regions
+
+TIMES_FILE = "explore.jsonl"
+
+# Failures that are told as they happen; the manifest has them all.
+_TOLD_FAILURES = 20
+# Seconds between two looks for the labels of other processes, and between two lines about it.
+_LOOK, _TELL = 0.5, 60.0
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class TooManyFailures(SohesError, RuntimeError):
     """More images could not be used than the settings allow. Everything else is written."""
 
 
+class LabelsTimeout(SohesError, TimeoutError):
+    """Other processes of this job have not written their labels for too long."""
+
+
 @dataclass
 class ExploreSummary:
-    """What a call of `explore` did. seconds: per stage, added up over threads, of this call only."""
+    """What is in the labels, or as long as other processes are at work, what this one has made.
+
+    is_complete: every image is accounted for, and the manifest is written. seconds: per stage, added up over threads,
+    of this call only; elapsed: from its start to its end.
+    """
 
     num_images: int = 0
     num_ok: int = 0
@@ -50,37 +62,41 @@ class ExploreSummary:
     num_failed: int = 0
     num_masks: int = 0
     num_resumed: int = 0
+    first_failure: str = ""
+    is_complete: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
+    elapsed: float = 0.0
 
-    def count(self, rows: list[dict]) -> None:
+    def count(self, rows: Iterable[Row]) -> None:
         """Add the images of some manifest rows."""
         for row in rows:
             self.num_images += 1
             self.num_ok += row["status"] == "ok"
             self.num_empty += row["status"] == "empty"
-            self.num_failed += row["status"].startswith("failed")
             self.num_masks += row["masks"]
+            if row["status"].startswith("failed"):
+                self.num_failed += 1
+                self.first_failure = self.first_failure or f"{row['file_name']}, {row['status']}"
 
     def __str__(self) -> str:
         counts = f"{self.num_ok} ok, {self.num_empty} empty, {self.num_failed} failed, {self.num_masks} masks"
-        stages = ", ".join(f"{name} {format_seconds(seconds)}" for name, seconds in self.seconds.items())
-        return f"{self.num_images} images: {counts}" + (f"; time {stages}" if stages else "")
+        total = sum(self.seconds.values())
+        shares = (f"{name} {format_seconds(s)} ({100 * s / total:.0f}%)" for name, s in self.seconds.items() if total)
+        stages = ", ".join(shares)
+        return f"{self.num_images} images: {counts}" + (f"; time over all threads: {stages}" if stages else "")
 
 
 class StageClock:
-    """Adds up the time spent in each stage, from any number of threads."""
+    """The seconds spent in each stage of labelling one image."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
-        self._lock = Lock()
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        elapsed = time.perf_counter() - start
-        with self._lock:
-            self.seconds[stage] += elapsed
+        self.seconds[stage] += time.perf_counter() - start
 
 
 def label_image(
@@ -101,110 +117,167 @@ def label_image(
 
 
 def explore(
-    images_root: Path,
+    images: ImageList | str | os.PathLike | Sequence[str | os.PathLike],
     out: Path,
     config: ExploreConfig,
     *,
-    image_root: Path | None = None,
+    world: World = World(),  # noqa: B008  (frozen)
+    wait: bool = True,
     overwrite: bool = False,
     log: RunLog | None = None,
-    num_threads: int | None = None,
 ) -> ExploreSummary:
-    """Label every image of a folder or list, into `out`/labels: shards of COCO JSON and manifest.jsonl.
+    """Label every image, into `out`/labels: shards of COCO JSON and manifest.jsonl.
 
     Finished shards of an earlier call are kept, so that a killed run goes on where it stopped and ends with the same
     bytes. Images with labels are in the shards; every image is in the manifest, as `ok`, `empty` or `failed: reason`.
+    `out`/explore.jsonl gets a line per shard: how long it took, and of that every stage.
+
+    Of several processes each makes the shards whose number modulo `world.size` is its rank; they share nothing but the
+    folder, and need not run at the same time. Whichever finds all shards done writes the manifest. Labels depend
+    neither on the number of processes nor of threads.
 
     Args:
-        images_root: what `list_images` takes: a folder, one image, or a .txt list.
-        image_root: folder that file names in the labels are relative to; the folder itself, or the list's, if None.
-        overwrite: make everything anew instead of refusing labels of other settings.
+        images: a list, or the sources that `list_images` takes.
+        wait: for the shards of other processes; without it, the summary says whether they are done.
+        overwrite: make everything anew instead of refusing labels of other settings; in a world of one.
         log: takes progress and the summary; None prints them.
-        num_threads: images worked on at a time; None means one per CPU.
 
     Raises:
         LabelsError: there are labels of other settings or images. TooManyFailures: after everything is written.
         DataError, WeightsError: no such images or weights; before anything is written.
+        LabelsTimeout: the other processes have written nothing for `config.patience` seconds.
     """
-    images_root, log = Path(images_root), log or RunLog()
-    paths = list_images(images_root)
-    root = Path(image_root) if image_root is not None else images_root if images_root.is_dir() else images_root.parent
-    names = [Path(os.path.relpath(path, root)).as_posix() for path in paths]
+    if overwrite and world.size > 1:
+        raise ValueError("explore: overwrite needs a world of one, other processes may have written already")
+    started, log = time.perf_counter(), log or RunLog()
+    if not isinstance(images, ImageList):
+        images = list_images(images)
     extractor = build_extractor(config)
-    folder = Path(out) / "labels"
-    folder.mkdir(parents=True, exist_ok=True)
-    clear_labels(folder, everything=overwrite)
+    shards = Shards(Path(out) / "labels", images, config)
+    mine = range(world.rank, len(shards), world.size)
+    shards.prepare(mine, alone=world.size == 1, everything=overwrite)
+    done = {index: rows for index in mine if (rows := shards.read(index)) is not None}
+    summary = ExploreSummary(num_resumed=sum(len(rows) for rows in done.values()))
+    for rows in done.values():
+        summary.count(rows)
+    todo = [index for index in mine if index not in done]
 
-    starts = range(0, len(paths), config.shard_size)
-    digests = [labels_digest(config, names[start : start + config.shard_size]) for start in starts]
-    finished = [read_finished(shard_path(folder, i), digest) for i, digest in enumerate(digests)]
-    rows = [row for shard in finished for row in shard or []]
-    summary, clock = ExploreSummary(num_resumed=len(rows)), StageClock()
-    summary.count(rows)
-
-    def label_file(index: int) -> LabelledFile:
-        return label_path(paths[index], names[index], index + 1, extractor, config, clock)
-
-    with (
-        Progress(len(paths), "explore", "images", initial=len(rows), log=log) as progress,
-        ThreadPoolExecutor(num_threads or os.cpu_count() or 1) as pool,
-        ManifestWriter(folder / "manifest.jsonl") as manifest,
-    ):
-        for index, start in enumerate(starts):
-            if finished[index] is None:
-                files = []
-                for file in pool.map(label_file, range(start, min(start + config.shard_size, len(paths)))):
-                    files.append(file)
-                    progress.update(1)
-                write_shard(shard_path(folder, index), files, str(root), digests[index], config)
-                finished[index] = [file.row for file in files]
-                summary.count(finished[index])
-            manifest.add(finished[index])
-    summary.seconds = dict(clock.seconds)
+    _label_shards(shards, todo, images, extractor, config, summary, world, log)
+    if wait and world.size > 1:
+        _wait_for(shards, config.patience, log)
+    if not shards.missing():
+        shards.write_manifest()
+        complete = ExploreSummary(num_resumed=summary.num_resumed, is_complete=True, seconds=summary.seconds)
+        complete.count(shards.rows())
+        summary = complete
+    summary.elapsed = time.perf_counter() - started
     log(f"explore: {summary}")
     if summary.num_failed > config.max_failures:
-        first = next(row for shard in finished for row in shard if row["status"].startswith("failed"))
         raise TooManyFailures(
             f"{summary.num_failed} of {summary.num_images} images could not be used, more than max_failures = "
-            f"{config.max_failures}; the first: {first['file_name']}, {first['status']}; all are in "
-            f"{folder / 'manifest.jsonl'}"
+            f"{config.max_failures}; the first: {summary.first_failure}; all are in {shards.manifest}"
         )
     return summary
 
 
-def label_path(
-    path: Path, name: str, image_id: int, extractor: FeatureExtractor, config: ExploreConfig, clock: StageClock
-) -> LabelledFile:
-    """Read and label one image file."""
+def _label_shards(
+    shards: Shards,
+    todo: Sequence[int],
+    images: ImageList,
+    extractor: FeatureExtractor,
+    config: ExploreConfig,
+    summary: ExploreSummary,
+    world: World,
+    log: RunLog,
+) -> None:
+    """Make the shards `todo`, and count them. Threads go on with the next shard while one is being written."""
+    places = [place for index in todo for place in shards.places(index)]
+    num_workers = config.num_workers or os.cpu_count() or 1
+    total = summary.num_images + len(places)
+    times = Path(shards.folder).parent / TIMES_FILE
+    with (
+        Progress(total, "explore", "images", initial=summary.num_images, log=log, enabled=world.is_main) as progress,
+        ThreadPoolExecutor(num_workers, thread_name_prefix="explore") as pool,
+    ):
+        files = map_ahead(pool, lambda place: label_place(images, place, extractor, config), places, 2 * num_workers)
+        for index in todo:
+            start, made = time.perf_counter(), []
+            for _ in shards.places(index):
+                file = next(files)
+                made.append(file)
+                progress.update(1)
+                if file.row["status"].startswith("failed"):
+                    _tell_failure(file.row, summary.num_failed + sum(f.row["status"] > "f" for f in made), log)
+            shards.write(index, made)
+            summary.count(file.row for file in made)
+            seconds = dict(sum((Counter(file.seconds) for file in made), Counter()))
+            for stage, value in seconds.items():
+                summary.seconds[stage] = summary.seconds.get(stage, 0.0) + value
+            row = {"shard": index, "images": len(made), "rank": world.rank, "threads": num_workers}
+            row["elapsed"] = round(time.perf_counter() - start, 4)
+            row["seconds"] = {stage: round(value, 4) for stage, value in seconds.items()}
+            with times.open("a", encoding="ascii") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+def label_place(images: ImageList, place: int, extractor: FeatureExtractor, config: ExploreConfig) -> LabelledFile:
+    """Read and label one image of a list; its id is its place, from 1 on."""
+    clock, image_id, name = StageClock(), place + 1, images.names[place]
     row = {"file_name": name, "image_id": image_id, "masks": 0, "status": "empty"}
     try:
         with clock("decode"):
-            image = read_image(path)
+            image = images.read(place)
     except UnreadableImage as error:
-        return LabelledFile({**row, "status": f"failed: {error.reason}"}, None, [])
+        return LabelledFile({**row, "status": f"failed: {error.reason}"})
     forest = label_image(image, extractor, config, clock)
     if len(forest) == 0:
-        return LabelledFile(row, None, [])
+        return LabelledFile(row, seconds=clock.seconds)
     with clock("encode"):
         # Ids are the same whichever images come before: each image has its own range.
         annotations = forest.to_coco(image_id, first_id=(image_id - 1) * config.max_masks + 1)
     record = {"id": image_id, "file_name": name, "width": image.shape[2], "height": image.shape[1]}
-    return LabelledFile({**row, "status": "ok", "masks": len(forest)}, record, annotations)
+    return LabelledFile({**row, "status": "ok", "masks": len(forest)}, record, annotations, clock.seconds)
 
 
-class ManifestWriter:
-    """Writes rows as shards finish. What an earlier call wrote is written again, from its shards."""
+def map_ahead(
+    pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int
+) -> Iterator[Result]:
+    """Results in the order of the items, of which at most `ahead` are waiting or under way: memory stays level."""
+    under_way = deque()
+    try:
+        for item in items:
+            under_way.append(pool.submit(work, item))
+            if len(under_way) >= ahead:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+    finally:
+        for future in under_way:  # after an error or Ctrl-C
+            future.cancel()
 
-    def __init__(self, path: Path) -> None:
-        write_manifest(path, [])
-        self._file = path.open("a", encoding="ascii")
 
-    def add(self, rows: list[dict]) -> None:
-        self._file.writelines(format_row(row) for row in rows)
-        self._file.flush()
+def _tell_failure(row: Row, number: int, log: RunLog) -> None:
+    if number <= _TOLD_FAILURES:
+        log(f"explore: {row['file_name']}: {row['status']}")
+    if number == _TOLD_FAILURES:
+        log("explore: further failures are told in the manifest only")
 
-    def __enter__(self) -> ManifestWriter:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+def _wait_for(shards: Shards, patience: float, log: RunLog) -> None:
+    """Return when every shard is there. Raises LabelsTimeout when none has come for `patience` seconds."""
+    missing = shards.missing()
+    last_came = last_told = time.monotonic()
+    while missing:
+        now = time.monotonic()
+        if now - last_came > patience:
+            raise LabelsTimeout(
+                f"{len(missing)} shards of other processes are missing, the first {shards.path(missing[0])}; none came "
+                f"for {format_seconds(patience)} (explore.patience): run again, finished shards are kept"
+            )
+        if now - last_told > _TELL:
+            log(f"explore: waiting for {len(missing)} shards of other processes, the first {missing[0]}")
+            last_told = now
+        time.sleep(_LOOK)
+        still = [index for index in missing if not shards.path(index).exists()]
+        if len(still) < len(missing):
+            missing, last_came = still, time.monotonic()

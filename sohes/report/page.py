@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import os
 from html import escape
 from pathlib import Path
 
 from sohes.engine.console import format_seconds
+from sohes.files import write_whole
 from sohes.report.charts import NUM_COLORS
 from sohes.report.photos import VIEWS, Overlay, Photo, PhotoPanels, collect_photos
 from sohes.report.record import RunRecord, read_run, status_counts
@@ -38,9 +38,7 @@ def write_report(run: Path, gt_json: Path | None = None, image_root: Path | None
     record = read_run(run)
     html = render(record, collect_photos(record, gt_json, image_root, num_photos))
     path = run / "report.html"
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(html, encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, html)
     return path
 
 

@@ -22,6 +22,7 @@ from sohes.data.coco import LabelledImage, LabelSet
 from sohes.data.images import read_image
 from sohes.errors import SohesError
 from sohes.forest import Forest, build_forest
+from sohes.labels.shards import read_shard_info
 from sohes.report.record import RunRecord
 from sohes.visualize import best_masks, overlay_forest, resize_forest, resize_image
 
@@ -94,8 +95,7 @@ def collect_photos(run: RunRecord, gt_json: Path | None, image_root: Path | None
         source = "training photos"
         shards = sorted((run.path / "labels").glob("shard-*.json"))
         columns = [c for path in shards[:1] if (c := _open_column(LABELS, path, problems))]
-        given = run.config.get("images")
-        roots = [Path(given)] if given else [run.path / "scenes" / "train" / "images"]
+        roots = _training_roots(run, shards[:1])
     photos = []
     for image_id in _choose(columns, num_photos):
         try:
@@ -192,6 +192,13 @@ def _find_ground_truth(run: RunRecord) -> Path | None:
     candidates = [Path(given), Path(given) / "annotations.json"] if given else []
     candidates = [*candidates, run.path / "scenes" / "eval" / "annotations.json"]
     return next((path for path in candidates if path.is_file()), None)
+
+
+def _training_roots(run: RunRecord, shards: list[Path]) -> list[Path]:
+    """Where labelled photos are: in the run's own scenes, which may have moved with it, or where the shard says."""
+    scenes = run.path / "scenes" / "train" / "images"
+    infos = [info for shard in shards if (info := read_shard_info(shard)) is not None]
+    return [scenes] if scenes.is_dir() or not infos else [Path(infos[0]["root"])]
 
 
 def _held_out_roots(gt_json: Path | None, image_root: Path | None) -> list[Path]:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from sohes.data.errors import DataNotFoundError
-from sohes.data.images import UnreadableImage, list_images, read_image
+from sohes.data.images import UnreadableImage, read_image
 from sohes.errors import SohesError
 
 
@@ -28,68 +28,6 @@ def save(path, array, mode=None, **options):
 
 def to_tensor(array):
     return torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)
-
-
-class TestListImages:
-    def test_nested_unicode_spaces_and_any_case_sorted(self, tmp_path):
-        names = ["b/deep er/ünï 写真.JPG", "a.png", "b/c.TiFf", "b/d.webp", "z.bmp", "b/e.jpeg"]
-        for name in names:
-            save(tmp_path / name, gradient(), format="PNG")
-        (tmp_path / "notes.txt").write_text("x")
-        (tmp_path / "b/._c.jpg").write_bytes(b"resource fork")
-        listed = list_images(str(tmp_path))
-        assert listed == sorted(tmp_path / name for name in names)
-        assert all(read_image(path).shape == (3, 6, 9) for path in listed)
-
-    def test_linked_folders_are_followed_and_loops_end(self, tmp_path):
-        save(tmp_path / "far/a.png", gradient())
-        root = tmp_path / "root"
-        root.mkdir()
-        (root / "link").symlink_to(tmp_path / "far")
-        (root / "loop").symlink_to(root)
-        assert list_images(root) == [root / "link/a.png"]
-
-    def test_one_image(self, tmp_path):
-        path = save(tmp_path / "a.PNG", gradient(), format="PNG")
-        assert list_images(path) == [path]
-
-    def test_list_file_keeps_its_order_and_its_missing_entries(self, tmp_path):
-        save(tmp_path / "in/b c.png", gradient())
-        save(tmp_path / "in/a.png", gradient())
-        listing = tmp_path / "in/list.txt"
-        listing.write_text("\ufeff# photos\nb c.png\n\na.png\nb c.png\ngone.jpg\n", encoding="utf-8")
-        assert list_images(listing) == [tmp_path / "in" / name for name in ("b c.png", "a.png", "gone.jpg")]
-        with pytest.raises(UnreadableImage, match="no such file"):
-            read_image(tmp_path / "in/gone.jpg")
-
-    def test_errors_name_the_path_and_what_was_looked_for(self, tmp_path):
-        wanted = ".bmp .jpeg .jpg .png .tif .tiff .webp"
-        with pytest.raises(FileNotFoundError) as error:
-            list_images(tmp_path)
-        assert str(error.value) == f"no images in {tmp_path} (looked recursively for {wanted})"
-        with pytest.raises(FileNotFoundError) as error:
-            list_images(tmp_path / "nowhere")
-        assert str(error.value) == (
-            f"no such file or folder: {tmp_path}/nowhere (expected a folder of images: {wanted})"
-        )
-        (tmp_path / "a.csv").write_text("a")
-        with pytest.raises(ValueError) as error:
-            list_images(tmp_path / "a.csv")
-        assert (
-            str(error.value) == f"{tmp_path}/a.csv is neither a folder, an image ({wanted}) nor a .txt list of images"
-        )
-
-    def test_errors_of_lists(self, tmp_path):
-        listing = tmp_path / "list.txt"
-        listing.write_text("\n# nothing\n")
-        with pytest.raises(FileNotFoundError, match="expected one image path a line"):
-            list_images(listing)
-        listing.write_text("x/1.jpg\nx/2.jpg\n")
-        with pytest.raises(FileNotFoundError, match=r"none of the 2 files listed in .* the first is .*x/1.jpg"):
-            list_images(listing)
-        listing.write_bytes(b"\xff\xfe\x00")
-        with pytest.raises(ValueError, match="not a UTF-8 text list"):
-            list_images(listing)
 
 
 class TestOrientation:

@@ -11,9 +11,10 @@ from numpy.random import PCG64, Generator
 
 from sohes.data.coco import LabelSet
 from sohes.data.errors import DataError
-from sohes.data.images import list_images, read_image
+from sohes.data.images import read_image
 from sohes.data.scene_objects import FAMILIES, Part
 from sohes.data.scenes import MIN_FRAGMENT, SAME_AS_PARENT, draw_scene, write_scenes
+from sohes.data.sources import list_images
 from sohes.masks import mask_coverage
 
 SEEDS = range(24)
@@ -128,7 +129,7 @@ class TestWriteScenes:
         assert folder == tmp_path / "new/scenes"
         path = folder / "annotations.json"
         labels = LabelSet(folder)
-        assert [item.path for item in labels] == list_images(path.parent / "images")
+        assert [item.path for item in labels] == list(list_images(path.parent / "images"))
         for index, item in enumerate(labels):
             scene = draw_scene(7_000_000 + index, 48)
             assert torch.equal(read_image(item.path), scene.image)

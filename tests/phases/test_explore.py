@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
+import itertools
 import json
 import os
+import pkgutil
 import signal
-import subprocess
-import sys
-import time
+import tarfile
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,12 +17,15 @@ from sohes.config import ExploreConfig
 from sohes.data.coco import LabelSet
 from sohes.data.errors import DataNotFoundError
 from sohes.data.images import read_image
+from sohes.data.names import Names
 from sohes.data.scenes import draw_scene
+from sohes.data.sources import list_images
 from sohes.engine.console import RunLog
+from sohes.engine.distributed import World
 from sohes.labels.features import build_extractor
-from sohes.labels.shards import LabelsError
+from sohes.labels.shards import LabelsError, read_shard_info
 from sohes.masks import mask_iou
-from sohes.phases.explore import TooManyFailures, explore, label_image
+from sohes.phases.explore import LabelsTimeout, TooManyFailures, explore, label_image, map_ahead
 
 QUIET = RunLog(console=False)
 CONFIG = ExploreConfig(shard_size=2, max_masks=20)
@@ -62,7 +68,13 @@ def test_every_image_is_accounted_for(photos, labelled):
     assert sum(value == "ok" for value in status.values()) == summary.num_ok >= 5
     assert summary.num_failed == 1
     assert summary.num_ok + summary.num_empty + summary.num_failed == summary.num_images == 7
-    assert set(summary.seconds) == {"decode", "features", "merge", "masks", "forest", "encode"}
+    assert summary.is_complete
+    stages = {"decode", "features", "merge", "masks", "forest", "encode"}
+    assert set(summary.seconds) == stages
+    times = [json.loads(line) for line in (out / "explore.jsonl").read_text().splitlines()]
+    assert [(row["shard"], row["images"]) for row in times] == [(0, 2), (1, 2), (2, 2), (3, 1)]
+    for stage in stages:
+        assert sum(row["seconds"].get(stage, 0) for row in times) == pytest.approx(summary.seconds[stage], abs=1e-3)
 
 
 def test_labels_read_back_as_forests(photos, labelled):
@@ -91,15 +103,15 @@ def test_labels_read_back_as_forests(photos, labelled):
 
 def test_rerun_keeps_finished_shards_and_makes_equal_bytes(photos, labelled, tmp_path):
     _, out = labelled
-    label(photos, tmp_path, num_threads=1)
+    label(photos, tmp_path, replace(CONFIG, num_workers=1))
     assert contents(tmp_path) == contents(out)  # threads change nothing
     folder = tmp_path / "labels"
     kept = folder / "shard-00000.json"
     before = kept.stat().st_mtime_ns
-    # What a kill leaves: the last shards missing, one half-written, and a manifest that is behind.
+    # What a kill leaves: a shard missing, half of it under another name, and no manifest.
     (folder / "shard-00002.json").unlink()
-    (folder / ".shard-00002.json.123.tmp").write_text('{"info"')
-    (folder / "manifest.jsonl").write_text("")
+    (folder / ".shard-00002.json.host.123.tmp").write_text('{"info"')
+    (folder / "manifest.jsonl").unlink()
     summary = label(photos, tmp_path)
     assert contents(tmp_path) == contents(out)
     assert kept.stat().st_mtime_ns == before
@@ -107,32 +119,178 @@ def test_rerun_keeps_finished_shards_and_makes_equal_bytes(photos, labelled, tmp
     assert summary.num_images == 7
 
 
-def test_killed_process_can_be_rerun(photos, labelled, tmp_path):
-    _, out = labelled
-    program = (
-        "import sys, time, sohes.phases.explore as phase\n"
-        "from pathlib import Path\n"
-        "from sohes.config import ExploreConfig\n"
-        "write = phase.write_shard\n"
-        "def write_slowly(*args):\n"
-        "    write(*args)\n"
-        "    time.sleep(60)\n"
-        "phase.write_shard = write_slowly\n"
-        "phase.explore(Path(sys.argv[1]), Path(sys.argv[2]), ExploreConfig(shard_size=2, max_masks=20))\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, str(photos), str(tmp_path)], stderr=subprocess.DEVNULL, env=os.environ
-    )
-    first = tmp_path / "labels/shard-00000.json"
-    deadline = time.monotonic() + 60
-    while not first.is_file() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert first.is_file()
-    assert not (tmp_path / "labels/shard-00001.json").exists()
+# Where a process is killed: at the n-th call of a function, before or after it is done.
+KILLS = {
+    "in the middle of an image": ("sohes.phases.explore.label_image", 3, "before"),
+    "before the first byte of a shard": ("sohes.labels.shards.write_coco", 2, "before"),
+    "within a shard": ("sohes.data.coco._write_lines", 3, "before"),
+    "before a shard gets its name": ("os.replace", 2, "before"),
+    "after a shard got its name": ("os.replace", 2, "after"),
+    "before the manifest": ("sohes.labels.shards.Shards.write_manifest", 1, "before"),
+    "within the manifest": ("sohes.labels.shards.Shards.rows", 1, "before"),
+    "before the manifest gets its name": ("os.replace", 5, "before"),
+    "after everything": ("os.replace", 5, "after"),
+}
+
+
+@pytest.mark.parametrize("where", KILLS)
+def test_killed_anywhere_a_rerun_gives_equal_bytes(photos, labelled, tmp_path, where):
+    name, count, when = KILLS[where]
+
+    def die_at(function):
+        calls = itertools.count(1)
+
+        def wrapped(*args, **kwargs):
+            is_last = next(calls) == count
+            if is_last and when == "before":
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = function(*args, **kwargs)
+            if is_last:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return wrapped
+
+    def run():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(name, die_at(pkgutil.resolve_name(name)))
+            label(photos, tmp_path)
+
+    assert in_child(run) == -signal.SIGKILL
+    unfinished = contents(tmp_path)
+    label(photos, tmp_path, replace(CONFIG, num_workers=3))
+    assert contents(tmp_path) == contents(labelled[1])
+    assert all(contents(tmp_path)[name] == before for name, before in unfinished.items() if name[0] != ".")
+
+
+def in_child(work):
+    """Exit code of a forked process that does `work`, the signal's negative number where one killed it."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            if code:
+                traceback.print_exc()
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+class TestSeveralProcesses:
+    @pytest.mark.parametrize("size", [2, 3, 9])
+    def test_array_jobs_one_after_the_other_give_equal_bytes(self, photos, labelled, tmp_path, size):
+        """Independent jobs, in any order; the last one finds all shards done and writes the manifest."""
+        for rank in reversed(range(size)):
+            summary = label(photos, tmp_path, world=World(rank, size), wait=False)
+            assert summary.is_complete == (rank == 0)
+            assert (tmp_path / "labels/manifest.jsonl").is_file() == (rank == 0)
+        assert contents(tmp_path) == contents(labelled[1])
+        assert (summary.num_images, summary.num_failed) == (7, 1)
+
+    def test_at_the_same_time_all_wait_for_all(self, photos, labelled, tmp_path):
+        def rank(number):
+            return lambda: check(label(photos, tmp_path, world=World(number, 2)))
+
+        def check(summary):
+            assert summary.is_complete
+            assert summary.num_images == 7
+
+        with ThreadPoolExecutor(2) as pool:
+            assert list(pool.map(in_child, [rank(0), rank(1)])) == [0, 0]
+        assert contents(tmp_path) == contents(labelled[1])
+
+    def test_another_number_of_processes_goes_on(self, photos, labelled, tmp_path):
+        label(photos, tmp_path, world=World(1, 3), wait=False)
+        before = {p: p.stat().st_mtime_ns for p in (tmp_path / "labels").glob("shard-*")}
+        assert [path.name for path in before] == ["shard-00001.json"]
+        # What a killed process left of a shard that is now another's.
+        (tmp_path / "labels/.shard-00002.json.host.9.tmp").write_text("{")
+        for number in range(2):
+            label(photos, tmp_path, world=World(number, 2), wait=False)
+        assert contents(tmp_path) == contents(labelled[1])
+        assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+
+    def test_one_leaves_what_another_is_writing(self, photos, tmp_path):
+        (tmp_path / "labels").mkdir()
+        theirs = tmp_path / "labels/.shard-00001.json.host.9.tmp"
+        theirs.write_text("{")
+        label(photos, tmp_path, world=World(0, 2), wait=False)
+        assert theirs.is_file()
+
+    def test_waiting_ends(self, photos, tmp_path):
+        impatient = replace(CONFIG, patience=0.0)
+        with pytest.raises(LabelsTimeout, match=r"^2 shards of other processes are missing, the first .*shard-00001"):
+            label(photos, tmp_path, impatient, world=World(0, 2))
+
+    def test_failures_count_over_all(self, photos, labelled, tmp_path):
+        strict = replace(CONFIG, max_failures=0)
+        (damaged,) = [rank for rank in range(2) if "damaged" in json.dumps(rows_of(labelled[1], rank))]
+        label(photos, tmp_path, strict, world=World(1 - damaged, 2), wait=False)
+        with pytest.raises(TooManyFailures, match=r"^1 of 7 images"):
+            label(photos, tmp_path, strict, world=World(damaged, 2), wait=False)
+        with pytest.raises(TooManyFailures, match=r"^1 of 7 images"):  # those who have waited fail as well
+            label(photos, tmp_path, strict, world=World(1 - damaged, 2))
+
+    def test_overwriting_is_for_one(self, photos, tmp_path):
+        with pytest.raises(ValueError, match="overwrite needs a world of one"):
+            label(photos, tmp_path, world=World(0, 2), overwrite=True)
+
+
+def rows_of(out, rank):
+    """The manifest rows of the shards of one of two ranks."""
+    return [read_shard_info(path)["manifest"] for path in sorted((out / "labels").glob("shard-*"))[rank::2]]
+
+
+def test_fewer_images_than_labels_are_refused(photos, tmp_path):
     label(photos, tmp_path)
-    assert contents(tmp_path) == contents(out)
+    few = list_images(photos)
+    few.names = Names([few.names.encoded(i) for i in range(4)])
+    with pytest.raises(LabelsError, match=r"shard-00002.json was made with other settings or from other images"):
+        label(few, tmp_path)
+
+
+def test_archives_are_labelled_like_folders(photos, labelled, tmp_path):
+    """A folder and a tar of the same photos give the same labels; a damaged tar is one failure of its own."""
+    source = tmp_path / "source"
+    source.mkdir()
+    with tarfile.open(source / "a.tar", "w") as tar:
+        for path in list_images(photos):
+            tar.add(path, path.relative_to(photos).as_posix())
+    (source / "b.tar").write_bytes((source / "a.tar").read_bytes()[:5000])
+    summary = label(source, tmp_path / "out")
+    assert (summary.num_images, summary.num_failed) == (8, 2)
+    ours, theirs = (LabelSet(out / "labels", root) for out, root in ((tmp_path / "out", source), (labelled[1], photos)))
+    assert [image.path for image in ours] == [source / "a.tar" / image.path.relative_to(photos) for image in theirs]
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.equal(a.forest.masks.words, b.forest.masks.words)
+        assert torch.equal(read_image(a.path), read_image(b.path))
+    last = json.loads((tmp_path / "out/labels/manifest.jsonl").read_text().splitlines()[-1])
+    assert last["file_name"] == "b.tar"
+    assert last["status"] == "failed: cut short: a member goes on past its 5000 bytes"
+
+
+def test_map_ahead_keeps_order_and_a_level_queue():
+    started, taken = [], 0
+    with ThreadPoolExecutor(3) as pool:
+        for taken, result in enumerate(map_ahead(pool, lambda i: started.append(i) or i * i, range(50), 6)):
+            assert result == taken**2
+            assert len(started) <= taken + 6
+    assert taken == 49
+
+
+def test_map_ahead_stops_after_an_error():
+    def fail(item):
+        if item == 3:
+            raise KeyError(item)
+        return item
+
+    with ThreadPoolExecutor(1) as pool:
+        results = map_ahead(pool, fail, range(1000), 4)
+        assert [next(results) for _ in range(3)] == [0, 1, 2]
+        with pytest.raises(KeyError):
+            next(results)
 
 
 def test_other_settings_or_images_are_refused(photos, labelled, tmp_path):
@@ -157,7 +315,7 @@ def test_too_many_failures_end_with_an_error_after_everything_is_written(photos,
 
 def test_a_list_of_images(photos, tmp_path):
     (tmp_path / "list.txt").write_text(f"{photos}/plain.png\n{photos}/scene ü 0.png\n")
-    label(tmp_path / "list.txt", tmp_path / "out", image_root=photos)
+    label(list_images(tmp_path / "list.txt", root=photos), tmp_path / "out")
     rows = [json.loads(line) for line in (tmp_path / "out/labels/manifest.jsonl").read_text().splitlines()]
     assert [row["file_name"] for row in rows] == ["plain.png", "scene ü 0.png"]
 

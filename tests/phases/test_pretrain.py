@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 
 from sohes import pretrain as command
-from sohes.data.images import list_images, read_image
+from sohes.data.images import read_image
 from sohes.data.photos import PhotoSet, photo_batches, photo_canvas
 from sohes.data.scenes import draw_scene
+from sohes.data.sources import list_images
 from sohes.engine.checkpoint import list_checkpoints
 from sohes.engine.ema import make_teacher
 from sohes.models.distillation import build_distillation_model

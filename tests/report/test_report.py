@@ -245,8 +245,9 @@ def test_only_phase_1(tmp_path):
     annotations = []
     for image in images:
         annotations += make_forest((24, 40)).to_coco(image["id"], len(annotations) + 1)
-    write_coco(run / "labels" / "shard-00000.json", images, annotations)
-    (run / "config.json").write_text(json.dumps({"images": str(tmp_path / "photos" / "images"), "eval": None}))
+    info = {"root": str(tmp_path / "photos" / "images"), "digest": "", "manifest": []}
+    write_coco(run / "labels" / "shard-00000.json", images, annotations, info)
+    (run / "config.json").write_text(json.dumps({"images": [str(tmp_path / "photos" / "images")], "eval": None}))
     page, html = report(run)
     assert "<h2>Results</h2>" not in html
     assert "<h2>Training</h2>" not in html

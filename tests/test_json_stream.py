@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from sohes.evaluation.json_stream import JsonReader
+from sohes.json_stream import JsonReader
 
 DOCUMENT = {
     "info": {"note": 'quotes " and \\ and ] } [', "year": 2024},

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Find photos wherever they are: folders, single files, lists, COCO image lists, tar archives; several at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from sohes.data.errors import DataError, DataNotFoundError
+from sohes.data.images import IMAGE_EXTENSIONS, UnreadableImage, open_tar, read_image
+from sohes.data.names import Names
+from sohes.data.tars import TAR_EXTENSION, DamagedTar, split_member
+from sohes.json_stream import JsonReader
+
+_WANTED = " ".join(IMAGE_EXTENSIONS)
+
+# A name relative to the folder of its source, and what is wrong with it or None.
+_Found = tuple[bytes, str | None]
+
+
+class ImageList(Sequence[Path]):
+    """The images of some sources, in a fixed order. A million take about 40 MB and their names.
+
+    root: the folder that names are relative to. problems: reasons, by name, of what is known to be of no use: archives
+    that are damaged, folders that cannot be looked into. They are in the list, as one entry each, to be accounted for.
+    """
+
+    def __init__(self, root: Path, names: Names, problems: dict[str, str]) -> None:
+        self.root, self.names, self.problems = root, names, problems
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Path:
+        """The path of image `index`; of an image in an archive, as if the archive were a folder."""
+        return self.root / self.names[index]
+
+    def read(self, index: int) -> Tensor:
+        """Image `index`, uint8 [3, H, W]. Raises UnreadableImage."""
+        if self.problems and (reason := self.problems.get(self.names[index])) is not None:
+            raise UnreadableImage(self[index], reason)
+        return read_image(self[index])
+
+
+def list_images(
+    sources: str | os.PathLike | Sequence[str | os.PathLike], root: str | os.PathLike | None = None
+) -> ImageList:
+    """The images of one source or of several, each once.
+
+    A source is one of
+
+    - a folder, searched recursively with linked folders, in order of paths; tar archives in it count as folders;
+    - an image file, known by its extension (`IMAGE_EXTENSIONS`, any case);
+    - a plain `.tar` archive, in its own order; only its images are looked at (SA-1B's JSON beside them is not);
+    - a `.txt` list with one image or archive a line, relative to the list; it keeps its order, blank lines and lines
+      that begin with `#` are skipped;
+    - a `.json` file with COCO's `images`, whose `file_name`s are relative to `images/` beside it if there is such a
+      folder, else to its own; annotations are not read.
+
+    Names that begin with a dot are skipped, repeated paths count once. Listed files that are missing stay in the
+    result, so that their reader can report them; so do archives that are damaged.
+
+    Args:
+        root: folder that names shall be relative to. Default: the folder of the one source, of several the deepest one
+            that holds them all.
+
+    Raises:
+        DataNotFoundError: a source does not exist or has no image, or none of the files it lists exists.
+        DataError: a source is none of the above, or its only archive is damaged.
+    """
+    given = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
+    if not given:
+        raise DataNotFoundError("no images: expected at least one folder, image, list or archive")
+    paths = [Path(source) for source in given]
+    bases = [_base(path) for path in paths]
+    if root is None:
+        root = bases[0] if len(bases) == 1 else Path(os.path.commonpath([os.path.abspath(base) for base in bases]))
+    problems: dict[str, str] = {}
+
+    def names() -> Iterator[bytes]:
+        for path, base in zip(paths, bases, strict=True):
+            prefix = b"" if base == root else os.fsencode(os.path.relpath(base, root)) + b"/"
+            for name, problem in _found(path, base):
+                name = prefix + name
+                if name.startswith(b"../"):
+                    name = os.path.relpath(os.path.join(os.fsencode(root), name), os.fsencode(root))
+                if problem is not None:
+                    problems[os.fsdecode(name)] = problem
+                yield name
+
+    found = Names(names())
+    places = found.distinct()
+    if len(places) < len(found):
+        found = Names(found.encoded(place) for place in places)
+    if len(found) == len(problems):
+        raise DataError("; ".join(f"{Path(root) / name}: {reason}" for name, reason in problems.items()))
+    return ImageList(Path(root), found, problems)
+
+
+def _base(source: Path) -> Path:
+    """The folder that the names of a source's images are relative to."""
+    if source.is_dir():
+        return source
+    if source.suffix.lower() == ".json":
+        return beside if (beside := source.parent / "images").is_dir() else source.parent
+    return source.parent
+
+
+def _found(source: Path, base: Path) -> Iterator[_Found]:
+    """What one source holds. Raises as `list_images`."""
+    suffix = source.suffix.lower()
+    if source.is_dir():
+        yield from _not_empty(_walk(source, b"", set()), f"no images in {source} (looked recursively for {_WANTED})")
+    elif suffix in IMAGE_EXTENSIONS and (source.exists() or split_member(source)):
+        yield os.fsencode(source.name), None
+    elif not source.exists():
+        raise DataNotFoundError(f"no such file or folder: {source} (expected a folder of images: {_WANTED})")
+    elif suffix == TAR_EXTENSION:
+        yield from _not_empty(_archive(source, os.fsencode(source.name)), f"no images in {source} ({_WANTED})")
+    elif suffix == ".txt":
+        yield from _listed(source, base, _lines(source))
+    elif suffix == ".json":
+        yield from _listed(source, base, _coco_names(source))
+    else:
+        raise DataError(
+            f"{source} is neither a folder, an image ({_WANTED}), a plain .tar archive, a .txt list of images nor a "
+            ".json file with COCO's images"
+        )
+
+
+def _not_empty(found: Iterator[_Found], message: str) -> Iterator[_Found]:
+    is_empty = True
+    for one in found:
+        is_empty = False
+        yield one
+    if is_empty:
+        raise DataNotFoundError(message)
+
+
+def _walk(folder: Path, prefix: bytes, seen: set[str]) -> Iterator[_Found]:
+    """Depth first, files and folders together by name: the order of sorted paths."""
+    real = os.path.realpath(folder)
+    if real in seen:  # a link back to a folder above, or a second link to the same one
+        return
+    seen.add(real)
+    try:
+        with os.scandir(folder) as entries:
+            here = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+    except OSError as error:
+        yield prefix[:-1] or b".", f"cannot look into this folder: {error.strerror}"
+        return
+    for name, is_folder in here:
+        place = prefix + os.fsencode(name)
+        if is_folder:
+            yield from _walk(folder / name, place + b"/", seen)
+        else:
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in IMAGE_EXTENSIONS:
+                yield place, None
+            elif suffix == TAR_EXTENSION:
+                yield from _archive(folder / name, place)
+
+
+def _archive(path: Path, place: bytes) -> Iterator[_Found]:
+    try:
+        index = open_tar(path)
+    except DamagedTar as error:
+        yield place, error.reason
+        return
+    for member in index.distinct:
+        yield place + b"/" + index.names.encoded(member), None
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        with path.open(encoding="utf-8-sig") as lines:
+            for line in lines:
+                if (entry := line.strip()) and not entry.startswith("#"):
+                    yield entry
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not a UTF-8 text list of images: {error}") from error
+
+
+def _coco_names(path: Path) -> Iterator[str]:
+    expected = f'{path}: expected COCO JSON, an object with a list "images" of objects with a file_name'
+    with JsonReader(path) as reader:
+        try:
+            if reader.peek() != "{":
+                raise DataError(expected)
+            for key in reader.members():
+                if key != "images":
+                    _skip(reader)
+                    continue
+                if reader.peek() != "[":
+                    raise DataError(expected)
+                for image, _, _ in reader.elements():
+                    if not isinstance(image, dict) or not isinstance(image.get("file_name"), str):
+                        raise DataError(f"{expected}, got {str(image)[:100]}")
+                    yield image["file_name"]
+                return
+        except DataError:
+            raise
+        except ValueError as error:
+            raise DataError(f"{path} is not JSON: {error}") from error
+    raise DataError(expected)
+
+
+def _skip(reader: JsonReader) -> None:
+    """Pass over a value; a long array, as annotations are, one element at a time."""
+    if reader.peek() == "[":
+        for _ in reader.elements():
+            pass
+    else:
+        reader.value()
+
+
+def _listed(source: Path, base: Path, entries: Iterator[str]) -> Iterator[_Found]:
+    """The files that a list names, archives with what they hold. Raises DataNotFoundError where all are missing."""
+    first, exists = None, False
+    for entry in entries:
+        path = base / entry
+        first = first or path
+        name = os.fsencode(os.path.relpath(path, base) if os.path.isabs(entry) else os.path.normpath(entry))
+        if path.suffix.lower() == TAR_EXTENSION and path.is_file():
+            exists = True
+            yield from _archive(path, name)
+        else:
+            exists = exists or path.exists() or split_member(path) is not None
+            yield name, None
+    if first is None:
+        raise DataNotFoundError(f"no images in {source} (expected one image path a line)")
+    if not exists:
+        raise DataNotFoundError(f"none of the files listed in {source} exists; the first is {first}")
