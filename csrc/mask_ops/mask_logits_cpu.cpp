@@ -184,7 +184,6 @@ void mask_pack_logits(const TensorView& logits, float threshold, const TensorVie
   parallel_for(logits.shape[0], 1, num_threads, [&](int thread, int64_t n, int64_t) {
     const Scratch own(scratch.as<int64_t>() + thread * scratch.shape[1], grid.height, grid.width);
     uint64_t* out = row(words, n);
-    std::fill_n(out, words.shape[1], 0);
     const float* source = logits.as<float>() + n * grid.height * grid.width;
     const Stats stats = pack_one(grid, source, threshold, own, out);
     areas.as<int64_t>()[n] = stats.area;

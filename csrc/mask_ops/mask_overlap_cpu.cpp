@@ -2,7 +2,8 @@
 // Intersections of every pair. Each mask's box is first copied into bands: band k holds, for every column
 // side by side, the 64 pixels from row 64 * k on in one word. Two masks then share one rectangle of words,
 // and the work for a pair follows the area that their boxes share: 16 bytes read for every 64 of those
-// pixels. Tiles of masks stay in the second-level cache while the others stream past them.
+// pixels. A tile of kTile x kTile pairs works within the second-level cache; which of its pairs meet is found
+// for a whole row of it at once.
 #include <algorithm>
 
 #include "bits.h"
@@ -16,8 +17,8 @@ namespace sohes {
 namespace mask_ops {
 namespace {
 
-constexpr int64_t kTile = 32;     // masks of a
-constexpr int64_t kStrip = 4096;  // words of each at a time: 32 KB, so that a tile takes 1 MB
+constexpr int64_t kTile = 32;     // masks of a, and of b
+constexpr int64_t kStrip = 4096;  // words of each at a time, on average: 32 KB, so that a side takes 1 MB
 
 // Half-open columns and bands of a mask's box, and where its words begin. Columns are widened to whole
 // vectors of 8 words, so that two crops are always read in step with cache lines.
@@ -48,50 +49,84 @@ int64_t crop_words(const TensorView& boxes, int64_t height) {
 
 constexpr int64_t kCropInts = sizeof(Crop) / sizeof(int64_t);
 
-// Scratch for the crops of a set, in whole cache lines.
+int64_t whole_tiles(int64_t num) { return (num + kTile - 1) / kTile * kTile; }
+
+// Scratch for the crops of a set: their words, the crops and their sides, each in whole cache lines.
 int64_t ints_of(const TensorView& boxes, int64_t height) {
-  return crop_words(boxes, height) + (kCropInts * boxes.shape[0] + 7) / 8 * 8;
+  return crop_words(boxes, height) + (kCropInts + 2) * whole_tiles(boxes.shape[0]);
 }
+
+// The crops of a set, and their sides once more, side by side; the last tile is filled up with empty ones.
+struct Crops {
+  Crop* crop;
+  int32_t *x0, *x1, *band0, *band1;
+};
 
 void copy_crop(const Crop& crop, const uint64_t* words, int64_t num_words, int64_t height, uint64_t* out) {
   const int64_t column = height * columns_joined(height);
+  const int64_t whole = std::min(crop.x1, 64 * num_words / std::max<int64_t>(column, 1));
   for (int64_t band = crop.band0; band < crop.band1; ++band) {
-    for (int64_t x = crop.x0; x < crop.x1; ++x) {
+    const int64_t count = std::min<int64_t>(64, column - 64 * band);
+    int64_t x = crop.x0;
+    for (; x < whole; ++x) {  // as read_bits, without a branch
+      const int64_t at = x * column + 64 * band, k = at >> 6;
+      const int shift = static_cast<int>(at & 63);
+      const uint64_t next = words[k + (shift + count > 64)];
+      *out++ = (words[k] >> shift | next << (63 - shift) << 1) & low_bits(count);
+    }
+    for (; x < crop.x1; ++x) {  // the words end within this column, or before it
       const int64_t at = x * column + 64 * band;
-      *out++ = read_bits(words, at, std::min({int64_t{64}, column - 64 * band, 64 * num_words - at}));
+      *out++ = read_bits(words, at, std::min(count, 64 * num_words - at));
     }
   }
 }
 
-// Crops of all masks; the memory takes their words, from a cache line on, and then kCropInts numbers for
-// each.
-const Crop* make_crops(const TensorView& words, const TensorView& boxes, int64_t height, int64_t* memory,
-                       int num_threads) {
-  const int64_t num = words.shape[0];
+// The memory, from a cache line on, takes ints_of numbers.
+Crops make_crops(const TensorView& words, const TensorView& boxes, int64_t height, int64_t* memory,
+                 int num_threads) {
+  const int64_t num = words.shape[0], padded = whole_tiles(num);
   auto* at = reinterpret_cast<uint64_t*>(memory);
-  Crop* crops = reinterpret_cast<Crop*>(memory + crop_words(boxes, height));
-  for (int64_t n = 0; n < num; ++n) {
-    crops[n] = crop_of(boxes.as<int64_t>() + 4 * n, height);
-    crops[n].words = at;
-    at += crops[n].size();
+  Crop* const crop = reinterpret_cast<Crop*>(memory + crop_words(boxes, height));
+  int32_t* const sides = reinterpret_cast<int32_t*>(crop + padded);
+  const Crops crops = {crop, sides, sides + padded, sides + 2 * padded, sides + 3 * padded};
+  for (int64_t n = 0; n < padded; ++n) {
+    crop[n] = n < num ? crop_of(boxes.as<int64_t>() + 4 * n, height) : Crop{0, 0, 0, 0, nullptr};
+    crop[n].words = at;
+    at += crop[n].size();
+    require(crop[n].x1 <= INT32_MAX && crop[n].band1 <= INT32_MAX,
+            "mask_overlap: expected sides below 2^31 pixels");
+    crops.x0[n] = static_cast<int32_t>(crop[n].x0);
+    crops.x1[n] = static_cast<int32_t>(crop[n].x1);
+    crops.band0[n] = static_cast<int32_t>(crop[n].band0);
+    crops.band1[n] = static_cast<int32_t>(crop[n].band1);
   }
   parallel_for(num, 8, num_threads, [&](int, int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
-      copy_crop(crops[n], row(words, n), words.shape[1], height, const_cast<uint64_t*>(crops[n].words));
+      copy_crop(crop[n], row(words, n), words.shape[1], height, const_cast<uint64_t*>(crop[n].words));
     }
   });
   return crops;
 }
 
-bool meet(const Crop& a, const Crop& b) {
-  return (a.x0 < b.x1) & (b.x0 < a.x1) & (a.band0 < b.band1) & (b.band0 < a.band1);
+// Bit k: mask i of a meets mask first + k of b within the bands [band0, band1).
+uint64_t find_meeting(const Crop& a, const Crops& b, int64_t first, int64_t band0, int64_t band1) {
+  const auto x0 = static_cast<int32_t>(a.x0), x1 = static_cast<int32_t>(a.x1);
+  const auto top = static_cast<int32_t>(std::max(a.band0, band0));
+  const auto end = static_cast<int32_t>(std::min(a.band1, band1));
+  uint8_t meets[kTile];
+  for (int64_t k = 0; k < kTile; ++k) {
+    const int64_t j = first + k;
+    meets[k] = (x0 < b.x1[j]) & (b.x0[j] < x1) & (top < b.band1[j]) & (b.band0[j] < end);
+  }
+  uint64_t bits;
+  simd().bytes_to_bits(meets, kTile, &bits, 1);
+  return top < end ? bits : 0;
 }
 
-// Pixels that two crops which meet share within bands [first, last).
+// Pixels that two crops which meet there share within the bands [first, last).
 int64_t shared(const Crop& a, const Crop& b, int64_t first, int64_t last) {
   const int64_t from = std::max(a.x0, b.x0), to = std::min(a.x1, b.x1);
   const int64_t band = std::max({a.band0, b.band0, first}), end = std::min({a.band1, b.band1, last});
-  if (band >= end) return 0;
   return simd().and_popcount(a.words + (band - a.band0) * a.width() + from - a.x0, a.width(),
                              b.words + (band - b.band0) * b.width() + from - b.x0, b.width(), to - from,
                              end - band);
@@ -118,42 +153,37 @@ void mask_overlap(const TensorView& words_a, const TensorView& boxes_a, const Te
           "mask_overlap: scratch is too small");
   prefer_huge_pages(scratch);
   int64_t* const memory = scratch.as<int64_t>();
-  const Crop* crops_a = make_crops(words_a, boxes_a, height, memory, num_threads);
-  const Crop* crops_b = crops_a;
+  const Crops crops_a = make_crops(words_a, boxes_a, height, memory, num_threads);
+  Crops crops_b = crops_a;
   if (!same) {
     int64_t* rest = memory + ints_of(boxes_a, height);
     crops_b = make_crops(words_b, boxes_b, height, rest, num_threads);
   }
   int64_t* const counts = out.as<int64_t>();
+  prefer_huge_pages(out);
   std::fill_n(counts, num_a * num_b, 0);
   parallel_for(num_a, kTile, num_threads, [&](int, int64_t begin, int64_t end) {
-    Crop tile = {INT64_MAX, 0, INT64_MAX, 0, nullptr};  // around all of its masks
-    int64_t widest = 1;
+    int64_t top = INT64_MAX, bottom = 0, columns = 1;  // of all masks of the tile
     for (int64_t i = begin; i < end; ++i) {
-      if (crops_a[i].size() == 0) continue;
-      tile.x0 = std::min(tile.x0, crops_a[i].x0);
-      tile.x1 = std::max(tile.x1, crops_a[i].x1);
-      tile.band0 = std::min(tile.band0, crops_a[i].band0);
-      tile.band1 = std::max(tile.band1, crops_a[i].band1);
-      widest = std::max(widest, crops_a[i].width());
+      const Crop& crop = crops_a.crop[i];
+      if (crop.size() == 0) continue;
+      top = std::min(top, crop.band0);
+      bottom = std::max(bottom, crop.band1);
+      columns += crop.width();
     }
-    const int64_t bands = std::max<int64_t>(1, kStrip / widest);
-    for (int64_t first = tile.band0; first < tile.band1; first += bands) {
-      for (int64_t j = same ? begin : 0; j < num_b; ++j) {
-        if (!meet(tile, crops_b[j])) continue;
-        // Those that meet are listed first: which they are is too hard to guess for a branch around the work.
-        int64_t near[kTile];
-        int64_t num_near = 0;
-        const int64_t stop = same ? std::min(end, j + 1) : end;
-        for (int64_t i = begin; i < stop; ++i) {
-          near[num_near] = i;
-          num_near += meet(crops_a[i], crops_b[j]);
-        }
-        for (int64_t k = 0; k < num_near; ++k) {
-          const int64_t i = near[k];
-          const int64_t count = shared(crops_a[i], crops_b[j], first, first + bands);
-          counts[i * num_b + j] += count;
-          if (same && i != j) counts[j * num_b + i] += count;
+    const int64_t bands = std::max<int64_t>(1, (end - begin) * kStrip / columns);
+    for (int64_t band = top; band < bottom; band += bands) {
+      for (int64_t tile = same ? begin : 0; tile < num_b; tile += kTile) {
+        for (int64_t i = begin; i < end; ++i) {
+          const Crop& crop = crops_a.crop[i];
+          uint64_t meeting = find_meeting(crop, crops_b, tile, band, band + bands);
+          if (same && i > tile) meeting &= kAll << (i - tile);
+          for (; meeting != 0; meeting &= meeting - 1) {
+            const int64_t j = tile + std::countr_zero(meeting);
+            const int64_t count = shared(crop, crops_b.crop[j], band, band + bands);
+            counts[i * num_b + j] += count;
+            if (same && i != j) counts[j * num_b + i] += count;
+          }
         }
       }
     }

@@ -16,16 +16,17 @@ namespace sohes {
 namespace mask_ops {
 namespace {
 
-constexpr int64_t kBlocks = 16;  // 64-column blocks of one strip: 8 KB of bits on the stack
+constexpr int64_t kBlocks = 64;  // 64-column blocks of one strip: 32 KB of bits on the stack, whole rows of most images
 
-// The rows that hold a pixel, half-open; empty at first.
-struct Rows {
-  int64_t begin = INT64_MAX, end = 0;
+// The box of what was found so far, half-open; empty at first.
+struct Found {
+  int64_t x0 = INT64_MAX, y0 = INT64_MAX, x1 = 0, y1 = 0;
 };
 
-// Rows with columns side by side: strips of 64 rows are read in the order of memory.
-Rows pack_rows(const uint8_t* dense, int64_t row_stride, int64_t height, int64_t width, uint64_t* words) {
-  Rows found;
+// Rows with columns side by side: strips of 64 rows are read in the order of memory. The words are zero
+// before.
+Found pack_rows(const uint8_t* dense, int64_t row_stride, int64_t height, int64_t width, uint64_t* words) {
+  Found found;
   uint64_t bits[kBlocks * 64];  // bits[block * 64 + y]: 64 columns of row y
   for (int64_t x0 = 0; x0 < width; x0 += kBlocks * 64) {
     const int64_t columns = std::min(kBlocks * 64, width - x0);
@@ -45,11 +46,14 @@ Rows pack_rows(const uint8_t* dense, int64_t row_stride, int64_t height, int64_t
         const int64_t first = x0 + 64 * block;
         const int64_t inside = std::min<int64_t>(64, width - first);
         for (int64_t x = 0; x < inside; ++x) {
+          if (square[x] == 0) continue;
           used |= square[x];
-          if (square[x]) or_bits(words, (first + x) * height + y0, square[x]);
+          or_bits(words, (first + x) * height + y0, square[x]);
+          found.x0 = std::min(found.x0, first + x);
+          found.x1 = std::max(found.x1, first + x + 1);
         }
-        found.begin = std::min<int64_t>(found.begin, y0 + std::countr_zero(used));
-        found.end = std::max<int64_t>(found.end, y0 + 64 - std::countl_zero(used));
+        found.y0 = std::min<int64_t>(found.y0, y0 + std::countr_zero(used));
+        found.y1 = std::max<int64_t>(found.y1, y0 + 64 - std::countl_zero(used));
       }
     }
   }
@@ -79,29 +83,29 @@ void unpack_rows(const uint64_t* words, int64_t height, int64_t width, uint8_t* 
   }
 }
 
-// Pixels, and the columns of the box.
-void columns_of(const uint64_t* words, int64_t height, int64_t width, int64_t* area, int64_t* box) {
-  const int64_t num_pixels = height * width;
-  *area = simd().and_popcount(words, 0, words, 0, num_words(num_pixels), 1);
-  box[0] = *area ? find_bit(words, 0, num_pixels, true) / height : 0;
-  box[2] = *area ? find_last_set(words, 0, num_pixels) / height + 1 : 0;
+// Pixels of the columns [x0, x1), all that there are.
+int64_t count_pixels(const uint64_t* words, int64_t height, int64_t x0, int64_t x1) {
+  const int64_t from = (x0 * height) >> 6, to = (x1 * height + 63) >> 6;
+  return simd().and_popcount(words + from, 0, words + from, 0, to - from, 1);
 }
 
-void set_rows(const Rows& rows, int64_t area, int64_t* box) {
-  box[1] = area ? rows.begin : 0;
-  box[3] = area ? rows.end : 0;
+void set_stats(const Found& found, int64_t count, int64_t* area, int64_t* box) {
+  *area = count;
+  const int64_t sides[4] = {found.x0, found.y0, found.x1, found.y1};
+  for (int k = 0; k < 4; ++k) box[k] = count ? sides[k] : 0;
 }
 
 void stats_of(const uint64_t* words, int64_t height, int64_t width, int64_t* area, int64_t* box) {
-  Rows rows = {height, 0};
-  columns_of(words, height, width, area, box);
+  const int64_t num_pixels = height * width, first = find_bit(words, 0, num_pixels, true);
+  if (first == num_pixels) return set_stats({}, 0, area, box);
+  Found found = {first / height, height, find_last_set(words, first, num_pixels) / height + 1, 0};
   // Each column is searched only above the highest and below the lowest row found so far.
-  for (int64_t x = box[0]; x < box[2] && (rows.begin > 0 || rows.end < height); ++x) {
+  for (int64_t x = found.x0; x < found.x1 && (found.y0 > 0 || found.y1 < height); ++x) {
     const int64_t top = x * height;
-    rows.begin = find_bit(words, top, top + rows.begin, true) - top;
-    rows.end = find_last_set(words, top + rows.end, top + height) - top + 1;
+    found.y0 = find_bit(words, top, top + found.y0, true) - top;
+    found.y1 = find_last_set(words, top + found.y1, top + height) - top + 1;
   }
-  set_rows(rows, *area, box);
+  set_stats(found, count_pixels(words, height, found.x0, found.x1), area, box);
 }
 
 }  // namespace
@@ -128,10 +132,8 @@ void mask_pack(const TensorView& dense, const TensorView& words, const TensorVie
       simd().bytes_to_bits(one, height * width, out, 1);  // as packed masks are
       stats_of(out, height, width, area, box);
     } else {
-      std::fill_n(out, words.shape[1], 0);
-      const Rows rows = pack_rows(one, dense.stride[1], height, width, out);
-      columns_of(out, height, width, area, box);
-      set_rows(rows, *area, box);
+      const Found found = pack_rows(one, dense.stride[1], height, width, out);
+      set_stats(found, found.x1 ? count_pixels(out, height, found.x0, found.x1) : 0, area, box);
     }
   });
 }
@@ -142,7 +144,6 @@ void mask_from_index(const TensorView& index, const TensorView& words) {
   require(index.is_contiguous() && index.dtype == DType::kInt64,
           "mask_from_index: expected contiguous int64 [W, H]");
   prefer_huge_pages(words);
-  std::fill_n(words.as<uint64_t>(), words.numel(), 0);
   const int64_t* at = index.as<int64_t>();
   for (int64_t start = 0; start < num_pixels;) {
     int64_t stop = start + 1;

@@ -106,8 +106,7 @@ void mask_components(const TensorView& words, int64_t height, int64_t width, con
                   for (int64_t run = 0; run < regions.count(); ++run) {
                     const int64_t root = regions.root(run);
                     if (root == run) {
-                      regions.slot(root) = next;
-                      std::fill_n(row(out, next++), out.shape[1], 0);
+                      regions.slot(root) = next++;
                     }
                     fill_bits(row(out, regions.slot(root)), regions.start(run), regions.stop(run));
                   }
@@ -121,7 +120,6 @@ void mask_largest_component(const TensorView& words, int64_t height, int64_t wid
                 [&](int64_t n, const uint64_t* mask, int64_t* memory, int64_t capacity) {
                   Regions regions(mask, height, width, true, kCorners, memory, capacity);
                   uint64_t* kept = row(out, n);
-                  std::fill_n(kept, out.shape[1], 0);
                   int64_t best = -1;
                   for (int64_t run = 0; run < regions.count(); ++run) {
                     if (regions.root(run) == run && (best < 0 || regions.size(run) > regions.size(best)))
@@ -200,7 +198,6 @@ void mask_resize(const TensorView& words, int64_t height, const TensorView& row_
   const int64_t* rows = row_start.as<int64_t>();
   parallel_for(words.shape[0], 1, num_threads, [&](int, int64_t n, int64_t) {
     uint64_t* to = row(out, n);
-    std::fill_n(to, out.shape[1], 0);
     for (int64_t x = 0; x < out_width; ++x) {
       const int64_t from = col_index.as<int64_t>()[x] * height, base = x * out_height;
       for_each_run(row(words, n), from, from + height, true, [&](int64_t start, int64_t stop) {

@@ -127,7 +127,6 @@ void rle_decode(const TensorView& text, const TensorView& offsets, int64_t num_p
     for (int64_t n = begin; n < end; ++n) {
       const int64_t* at = offsets.as<int64_t>() + n;
       uint64_t* out = row(words, n);
-      std::fill_n(out, words.shape[1], 0);
       ok.as<bool>()[n] = decode_one(text.as<uint8_t>() + at[0], at[1] - at[0], num_pixels, out);
     }
   });

@@ -7,6 +7,7 @@ backend.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,23 +54,26 @@ def mask_from_index(index: Tensor, num_masks: int, backend: str = "auto") -> Ten
     return _from_index(index, num_masks, backend)
 
 
-def _new_words(like: Tensor, size: tuple[int, int]) -> Tensor:
-    return torch.empty((like.shape[0], num_words(size)), dtype=torch.int64, device=like.device)
-
-
-def _new_packed(like: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Words, areas and boxes for as many masks as `like` has."""
-    return _new_words(like, size), *_new_stats(like)
+def zero_words(num_masks: int, size: tuple[int, int]) -> Tensor:
+    """int64 [N, V] of zeros on the CPU. Numpy takes them from `calloc`: large ones come as zeros from the system, and
+    are not written here once more, as `torch.zeros` would."""
+    return torch.from_numpy(np.zeros((num_masks, num_words(size)), np.int64))
 
 
 def _new_stats(like: Tensor) -> tuple[Tensor, Tensor]:
+    """Areas and boxes for as many masks as `like` has."""
     areas = torch.empty(like.shape[0], dtype=torch.int64, device=like.device)
     return areas, torch.empty((like.shape[0], 4), dtype=torch.int64, device=like.device)
 
 
+def _fake_packed(like: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    words = torch.empty((like.shape[0], num_words(size)), dtype=torch.int64, device=like.device)
+    return words, *_new_stats(like)
+
+
 def _pack_cpp(dense: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     N, H, W = dense.shape
-    out = _new_packed(dense, (H, W))
+    out = (zero_words(N, (H, W)), *_new_stats(dense))
     columns_first = dense.stride(1) == 1 and dense.stride(2) == H
     side_by_side = dense.stride(2) == 1 or columns_first
     step = max(N, 1) if side_by_side else MASKS_AT_A_TIME
@@ -94,7 +98,7 @@ def _stats_cpp(words: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
 
 def _pack_logits_cpp(logits: Tensor, height: int, width: int, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
     N, h, w = logits.shape
-    out = _new_packed(logits, (height, width))
+    out = (zero_words(N, (height, width)), *_new_stats(logits))
     if out[0].numel() == 0:
         return reference.mask_pack_logits(logits, height, width, threshold)
     columns, column_weight = reference.bilinear_table(w, width)
@@ -111,7 +115,7 @@ def _pack_logits_cpp(logits: Tensor, height: int, width: int, threshold: float) 
 
 
 def _from_index_cpp(index: Tensor, num_masks: int) -> Tensor:
-    words = torch.empty((num_masks, num_words(tuple(index.shape))), dtype=torch.int64)
+    words = zero_words(num_masks, tuple(index.shape))
     require_binary().mask_from_index(index.T.contiguous(), words)
     return words
 
@@ -124,7 +128,7 @@ _pack = define_op(
     "mask_pack",
     '(Tensor dense, str backend="auto") -> (Tensor words, Tensor areas, Tensor boxes)',
     reference=reference.mask_pack,
-    fake=lambda dense: _new_packed(dense, tuple(dense.shape[1:])),
+    fake=lambda dense: _fake_packed(dense, tuple(dense.shape[1:])),
 )
 _unpack = define_op(
     "mask_unpack",
@@ -143,7 +147,7 @@ _pack_logits = define_op(
     "(Tensor logits, SymInt height, SymInt width, float threshold, "
     'str backend="auto") -> (Tensor words, Tensor areas, Tensor boxes)',
     reference=reference.mask_pack_logits,
-    fake=lambda logits, height, width, threshold: _new_packed(logits, (height, width)),
+    fake=lambda logits, height, width, threshold: _fake_packed(logits, (height, width)),
 )
 _from_index = define_op(
     "mask_from_index",

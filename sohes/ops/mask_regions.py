@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sohes._binary import find_binary, require_binary
 from sohes.ops._library import Operator, define_op, why_not_cpp
+from sohes.ops.mask_pack import zero_words
 from sohes.ops.reference import mask_regions as reference
 from sohes.ops.reference.mask_pack import num_words
 
@@ -54,7 +55,7 @@ def mask_components(words: Tensor, size: Size) -> tuple[Tensor, Tensor]:
     counts = torch.empty(len(words), dtype=torch.int64)  # [N]
     binary.mask_count_components(words, *size, scratch, counts, threads)
     stops = counts.cumsum(0)  # [N]
-    out = words.new_empty((int(counts.sum()), words.shape[1]))  # [R, V]
+    out = zero_words(int(counts.sum()), size)  # [R, V]
     binary.mask_components(words, *size, scratch, stops - counts, out, threads)
     return out, torch.repeat_interleave(torch.arange(len(words)), counts)
 
@@ -76,7 +77,7 @@ def _fill_holes_cpp(words: Tensor, height: int, width: int) -> Tensor:
 
 
 def _largest_component_cpp(words: Tensor, height: int, width: int) -> Tensor:
-    words, out = words.contiguous(), torch.empty_like(words, memory_format=torch.contiguous_format)
+    words, out = words.contiguous(), zero_words(len(words), (height, width))
     scratch = _scratch(words, height, width)
     require_binary().mask_largest_component(words, height, width, scratch, out, torch.get_num_threads())
     return out
@@ -94,7 +95,7 @@ def _resize_cpp(words: Tensor, height: int, width: int, new_height: int, new_wid
         rows, torch.arange(height + 1)
     )  # [H + 1], first pixel that shows row r or a later one
     columns = reference.nearest_table(width, new_width)  # [new W]
-    out = words.new_empty((len(words), num_words((new_height, new_width))))
+    out = zero_words(len(words), (new_height, new_width))
     binary, threads = require_binary(), torch.get_num_threads()
     binary.mask_resize(words.contiguous(), height, row_start, columns, new_height, out, threads)
     return out

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sohes._binary import find_binary
+from sohes.ops.mask_pack import zero_words
 from sohes.ops.reference import mask_rle as reference
-from sohes.ops.reference.mask_pack import num_words
 from sohes.ops.reference.mask_rle import Counts
 
 CHUNK_CHARACTERS = 1 << 25  # room for text alive at a time, so that many noisy masks do not need it all at once
@@ -50,7 +50,7 @@ def decode_rle(counts: Sequence[Counts], num_pixels: int) -> Tensor:
     texts = [_as_bytes(one) for one in counts]
     offsets = torch.tensor([0, *map(len, texts)], dtype=torch.int64).cumsum(0)  # [N + 1]
     text = torch.frombuffer(bytearray(b"".join(texts) or b" "), dtype=torch.uint8)
-    words = torch.empty((len(texts), num_words((num_pixels, 1))), dtype=torch.int64)  # [N, V]
+    words = zero_words(len(texts), (num_pixels, 1))  # [N, V]
     ok = torch.empty(len(texts), dtype=torch.bool)  # [N]
     binary.rle_decode(text, offsets, num_pixels, words, ok, torch.get_num_threads())
     if not ok.all():

@@ -170,7 +170,7 @@ void check_masks(int64_t height, int64_t width) {
   TensorView columns_first = turned.view();
   std::swap(columns_first.shape[1], columns_first.shape[2]);
   std::swap(columns_first.stride[1], columns_first.stride[2]);
-  Ints again({kMasks, words_of(height, width)}, -1), areas_again({kMasks}), boxes_again({kMasks, 4});
+  Ints again({kMasks, words_of(height, width)}), areas_again({kMasks}), boxes_again({kMasks, 4});
   sohes::mask_pack(columns_first, again.view(), areas_again.view(), boxes_again.view(), kThreads);
   expect(again.data == words.data && areas_again.data == areas.data, "pack by columns", height, width);
   sohes::mask_stats(words.view(), height, width, areas_again.view(), boxes_again.view(), kThreads);
@@ -219,7 +219,7 @@ void check_masks(int64_t height, int64_t width) {
     stops.data[n + 1] = stops.data[n] + lengths.data[n];
   }
   joined.data.shrink_to_fit();
-  std::fill(again.data.begin(), again.data.end(), -1);
+  std::fill(again.data.begin(), again.data.end(), 0);
   sohes::rle_decode(joined.view(), stops.view(), height * width, again.view(), ok.view(), kThreads);
   expect(again.data == words.data && std::count(ok.data.begin(), ok.data.end(), 1) == kMasks, "RLE", height,
          width);
@@ -236,7 +236,7 @@ void check_masks(int64_t height, int64_t width) {
       changed({kMasks, words.shape[1]});
   sohes::mask_count_components(words.view(), height, width, scratch.view(), counts.view(), kThreads);
   for (int64_t n = 1; n < kMasks; ++n) first.data[n] = first.data[n - 1] + counts.data[n - 1];
-  Ints parts({first.data[kMasks - 1] + counts.data[kMasks - 1], words.shape[1]}, -1);
+  Ints parts({first.data[kMasks - 1] + counts.data[kMasks - 1], words.shape[1]});
   sohes::mask_components(words.view(), height, width, scratch.view(), first.view(), parts.view(), kThreads);
   for (int64_t n = 0; n < kMasks; ++n) {
     const std::vector<uint8_t> mask = pixels(words, n, height, width);
@@ -264,6 +264,7 @@ void check_masks(int64_t height, int64_t width) {
 
   Ints index({width, height});
   for (int64_t& mask : index.data) mask = below(kMasks + 1) - 1;
+  std::fill(changed.data.begin(), changed.data.end(), 0);
   sohes::mask_from_index(index.view(), changed.view());
 }
 
@@ -279,7 +280,7 @@ void check_resizing(int64_t height, int64_t width, int64_t new_height, int64_t n
   for (int64_t x = 0; x < new_width; ++x) columns.data[x] = source(x, width, new_width);
   for (float& weight : row_weight.data) weight = 0.25f;
   for (float& weight : col_weight.data) weight = 0.5f;
-  Ints words({kMasks, words_of(new_height, new_width)}, -1);
+  Ints words({kMasks, words_of(new_height, new_width)});
   Ints scratch({kThreads, sohes::mask_pack_logits_scratch(height, width)});
   sohes::mask_pack_logits(logits.view(), 0.1f, row_start.view(), row_weight.view(), columns.view(),
                           col_weight.view(), scratch.view(), words.view(), areas.view(), boxes.view(),
@@ -291,6 +292,7 @@ void check_resizing(int64_t height, int64_t width, int64_t new_height, int64_t n
   Bytes dense = random_masks(height, width);
   Ints small({kMasks, words_of(height, width)});
   sohes::mask_pack(dense.view(), small.view(), areas.view(), boxes.view(), kThreads);
+  std::fill(words.data.begin(), words.data.end(), 0);
   sohes::mask_resize(small.view(), height, row_start.view(), columns.view(), new_height, words.view(),
                      kThreads);
   for (int64_t n = 0; n < kMasks; ++n) {

@@ -4,18 +4,19 @@
 // the bits past H * W are zero. Boxes are int64 [N, 4]: x0, y0, x1, y1, half-open, zeros for an empty mask.
 // All offsets are 64 bits wide. Every function allocates nothing, is bitwise repeatable for any number of
 // threads, and takes contiguous tensors where it does not say otherwise. Edges (N = 0, H * W = 0) are legal.
+// Words marked "zeroed" come full of zeros, best fresh from the system, which then writes them only once.
 #pragma once
 
 #include "sohes/tensor_view.h"
 
 namespace sohes {
 
-// dense bool / uint8 [N, H, W] (non-zero is inside) -> words, areas [N], boxes. The pixels of a row, or of
-// the whole mask column after column, lie side by side; masks and rows may be any distance apart.
+// dense bool / uint8 [N, H, W] (non-zero is inside) -> words (zeroed), areas [N], boxes. The pixels of a row,
+// or of the whole mask column after column, lie side by side; masks and rows may be any distance apart.
 void mask_pack(const TensorView& dense, const TensorView& words, const TensorView& areas,
                const TensorView& boxes, int num_threads);
 
-// index int64 [W, H], columns first: the mask that holds each pixel, or -1 -> words.
+// index int64 [W, H], columns first: the mask that holds each pixel, or -1 -> words (zeroed).
 void mask_from_index(const TensorView& index, const TensorView& words);
 
 // words -> dense bool [N, H, W], every byte written.
@@ -26,8 +27,8 @@ void mask_unpack(const TensorView& words, const TensorView& dense, int num_threa
 //   c[y', x] = d[y', k] * (1 - col_weight[x]) + d[y', min(k + 1, w - 1)] * col_weight[x],  k = col_index[x]
 //   inside(y, x) = c[j, x] * (1 - row_weight[y]) + c[min(j + 1, h - 1), x] * row_weight[y] > 0
 // where j is the source row of y: row_start[j] <= y < row_start[j + 1]. logits float32 [N, h, w]; row_start
-// int64 [h + 1], col_index int64 [W]; weights float32 [H] and [W] in 0..1; scratch int64 [num_threads,
-// mask_pack_logits_scratch].
+// int64 [h + 1], col_index int64 [W]; weights float32 [H] and [W] in 0..1; words zeroed; scratch int64
+// [num_threads, mask_pack_logits_scratch].
 int64_t mask_pack_logits_scratch(int64_t height, int64_t width);
 void mask_pack_logits(const TensorView& logits, float threshold, const TensorView& row_start,
                       const TensorView& row_weight, const TensorView& col_index, const TensorView& col_weight,
@@ -71,8 +72,8 @@ constexpr int64_t kRleSlack = 8;
 void rle_encode(const TensorView& words, int64_t num_pixels, const TensorView& offsets,
                 const TensorView& text, const TensorView& lengths, int num_threads);
 
-// Compressed COCO RLE, mask n at text[offsets[n]..offsets[n + 1]] -> words. ok[n] (bool) is false, and the
-// words of that mask undefined, where the text is no RLE of exactly num_pixels pixels.
+// Compressed COCO RLE, mask n at text[offsets[n]..offsets[n + 1]] -> words (zeroed). ok[n] (bool) is false,
+// and the words of that mask undefined, where the text is no RLE of exactly num_pixels pixels.
 void rle_decode(const TensorView& text, const TensorView& offsets, int64_t num_pixels,
                 const TensorView& words, const TensorView& ok, int num_threads);
 
@@ -80,10 +81,10 @@ void rle_decode(const TensorView& text, const TensorView& offsets, int64_t num_p
 // scratch int64 [num_threads, 4 * (runs + W)], runs the most that mask_num_runs gave.
 void mask_count_components(const TensorView& words, int64_t height, int64_t width, const TensorView& scratch,
                            const TensorView& counts, int num_threads);
-// Component k of mask n, in the order of their first pixels, goes to row first[n] + k of out.
+// Component k of mask n, in the order of their first pixels, goes to row first[n] + k of out (zeroed).
 void mask_components(const TensorView& words, int64_t height, int64_t width, const TensorView& scratch,
                      const TensorView& first, const TensorView& out, int num_threads);
-// The component with the most pixels; of equals the one whose first pixel comes first.
+// The component with the most pixels, into out (zeroed); of equals the one whose first pixel comes first.
 void mask_largest_component(const TensorView& words, int64_t height, int64_t width, const TensorView& scratch,
                             const TensorView& out, int num_threads);
 // The mask and every background region that does not reach the border of the image.
@@ -95,7 +96,7 @@ void mask_boundary(const TensorView& words, int64_t height, int64_t width, const
                    int num_threads);
 
 // Nearest pixel by centres: out(y, x) = in(row(y), col_index[x]), row(y) = r where row_start[r] <= y <
-// row_start[r + 1]. row_start int64 [H_in + 1], col_index int64 [W_out].
+// row_start[r + 1]. row_start int64 [H_in + 1], col_index int64 [W_out]; out zeroed.
 void mask_resize(const TensorView& words, int64_t height, const TensorView& row_start,
                  const TensorView& col_index, int64_t out_height, const TensorView& out, int num_threads);
 
