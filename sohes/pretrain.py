@@ -16,7 +16,7 @@ from sohes import config as configuration
 from sohes.cli import fail_clearly, parse
 from sohes.data.photo_pack import write_pack
 from sohes.data.photos import PhotoSet
-from sohes.data.sources import list_images
+from sohes.data.sources import ImageList, list_images
 from sohes.engine.run import Run, RunError, open_run, write_json
 from sohes.env import collect_env
 from sohes.phases.pretrain import pretrain
@@ -59,13 +59,13 @@ def pretrain_run(args: Arguments) -> Run:
     config = args.config
     config.check()
     device = pick_device(args.device)
-    paths = _find_photos(config)
+    found = _find_photos(config)
     run = open_run(args.out, config, args.resume)
     write_json(run.path / "env.json", collect_env())
     if run.is_trained("pretrain"):
         run.log(f"trained before, see {run.weights('pretrain')}")
         return run
-    photos = PhotoSet(paths, config.crops.photo_side, config.num_threads, config.cache_gb)
+    photos = PhotoSet(found, config.crops.photo_side, config.num_threads, config.cache_gb)
     for reason in photos.failures:
         run.log(reason)
     run.log(f"{len(photos)} photos, preset {config.preset}, device {device}, seed {config.seed}")
@@ -77,18 +77,18 @@ def pretrain_run(args: Arguments) -> Run:
 def pack_photos(args: Arguments) -> None:
     """Write the pack and say how large it is."""
     config = args.config
-    paths = _find_photos(config)
-    failures = write_pack(paths, args.pack, config.crops.photo_side, config.pack_quality, config.num_threads)
+    found = _find_photos(config)
+    failures = write_pack(found, args.pack, config.crops.photo_side, config.pack_quality, config.num_threads)
     for reason in failures:
         print(reason, file=sys.stderr)
     megabytes = args.pack.stat().st_size / 1e6
-    print(f"{args.pack}: {len(paths) - len(failures)} photos, {megabytes:.1f} MB")
+    print(f"{args.pack}: {len(found) - len(failures)} photos, {megabytes:.1f} MB")
 
 
-def _find_photos(config: PretrainConfig) -> list[Path]:
+def _find_photos(config: PretrainConfig) -> ImageList:
     if not config.images:
         raise RunError("--images: expected folders, tars or lists of photos to learn from")
-    return list(list_images(config.images))
+    return list_images(config.images)
 
 
 def _base_config(given: Sequence[str]) -> PretrainConfig:

@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import io
-import os
 import tarfile
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,10 +12,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from sohes.data.images import UnreadableImage, read_image
+from sohes.data.images import UnreadableImage
+from sohes.data.sources import ImageList
+from sohes.files import whole_file
 
 
-def write_pack(paths: Sequence[Path], out: Path, side: int, quality: int, num_threads: int) -> list[str]:
+def write_pack(photos: ImageList, out: Path, side: int, quality: int, num_threads: int) -> list[str]:
     """Write each photo as a WebP picture, its long side at most `side` pixels; the tar appears whole or not at all.
 
     The same photos give the same bytes. `quality`: 0..100, WebP's.
@@ -25,19 +25,20 @@ def write_pack(paths: Sequence[Path], out: Path, side: int, quality: int, num_th
     Returns:
         One line for every photo that cannot be read, and so is not in the tar.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(out.name + ".tmp")
     failures = []
-    with ThreadPoolExecutor(num_threads) as pool, tarfile.open(temporary, "w") as tar:
-        made = pool.map(lambda path: _shrunk(path, side, quality), paths)
-        for number, (path, picture) in enumerate(zip(paths, made, strict=True)):
+    with (
+        ThreadPoolExecutor(num_threads) as pool,
+        whole_file(out, "wb", None) as file,
+        tarfile.open(fileobj=file, mode="w") as tar,
+    ):
+        made = pool.map(lambda index: _shrunk(photos, index, side, quality), range(len(photos)))
+        for index, picture in enumerate(made):
             if isinstance(picture, UnreadableImage):
                 failures.append(str(picture))
                 continue
-            member = tarfile.TarInfo(f"{number:08d}-{Path(path).stem}.webp")
+            member = tarfile.TarInfo(f"{index:08d}-{photos[index].stem}.webp")
             member.size = len(picture)
             tar.addfile(member, io.BytesIO(picture))
-    os.replace(temporary, out)
     return failures
 
 
@@ -51,9 +52,9 @@ def shrink(image: Tensor, side: int) -> Tensor:
     return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
 
 
-def _shrunk(path: Path, side: int, quality: int) -> bytes | UnreadableImage:
+def _shrunk(photos: ImageList, index: int, side: int, quality: int) -> bytes | UnreadableImage:
     try:
-        image = shrink(read_image(path), side)
+        image = shrink(photos.read(index), side)
     except UnreadableImage as error:
         return error
     buffer = io.BytesIO()

@@ -6,15 +6,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from sohes.data.errors import DataError
-from sohes.data.images import UnreadableImage, read_image
+from sohes.data.images import UnreadableImage
 from sohes.data.photo_pack import shrink
 from sohes.data.sampling import step_samples
+from sohes.data.sources import ImageList
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,32 +44,32 @@ class PhotoSet:
     names: those that could be read. failures: the others, with their reasons.
     """
 
-    def __init__(self, paths: Sequence[Path], side: int, num_threads: int, cache_gb: float) -> None:
-        """Decode `paths` into canvases of `side` pixels.
+    def __init__(self, photos: ImageList, side: int, num_threads: int, cache_gb: float) -> None:
+        """Decode `photos` into canvases of `side` pixels.
 
         Raises:
             DataError: the canvases need more than `cache_gb`, or no photo can be read.
         """
-        needed = len(paths) * 3 * side * side / 1e9
+        needed = len(photos) * 3 * side * side / 1e9
         if needed > cache_gb:
             raise DataError(
-                f"{len(paths)} photos of {side} px need {needed:.3g} GB of memory, expected at most {cache_gb:g} GB: "
+                f"{len(photos)} photos of {side} px need {needed:.3g} GB of memory, expected at most {cache_gb:g} GB: "
                 "raise --cache-gb or lower --crops.photo-side"
             )
         self.names: list[str] = []
         self.failures: list[str] = []
-        self.images = torch.empty((len(paths), 3, side, side), dtype=torch.uint8)
+        self.images = torch.empty((len(photos), 3, side, side), dtype=torch.uint8)
         sizes = []
         with ThreadPoolExecutor(num_threads) as pool:
-            for path, made in zip(paths, pool.map(lambda path: _read(path, side), paths), strict=True):
+            for index, made in enumerate(pool.map(lambda index: _read(photos, index, side), range(len(photos)))):
                 if isinstance(made, UnreadableImage):
                     self.failures.append(str(made))
                     continue
                 self.images[len(sizes)] = made[0]
                 sizes.append(made[1])
-                self.names.append(str(path))
+                self.names.append(str(photos[index]))
         if not sizes:
-            raise DataError(f"none of {len(paths)} photos could be read; the first: {self.failures[0]}")
+            raise DataError(f"none of {len(photos)} photos could be read; the first: {self.failures[0]}")
         self.images, self.sizes = self.images[: len(sizes)], torch.tensor(sizes)
 
     def __len__(self) -> int:
@@ -96,9 +96,9 @@ def photo_batches(
         yield step, photos.batch([index for _, index in samples])
 
 
-def _read(path: Path, side: int) -> tuple[Tensor, tuple[int, int]] | UnreadableImage:
+def _read(photos: ImageList, index: int, side: int) -> tuple[Tensor, tuple[int, int]] | UnreadableImage:
     """A canvas, or why there is none: one bad photo among thousands must not end the others."""
     try:
-        return photo_canvas(read_image(path), side)
+        return photo_canvas(photos.read(index), side)
     except UnreadableImage as error:
         return error

@@ -131,6 +131,14 @@ def test_pack_holds_the_photos_shrunk(photos, tmp_path, capsys):
     assert again.read_bytes() == pack.read_bytes()
 
 
+def test_a_pack_is_a_source_of_photos(photos, tmp_path):
+    pack = tmp_path / "pack.tar"
+    assert command.main(["--images", str(photos), "--pack", str(pack), "--crops.photo-side", "48"]) == 0
+    state = run(tmp_path / "run", pack, "--num-steps", "1")
+    assert state["step"] == 1
+    assert "6 photos" in (tmp_path / "run" / "log.txt").read_text()
+
+
 def test_canvas_repeats_the_photo_s_edge():
     image = torch.arange(3 * 4 * 6, dtype=torch.uint8).view(3, 4, 6)
     canvas, size = photo_canvas(image, 8)
