@@ -2,6 +2,14 @@
 // float16 and bfloat16 by hand (no torch, no compiler extension): storage types of rows that are computed in
 // float. Included once per instruction set, inside its namespace; SOHES_INLINE carries the target.
 
+// Elements of tensors that vectors are loaded from and stored to.
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
 template <typename To, typename From>
 SOHES_INLINE To bit_cast(From x) {
   static_assert(sizeof(To) == sizeof(From));

@@ -13,9 +13,13 @@ struct Problem {
   int num_points;           // L*P
   int64_t padded_channels;  // D, rounded up so that every row of scratch is whole vectors
   int64_t padded_points;    // num_points, alike
-  // Read and add to the tensors themselves. Otherwise a head is first packed into scratch rows: the tensors
-  // hold another type or odd channels, or each position is visited often enough to pay for rows that lie
-  // together.
+  // Rows of value, output and grad_output are whole vectors of a type that vectors are loaded from.
+  bool whole;
+  // Whole rows of value are read where they lie. Otherwise a head is packed into scratch first, whose rows
+  // lie together: those of one head in the tensor are K rows apart and crowd into few sets of the cache.
+  bool direct;
+  // grad_value is added to where it lies. Otherwise a head's gradient is summed in rows that lie together, in
+  // the type computed in, which pays where positions are visited often.
   bool in_place;
   DType value_dtype, point_dtype;
   int64_t value_size, point_size;  // bytes of an element
@@ -46,7 +50,7 @@ struct PointTable {
 // Scratch of one thread.
 template <typename T>
 struct Scratch {
-  T* value_rows;  // [S, padded_channels], unless in_place
+  T* value_rows;  // [S, padded_channels], unless direct
   T* grad_rows;   // [S, padded_channels], backward unless in_place
   T* channels;    // [padded_channels], a row of output or grad_output
   T* points;      // [6, padded_points], locations (2) and weights (1) of a query, then their gradients
@@ -61,19 +65,19 @@ struct Kernels {
   void (*backward)(const Problem&, const PointTable<T>&, const Scratch<T>&, int64_t b, int64_t k);
 };
 
-// The kernels for rows of so many channels, float or double.
+// The kernels for the types and channels of a problem, computing in float or double.
 namespace baseline {
 template <typename T>
-Kernels<T> kernels(int64_t channels);
+Kernels<T> kernels(const Problem& p);
 }
 #ifdef __x86_64__
 namespace avx2 {
 template <typename T>
-Kernels<T> kernels(int64_t channels);
+Kernels<T> kernels(const Problem& p);
 }
 namespace avx512 {
 template <typename T>
-Kernels<T> kernels(int64_t channels);
+Kernels<T> kernels(const Problem& p);
 }
 #endif
 

@@ -16,8 +16,16 @@
 #include <utility>
 
 #include "kernel.h"
+#ifdef SOHES_X86_VECTORS
+#ifndef __clang__
+// GCC 12 takes the deliberately undefined registers in its own header for mistakes.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+#include <immintrin.h>
+#endif
 
 #define SOHES_INLINE inline __attribute__((always_inline)) SOHES_TARGET
+#define SOHES_LAMBDA __attribute__((always_inline)) SOHES_TARGET
 
 namespace sohes::deform::SOHES_ISA {
 
@@ -29,9 +37,9 @@ namespace sohes::deform::SOHES_ISA {
 constexpr int64_t kAhead = 8;
 
 // Rows of one head: position s is at data + s * stride.
-template <typename T>
+template <typename Element>
 struct Rows {
-  T* data;
+  Element* data;
   int64_t stride;
 };
 
@@ -49,7 +57,9 @@ SOHES_INLINE void fetch_points(const Problem& p, const void* locations, const vo
   fetch_row<kWrite>(p, weights, query, p.num_points * p.point_size);
 }
 
-template <typename T, int kBytes>
+// T: the type computed in. Stored: that of value, output and grad_output where rows are read from the tensors
+// themselves (Problem::direct); T where they are packed first.
+template <typename T, int kBytes, typename Stored>
 struct Kernel {
   using V = Simd<T, kBytes>;
   using Vec = typename V::Vec;
@@ -120,12 +130,12 @@ struct Kernel {
 
   // to[0 .. kVectors*kLanes) = (add: +=) the weighted corners of `count` points.
   template <int kVectors>
-  static SOHES_INLINE void gather(const Points& points, int count, Rows<const T> rows, bool add, T* to) {
+  static SOHES_INLINE void gather(const Points& points, int count, Rows<const Stored> rows, bool add, T* to) {
     Vec sums[4][kVectors] = {};  // a chain of additions for each corner, to hide their latency
     for (int i = 0; i < count; ++i) {
       if (!points.inside[i]) continue;
       for (int c = 0; c < 4; ++c) {
-        const T* row = rows.data + int64_t{points.corner[c][i]} * rows.stride;
+        const Stored* row = rows.data + int64_t{points.corner[c][i]} * rows.stride;
         const Vec weight = V::fill(points.weight[c][i]);
         for (int v = 0; v < kVectors; ++v) sums[c][v] += weight * V::load(row + v * kLanes);
       }
@@ -136,27 +146,17 @@ struct Kernel {
     }
   }
 
-  // All channels, in slices of kSlice vectors, then of half as many.
-  template <int kSlice>
-  static SOHES_INLINE void gather_channels(const Points& points, int count, Rows<const T> rows, int vectors,
-                                           bool add, T* to) {
-    for (; vectors >= kSlice; vectors -= kSlice, rows.data += kSlice * kLanes, to += kSlice * kLanes) {
-      gather<kSlice>(points, count, rows, add, to);
-    }
-    if constexpr (kSlice > 1) gather_channels<kSlice / 2>(points, count, rows, vectors, add, to);
-  }
-
   // For `count` points: dots[corner][point] += <grad, value row>, and grad row += weight * grad.
   template <int kVectors>
-  static SOHES_INLINE void scatter(const Points& points, int count, Rows<const T> rows, Rows<T> grad_rows,
-                                   const T* grad, T (&dots)[4][kLanes]) {
+  static SOHES_INLINE void scatter(const Points& points, int count, const Stored* grad,
+                                   Rows<const Stored> rows, Rows<T> grad_rows, T (&dots)[4][kLanes]) {
     Vec grads[kVectors];
     for (int v = 0; v < kVectors; ++v) grads[v] = V::load(grad + v * kLanes);
     for (int i = 0; i < count; ++i) {
       if (!points.inside[i]) continue;
       Vec products[4] = {};
       for (int c = 0; c < 4; ++c) {
-        const T* row = rows.data + int64_t{points.corner[c][i]} * rows.stride;
+        const Stored* row = rows.data + int64_t{points.corner[c][i]} * rows.stride;
         T* grad_row = grad_rows.data + int64_t{points.corner[c][i]} * grad_rows.stride;
         const Vec weight = V::fill(points.weight[c][i]);
         for (int v = 0; v < kVectors; ++v) {
@@ -168,16 +168,14 @@ struct Kernel {
     }
   }
 
-  template <int kSlice>
-  static SOHES_INLINE void scatter_channels(const Points& points, int count, Rows<const T> rows,
-                                            Rows<T> grad_rows, const T* grad, int vectors,
-                                            T (&dots)[4][kLanes]) {
-    for (; vectors >= kSlice; vectors -= kSlice, grad += kSlice * kLanes) {
-      scatter<kSlice>(points, count, rows, grad_rows, grad, dots);
-      rows.data += kSlice * kLanes, grad_rows.data += kSlice * kLanes;
+  // Calls work(integral_constant<vectors>, first channel) for all channels, in slices of kSlice vectors, then
+  // of half as many.
+  template <int kSlice, typename Work>
+  static SOHES_INLINE void slices(int vectors, int64_t first, const Work& work) {
+    for (; vectors >= kSlice; vectors -= kSlice, first += kSlice * kLanes) {
+      work(std::integral_constant<int, kSlice>(), first);
     }
-    if constexpr (kSlice > 1)
-      scatter_channels<kSlice / 2>(points, count, rows, grad_rows, grad, vectors, dots);
+    if constexpr (kSlice > 1) slices<kSlice / 2>(vectors, first, work);
   }
 
   // The gradients of kLanes locations (x and y in turn) and weights from the dots of their corners.
@@ -213,54 +211,114 @@ struct Kernel {
     return buffer;
   }
 
-  static SOHES_INLINE Rows<const T> value_rows(const Problem& p, int64_t b, int64_t k, T* packed) {
-    const int64_t offset = (b * p.S * p.K + k) * p.D;
-    if (p.in_place) return {static_cast<const T*>(p.value) + offset, p.K * p.D};
-    for (int64_t s = 0; s < p.S; ++s) {
-      fetch_row<0>(p, p.value, (b * p.S + s) * p.K + k, p.D * p.value_size);
-      T* row = packed + s * p.padded_channels;
-      load_row(p.value, p.value_dtype, offset + s * p.K * p.D, p.D, row);
-      for (int64_t d = p.D; d < p.padded_channels; ++d) row[d] = T(0);
+  // Copies the channels of one row between a tensor and T.
+  static SOHES_INLINE void load_channels(const Problem& p, const void* tensor, int64_t row, T* to) {
+    const int64_t offset = row * p.D;
+    if constexpr (sizeof(T) == 4) {
+      if (p.whole && p.value_dtype == DType::kBFloat16) {
+        return copy(static_cast<const BFloat16*>(tensor) + offset, p.D, to);
+      }
+#ifdef SOHES_X86_VECTORS
+      if (p.whole && p.value_dtype == DType::kFloat16) {
+        return copy(static_cast<const Float16*>(tensor) + offset, p.D, to);
+      }
+#endif
     }
-    return {packed, p.padded_channels};
+    load_row(tensor, p.value_dtype, offset, p.D, to);
+  }
+  static SOHES_INLINE void store_channels(const Problem& p, void* tensor, int64_t row, const T* from) {
+    const int64_t offset = row * p.D;
+    if constexpr (sizeof(T) == 4) {
+      if (p.whole && p.value_dtype == DType::kBFloat16) {
+        return copy(from, p.D, static_cast<BFloat16*>(tensor) + offset);
+      }
+#ifdef SOHES_X86_VECTORS
+      if (p.whole && p.value_dtype == DType::kFloat16) {
+        return copy(from, p.D, static_cast<Float16*>(tensor) + offset);
+      }
+#endif
+    }
+    store_row(tensor, p.value_dtype, offset, p.D, from);
+  }
+  template <typename From, typename To>
+  static SOHES_INLINE void copy(const From* from, int64_t count, To* to) {
+    for (int64_t i = 0; i < count; i += kLanes) V::store(to + i, V::load(from + i));
   }
 
-  static SOHES_INLINE bool is_whole(const Problem& p) {
-    return p.value_dtype == kNative && p.D % kLanes == 0;
+  // The rows of value, packed into scratch first unless they are read where they lie.
+  static SOHES_INLINE Rows<const Stored> value_rows(const Problem& p, int64_t b, int64_t k, T* packed) {
+    const int64_t first_row = b * p.S * p.K + k;
+    if constexpr (std::is_same_v<Stored, T>) {
+      if (!p.direct) {
+        for (int64_t s = 0; s < p.S; ++s) {
+          fetch_row<0>(p, p.value, first_row + s * p.K, p.D * p.value_size);
+          T* row = packed + s * p.padded_channels;
+          load_channels(p, p.value, first_row + s * p.K, row);
+          for (int64_t d = p.D; d < p.padded_channels; ++d) row[d] = T(0);
+        }
+        return {packed, p.padded_channels};
+      }
+    }
+    return {static_cast<const Stored*>(p.value) + first_row * p.D, p.K * p.D};
   }
+
+  // A query's row of grad_output, whole vectors long. `buffer` ends in zeros past the channels.
+  static SOHES_INLINE const Stored* grad_row(const Problem& p, int64_t query, T* buffer) {
+    if constexpr (std::is_same_v<Stored, T>) {
+      if (!p.whole || p.value_dtype != kNative) {
+        load_channels(p, p.grad_output, query, buffer);
+        return buffer;
+      }
+    }
+    return static_cast<const Stored*>(p.grad_output) + query * p.D;
+  }
+
+  // The points [first, first + kLanes) of a query: their corners.
+  struct Placed {
+    Axis x, y;
+    Points points;
+    Vec attention;
+    int count;
+
+    SOHES_INLINE Placed(const Problem& p, const PointTable<T>& table, const T* locations, const T* weights,
+                        int first)
+        : attention(V::load(weights + first)),
+          count(p.num_points - first < kLanes ? p.num_points - first : kLanes) {
+      place_both(locations, table, first, x, y);
+      corners(x, y, attention, table, first, points);
+    }
+  };
 
   SOHES_TARGET static void forward(const Problem& p, const PointTable<T>& table, const Scratch<T>& scratch,
                                    int64_t b, int64_t k, int64_t first_query, int64_t end_query) {
-    const Rows<const T> rows = value_rows(p, b, k, scratch.value_rows);
+    const Rows<const Stored> rows = value_rows(p, b, k, scratch.value_rows);
     const int vectors = static_cast<int>((p.D + kLanes - 1) / kLanes);
+    const bool is_output = p.whole && p.value_dtype == kNative;
     for (int64_t q = first_query; q < end_query; ++q) {
       const int64_t query = (b * p.Q + q) * p.K + k;
       fetch_points<0>(p, p.locations, p.weights, query);
       const T* locations = point_row(p, p.locations, query, 2, scratch.points);
       const T* weights = point_row(p, p.weights, query, 1, scratch.points + 2 * p.padded_points);
       fetch_row<1>(p, p.output, query, p.D * p.value_size);
-      T* out = is_whole(p) ? static_cast<T*>(p.output) + query * p.D : scratch.channels;
+      T* out = is_output ? static_cast<T*>(p.output) + query * p.D : scratch.channels;
       for (int first = 0; first < p.num_points; first += kLanes) {
-        Axis x, y;
-        Points points;
-        place_both(locations, table, first, x, y);
-        corners(x, y, V::load(weights + first), table, first, points);
-        const int count = p.num_points - first < kLanes ? p.num_points - first : kLanes;
-        gather_channels<kMaxVectors>(points, count, rows, vectors, first > 0, out);
+        const Placed placed(p, table, locations, weights, first);
+        slices<kMaxVectors>(vectors, 0, [&](auto count, int64_t d) SOHES_LAMBDA {
+          gather<count>(placed.points, placed.count, {rows.data + d, rows.stride}, first > 0, out + d);
+        });
       }
-      if (!is_whole(p)) store_row(p.output, p.value_dtype, query * p.D, p.D, out);
+      if (!is_output) store_channels(p, p.output, query, out);
     }
   }
 
   SOHES_TARGET static void backward(const Problem& p, const PointTable<T>& table, const Scratch<T>& scratch,
                                     int64_t b, int64_t k) {
-    const Rows<const T> rows = value_rows(p, b, k, scratch.value_rows);
-    const int64_t offset = (b * p.S * p.K + k) * p.D;
-    const Rows<T> grad_rows = p.in_place ? Rows<T>{static_cast<T*>(p.grad_value) + offset, p.K * p.D}
+    const Rows<const Stored> rows = value_rows(p, b, k, scratch.value_rows);
+    const int64_t first_row = b * p.S * p.K + k;
+    const Rows<T> grad_rows = p.in_place ? Rows<T>{static_cast<T*>(p.grad_value) + first_row * p.D, p.K * p.D}
                                          : Rows<T>{scratch.grad_rows, p.padded_channels};
-    const int64_t width = p.in_place ? p.D : p.padded_channels;
     for (int64_t s = 0; s < p.S; ++s) {
-      for (int64_t d = 0; d < width; ++d) grad_rows.data[s * grad_rows.stride + d] = T(0);
+      for (int64_t d = 0; d < p.padded_channels; ++d) grad_rows.data[s * grad_rows.stride + d] = T(0);
     }
     for (int64_t d = p.D; d < p.padded_channels; ++d) scratch.channels[d] = T(0);
     const int vectors = static_cast<int>((p.D + kLanes - 1) / kLanes);
@@ -273,42 +331,55 @@ struct Kernel {
       const T* weights = point_row(p, p.weights, query, 1, scratch.points + 2 * p.padded_points);
       fetch_row<0>(p, p.grad_output, query, p.D * p.value_size);
       fetch_points<1>(p, p.grad_locations, p.grad_weights, query);
-      load_row(p.grad_output, p.value_dtype, query * p.D, p.D, scratch.channels);
+      const Stored* grad = grad_row(p, query, scratch.channels);
       for (int first = 0; first < p.num_points; first += kLanes) {
-        Axis x, y;
-        Points points;
+        const Placed placed(p, table, locations, weights, first);
         T dots[4][kLanes] = {};
-        const Vec attention = V::load(weights + first);
-        place_both(locations, table, first, x, y);
-        corners(x, y, attention, table, first, points);
-        const int count = p.num_points - first < kLanes ? p.num_points - first : kLanes;
-        scatter_channels<kMaxVectors>(points, count, rows, grad_rows, scratch.channels, vectors, dots);
-        point_gradients(x, y, attention, V::load(table.width + first), V::load(table.height + first), dots,
-                        grad_locations + 2 * first, grad_weights + first);
+        slices<kMaxVectors>(vectors, 0, [&](auto count, int64_t d) SOHES_LAMBDA {
+          scatter<count>(placed.points, placed.count, grad + d, {rows.data + d, rows.stride},
+                         {grad_rows.data + d, grad_rows.stride}, dots);
+        });
+        point_gradients(placed.x, placed.y, placed.attention, V::load(table.width + first),
+                        V::load(table.height + first), dots, grad_locations + 2 * first,
+                        grad_weights + first);
       }
       store_row(p.grad_locations, p.point_dtype, query * p.num_points * 2, p.num_points * 2, grad_locations);
       store_row(p.grad_weights, p.point_dtype, query * p.num_points, p.num_points, grad_weights);
     }
     if (p.in_place) return;
     for (int64_t s = 0; s < p.S; ++s) {
-      fetch_row<1>(p, p.grad_value, (b * p.S + s) * p.K + k, p.D * p.value_size);
-      store_row(p.grad_value, p.value_dtype, offset + s * p.K * p.D, p.D,
-                grad_rows.data + s * grad_rows.stride);
+      fetch_row<1>(p, p.grad_value, first_row + s * p.K, p.D * p.value_size);
+      store_channels(p, p.grad_value, first_row + s * p.K, grad_rows.data + s * grad_rows.stride);
     }
   }
 };
 
-// The kernels for rows of so many channels. A row of 32 bytes would leave half of a 64-byte vector idle.
-template <typename T>
-Kernels<T> kernels(int64_t channels) {
-  constexpr int kNarrowBytes = SOHES_VECTOR_BYTES < 32 ? SOHES_VECTOR_BYTES : 32;
-  if (channels * int64_t{sizeof(T)} <= kNarrowBytes) {
-    return {Kernel<T, kNarrowBytes>::forward, Kernel<T, kNarrowBytes>::backward};
-  }
-  return {Kernel<T, SOHES_VECTOR_BYTES>::forward, Kernel<T, SOHES_VECTOR_BYTES>::backward};
+template <typename T, int kBytes, typename Stored>
+Kernels<T> kernels_of() {
+  using K = Kernel<T, kBytes, Stored>;
+  return {K::forward, K::backward};
 }
 
-template Kernels<float> kernels<float>(int64_t);
-template Kernels<double> kernels<double>(int64_t);
+template <typename T, int kBytes>
+Kernels<T> kernels_for(const Problem& p) {
+  if constexpr (sizeof(T) == 4) {
+    if (p.direct && p.value_dtype == DType::kBFloat16) return kernels_of<T, kBytes, BFloat16>();
+#ifdef SOHES_X86_VECTORS
+    if (p.direct && p.value_dtype == DType::kFloat16) return kernels_of<T, kBytes, Float16>();
+#endif
+  }
+  return kernels_of<T, kBytes, T>();
+}
+
+// A row of 32 bytes would leave half of a 64-byte vector idle.
+template <typename T>
+Kernels<T> kernels(const Problem& p) {
+  constexpr int kNarrowBytes = SOHES_VECTOR_BYTES < 32 ? SOHES_VECTOR_BYTES : 32;
+  if (p.D * int64_t{sizeof(T)} <= kNarrowBytes) return kernels_for<T, kNarrowBytes>(p);
+  return kernels_for<T, SOHES_VECTOR_BYTES>(p);
+}
+
+template Kernels<float> kernels<float>(const Problem&);
+template Kernels<double> kernels<double>(const Problem&);
 
 }  // namespace sohes::deform::SOHES_ISA

@@ -3,9 +3,14 @@
 // arithmetic is in kernel_isa.h.
 #include <algorithm>
 #include <atomic>
+#include <memory>
 #include <system_error>
 #include <thread>
 #include <vector>
+
+#ifdef __x86_64__
+#include <cpuid.h>
+#endif
 
 #include "kernel.h"
 #include "sohes/ms_deform_attn.h"
@@ -18,17 +23,34 @@ using deform::PointTable;
 using deform::Problem;
 using deform::Scratch;
 
-template <typename T>
-Kernels<T> choose_kernels(int64_t channels) {
+enum class Isa { kBaseline, kAvx2, kAvx512 };
+
+// What this processor has. Every one with AVX2 has F16C; a virtual one may hide it.
+Isa find_isa() {
 #ifdef __x86_64__
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
-    return deform::avx512::kernels<T>(channels);
+  unsigned a, b, c = 0, d;
+  const bool has_f16c = __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+  if (has_f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+    return has_avx512 ? Isa::kAvx512 : Isa::kAvx2;
   }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    return deform::avx2::kernels<T>(channels);
 #endif
-  return deform::baseline::kernels<T>(channels);
+  return Isa::kBaseline;
+}
+
+Isa isa() {
+  static const Isa found = find_isa();
+  return found;
+}
+
+template <typename T>
+Kernels<T> choose_kernels(const Problem& p) {
+#ifdef __x86_64__
+  if (isa() == Isa::kAvx512) return deform::avx512::kernels<T>(p);
+  if (isa() == Isa::kAvx2) return deform::avx2::kernels<T>(p);
+#endif
+  return deform::baseline::kernels<T>(p);
 }
 
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
@@ -39,12 +61,14 @@ int64_t computed_size(DType dtype) { return dtype == DType::kFloat64 ? 8 : 4; }
 
 // How the work is cut and what scratch it takes. Both follow from the sizes and the number of threads alone.
 struct Plan {
-  int64_t
-      chunks;  // of the queries of one (batch, head); more than one only where heads are fewer than threads
-  int64_t tasks;  // B * K * chunks
+  // A task is one (batch, head), or a part of its queries where heads are fewer than threads. Forward without
+  // packed rows takes all heads of a smaller part instead: they share the cache lines around the same
+  // positions.
+  int64_t heads_per_task, parts, tasks;
   int workers;
-  int64_t table_bytes;
-  int64_t worker_bytes;
+  int64_t value_bytes, grad_bytes, small_bytes;  // of a worker's Scratch
+
+  int64_t worker_bytes() const { return value_bytes + grad_bytes + small_bytes; }
 };
 
 Problem make_problem(const TensorView& value, const TensorView& weights) {
@@ -57,26 +81,50 @@ Problem make_problem(const TensorView& value, const TensorView& weights) {
   p.padded_points = round_up(p.num_points, 16);
   p.value_dtype = value.dtype, p.value_size = stored_size(value.dtype);
   p.point_dtype = weights.dtype, p.point_size = stored_size(weights.dtype);
-  p.in_place = p.value_size == size && p.D == p.padded_channels && p.Q * p.num_points * 4 < p.S;
+  // Reading a value of this size where it lies is as fast as packing it; at 20 MB it takes up to 1.7 times as
+  // long.
+  constexpr int64_t kDirectBytes = 1 << 20;
+  const bool has_few_visits = p.Q * p.num_points * 4 < p.S;
+  p.whole = p.D == p.padded_channels && (value.dtype != DType::kFloat16 || isa() != Isa::kBaseline);
+  p.direct = p.whole && (p.S * p.K * p.D * p.value_size <= kDirectBytes || has_few_visits);
+  p.in_place = p.whole && p.value_size == size && has_few_visits;
   return p;
+}
+
+int64_t table_bytes(const Problem& p) {
+  return round_up(5 * p.padded_points * computed_size(p.value_dtype), 64);
 }
 
 Plan make_plan(const Problem& p, bool backward, int num_threads) {
   // Starting a thread costs some 20 us, in which one moves a few hundred thousand elements.
   constexpr int64_t kElementsPerThread = 1 << 19;
+  constexpr int64_t kQueriesPerTask = 64;
   const int64_t heads = p.B * p.K;
   const int64_t elements = heads * (p.Q * p.num_points * 4 + p.S) * p.D;
   const int64_t wanted = std::clamp<int64_t>(elements / kElementsPerThread, 1, std::max(num_threads, 1));
-  Plan plan;
-  plan.chunks =
-      backward || heads == 0 ? 1 : std::min((wanted + heads - 1) / heads, std::max<int64_t>(p.Q, 1));
-  plan.tasks = heads * plan.chunks;
+  const int64_t most_parts = std::max<int64_t>(p.Q, 1);
+  Plan plan = {};
+  plan.heads_per_task = plan.parts = 1;
+  plan.tasks = heads;
+  if (!backward && heads > 0) {
+    plan.heads_per_task = p.direct ? p.K : 1;
+    const int64_t for_threads =
+        (p.direct ? 4 * wanted + p.B - 1 : wanted + heads - 1) / (heads / plan.heads_per_task);
+    const int64_t for_cache = p.direct ? (p.Q + kQueriesPerTask - 1) / kQueriesPerTask : 1;
+    plan.parts = std::min(std::max(for_threads, for_cache), most_parts);
+    plan.tasks = heads / plan.heads_per_task * plan.parts;
+  }
   plan.workers = static_cast<int>(std::clamp<int64_t>(wanted, 1, std::max<int64_t>(plan.tasks, 1)));
   const int64_t size = computed_size(p.value_dtype);
-  const int64_t rows = p.in_place ? 0 : p.S * (backward ? 2 : 1);
-  plan.table_bytes = round_up(5 * p.padded_points * size, 64);
-  plan.worker_bytes = round_up(((rows + 1) * p.padded_channels + 6 * p.padded_points) * size, 64);
+  const int64_t row_bytes = round_up(p.S * p.padded_channels * size, 64);
+  plan.value_bytes = p.direct ? 0 : row_bytes;
+  plan.grad_bytes = backward && !p.in_place ? row_bytes : 0;
+  plan.small_bytes = round_up((p.padded_channels + 6 * p.padded_points) * size, 64);
   return plan;
+}
+
+int64_t workspace_bytes(const Problem& p, const Plan& plan) {
+  return table_bytes(p) + plan.workers * plan.worker_bytes();
 }
 
 template <typename T>
@@ -104,56 +152,69 @@ PointTable<T> fill_table(const Problem& p, const std::vector<int64_t>& spatial_s
 }
 
 template <typename T>
-Scratch<T> worker_scratch(const Problem& p, const Plan& plan, bool backward, char* workspace, int worker) {
-  T* memory = reinterpret_cast<T*>(workspace + plan.table_bytes + worker * plan.worker_bytes);
-  const int64_t rows = p.in_place ? 0 : p.S * p.padded_channels;
+Scratch<T> worker_scratch(const Problem& p, const Plan& plan, char* workspace, int worker) {
+  char* memory = workspace + table_bytes(p) + worker * plan.worker_bytes();
   Scratch<T> scratch;
-  scratch.value_rows = memory;
-  scratch.grad_rows = memory + rows;
-  scratch.channels = memory + rows * (backward ? 2 : 1);
+  scratch.value_rows = reinterpret_cast<T*>(memory);
+  scratch.grad_rows = reinterpret_cast<T*>(memory + plan.value_bytes);
+  scratch.channels = reinterpret_cast<T*>(memory + plan.value_bytes + plan.grad_bytes);
   scratch.points = scratch.channels + p.padded_channels;
   std::fill_n(scratch.points, 6 * p.padded_points, T(0));
   return scratch;
 }
 
-// Calls work(worker, task) for every task; a worker takes the next one when it is free, so uneven threads
-// even out.
+// Calls work(worker, task) for every task; a worker takes the next one when it is free, so uneven ones even
+// out.
+//
+// The caller is worker 0 and waits for tasks, never for threads: beside an OpenMP pool, whose idle threads
+// keep their cores busy for milliseconds, a helper may start when all is done. It then finds no task, touches
+// nothing of the caller's and ends; what it looks at lives as long as it does.
 template <typename Work>
 void run_tasks(int64_t tasks, int workers, const Work& work) {
-  std::atomic<int64_t> next{0};
-  const auto loop = [&](int worker) {
-    for (int64_t task = next++; task < tasks; task = next++) work(worker, task);
+  struct Shared {
+    int64_t tasks;
+    const Work* work;
+    std::atomic<int64_t> next{0}, done{0};
+
+    void run(int worker) {
+      for (int64_t task = next++; task < tasks; task = next++) {
+        (*work)(worker, task);
+        if (++done == tasks) done.notify_one();
+      }
+    }
   };
-  std::vector<std::thread> threads;
-  threads.reserve(workers - 1);
+  const auto shared = std::make_shared<Shared>();
+  shared->tasks = tasks;
+  shared->work = &work;
   for (int worker = 1; worker < workers; ++worker) {
     try {
-      threads.emplace_back(loop, worker);
+      std::thread([shared, worker] { shared->run(worker); }).detach();
     } catch (const std::system_error&) {
       break;  // no more threads to be had: those that run do all of it
     }
   }
-  loop(0);
-  for (std::thread& thread : threads) thread.join();
+  shared->run(0);
+  for (int64_t done = shared->done; done < tasks; done = shared->done) shared->done.wait(done);
 }
 
 template <typename T>
 void run(const Problem& p, bool backward, const std::vector<int64_t>& spatial_shapes, char* workspace,
          int num_threads) {
-  const Kernels<T> kernels = choose_kernels<T>(p.D);
+  const Kernels<T> kernels = choose_kernels<T>(p);
   const Plan plan = make_plan(p, backward, num_threads);
   const PointTable<T> table = fill_table<T>(p, spatial_shapes, workspace);
   std::vector<Scratch<T>> scratch;
-  for (int i = 0; i < plan.workers; ++i)
-    scratch.push_back(worker_scratch<T>(p, plan, backward, workspace, i));
+  for (int i = 0; i < plan.workers; ++i) scratch.push_back(worker_scratch<T>(p, plan, workspace, i));
   run_tasks(plan.tasks, plan.workers, [&](int worker, int64_t task) {
-    const int64_t head = task / plan.chunks, chunk = task % plan.chunks;
-    const int64_t b = head / p.K, k = head % p.K;
-    if (backward) {
-      kernels.backward(p, table, scratch[worker], b, k);
-    } else {
-      kernels.forward(p, table, scratch[worker], b, k, chunk * p.Q / plan.chunks,
-                      (chunk + 1) * p.Q / plan.chunks);
+    const int64_t first_head = task / plan.parts * plan.heads_per_task, part = task % plan.parts;
+    for (int64_t head = first_head; head < first_head + plan.heads_per_task; ++head) {
+      const int64_t b = head / p.K, k = head % p.K;
+      if (backward) {
+        kernels.backward(p, table, scratch[worker], b, k);
+      } else {
+        kernels.forward(p, table, scratch[worker], b, k, part * p.Q / plan.parts,
+                        (part + 1) * p.Q / plan.parts);
+      }
     }
   });
 }
@@ -173,8 +234,7 @@ void check(const Problem& p, const TensorView& value, const std::vector<int64_t>
           "expected contiguous inputs");
   require(locations.dtype == weights.dtype, "sampling_locations and attention_weights differ in dtype");
   const Plan plan = make_plan(p, backward, num_threads);
-  require(workspace.dtype == DType::kUInt8 &&
-              workspace.numel() >= plan.table_bytes + plan.workers * plan.worker_bytes,
+  require(workspace.dtype == DType::kUInt8 && workspace.numel() >= workspace_bytes(p, plan),
           "workspace is too small");
 }
 
@@ -193,8 +253,8 @@ int64_t ms_deform_attn_workspace(const TensorView& value, const TensorView& atte
                                  int num_threads) {
   require(value.ndim == 4 && attention_weights.ndim == 5,
           "expected value [B, S, K, D] and weights [B, Q, K, L, P]");
-  const Plan plan = make_plan(make_problem(value, attention_weights), backward, num_threads);
-  return plan.table_bytes + plan.workers * plan.worker_bytes;
+  const Problem p = make_problem(value, attention_weights);
+  return workspace_bytes(p, make_plan(p, backward, num_threads));
 }
 
 void ms_deform_attn_cpu(const TensorView& value, const std::vector<int64_t>& spatial_shapes,

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Vectors of the compiler (GCC and clang), so that one source serves AVX-512, AVX2, SSE2 and NEON.
+// Vectors of the compiler (GCC and clang), so that one source serves AVX-512, AVX2, SSE2 and NEON. A cast
+// between vectors of one size keeps the bits.
 // Included once per instruction set, inside its namespace; SOHES_INLINE carries the target, because GCC
 // splits wide vectors by the target of the function that they are written in, before it inlines.
 
@@ -9,6 +10,10 @@ struct Simd {
   using Int = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
   typedef T Vec __attribute__((vector_size(kBytes)));
   typedef Int IntVec __attribute__((vector_size(kBytes)));
+  using UInt = std::make_unsigned_t<Int>;
+  typedef UInt UIntVec __attribute__((vector_size(kBytes)));
+  using HalfInt = std::conditional_t<sizeof(T) == 4, uint16_t, uint32_t>;
+  typedef HalfInt HalfBits __attribute__((vector_size(kBytes / 2)));  // as many lanes as Vec
   static constexpr int kLanes = kBytes / static_cast<int>(sizeof(T));
 
   static SOHES_INLINE Vec load(const T* from) {
@@ -21,11 +26,52 @@ struct Simd {
     __builtin_memcpy(&v, from, sizeof(v));
     return v;
   }
+  static SOHES_INLINE Vec load(const BFloat16* from) {
+    const HalfBits bits = load_bits(from);
+#ifdef SOHES_X86_VECTORS  // one instruction, of which GCC 12 makes three
+    if constexpr (kBytes == 64) return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)bits), 16);
+    if constexpr (kBytes == 32) return (Vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)bits), 16);
+#endif
+    const UIntVec wide = __builtin_convertvector(bits, UIntVec);
+    return (Vec)(wide << 16);
+  }
+  static SOHES_INLINE void store(BFloat16* to, Vec v) {
+    const UIntVec bits = (UIntVec)v;
+    const UIntVec rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
+    const UIntVec nan = (UIntVec)(v != v);
+    const UIntVec result = (nan & 0x7fc0u) | (~nan & rounded);
+    const HalfBits low = __builtin_convertvector(result, HalfBits);
+    store_bits(to, low);
+  }
+#ifdef SOHES_X86_VECTORS
+  static SOHES_INLINE Vec load(const Float16* from) {
+    if constexpr (kBytes == 64) {
+      return (Vec)(_mm512_cvtph_ps((__m256i)(load_bits(from))));
+    } else {
+      return (Vec)(_mm256_cvtph_ps((__m128i)(load_bits(from))));
+    }
+  }
+  static SOHES_INLINE void store(Float16* to, Vec v) {
+    constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    if constexpr (kBytes == 64) {
+      store_bits(to, (HalfBits)(_mm512_cvtps_ph((__m512)v, kNearest)));
+    } else {
+      store_bits(to, (HalfBits)(_mm256_cvtps_ph((__m256)v, kNearest)));
+    }
+  }
+#endif
   static SOHES_INLINE void store(T* to, Vec v) { __builtin_memcpy(to, &v, sizeof(v)); }
   static SOHES_INLINE void store(Int* to, IntVec v) { __builtin_memcpy(to, &v, sizeof(v)); }
   static SOHES_INLINE Vec fill(T x) { return x - Vec{}; }
   static SOHES_INLINE Vec select(IntVec mask, Vec a, Vec b) { return mask ? a : b; }
   static SOHES_INLINE IntVec select(IntVec mask, IntVec a, IntVec b) { return mask ? a : b; }
+
+  static SOHES_INLINE HalfBits load_bits(const void* from) {
+    HalfBits v;
+    __builtin_memcpy(&v, from, sizeof(v));
+    return v;
+  }
+  static SOHES_INLINE void store_bits(void* to, HalfBits v) { __builtin_memcpy(to, &v, sizeof(v)); }
 
   // Lanes of (a, b) picked by a constant function of the lane: an index below kLanes is of a, else of b.
   template <typename Pick, int... kLane>
