@@ -7,23 +7,16 @@ of HASSOD or UnSAM, [ours] decided here. The docstring below a field is its `--h
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import json
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from sohes.errors import SohesError
+from sohes.config_io import ConfigError, from_dict
+from sohes.config_io import to_dict as to_dict  # callers find it here, beside the classes
 
 Phase = Literal["explore", "instruct", "correct"]
 PHASES: tuple[Phase, ...] = ("explore", "instruct", "correct")
-
-
-class ConfigError(SohesError, ValueError):
-    """A setting that does not exist or does not fit; the message names it and what was expected."""
 
 
 @dataclass
@@ -211,10 +204,33 @@ class OptimConfig:
     """Steps of linear warm-up. [ours]"""
     final_factor: float = 0.01
     """The cosine schedule ends at this share of the peak. [ours]"""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of forward passes. bf16 autocast is for GPUs: on a CPU without matrix units it is far slower."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of forward passes; losses and matching stay in fp32, fp16 scales its gradients. Half types are for
+    GPUs: on a CPU without matrix units they are far slower."""
     max_bad_steps: int = 10
     """This many steps in a row with a non-finite loss end the run; a single one is reported and skipped. [ours]"""
+
+
+@dataclass
+class EngineConfig:
+    """How training is carried out and kept. Nothing here changes what is learned, so --resume may change it."""
+
+    accumulate: int = 1
+    """Parts in which each process works through its share of a batch, >= 1: less memory, more time, same result."""
+    sharding: Literal["ddp", "fsdp"] = "ddp"
+    """Several processes: `ddp` copies the model to each, `fsdp` (FSDP2) parts weights, gradients and optimiser."""
+    compile: bool = False
+    """Compile the layers of ViT and decoders with torch.compile."""
+    checkpoint_seconds: float = 60.0
+    """Training writes a checkpoint about this often, in seconds; a killed run goes on from the newest."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept per phase, >= 1."""
+    async_checkpoints: bool = False
+    """Write checkpoints while training goes on, from a copy of the state in CPU memory."""
+    tensorboard: bool = False
+    """Write metrics for TensorBoard too, into tensorboard/ of the run. Needs the package `tensorboard`."""
+    timeout_minutes: float = 60.0
+    """A process that waits for the others longer than this gives up, > 0."""
 
 
 @dataclass
@@ -252,19 +268,23 @@ class CorrectConfig:
     learning_rate_factor: float = 0.5
     """Peak learning rate of this phase relative to phase 2's. [ours]"""
     ema_decay: float = 0.9996
-    """The teacher's momentum. [sibling] Short runs need a smaller one: its memory is 1 / (1 - decay) steps."""
+    """The teacher's momentum, 0 (the teacher is the student) to below 1. [sibling] Short runs need a smaller one: its
+    memory is 1 / (1 - decay) steps."""
+    student_view: Literal["strong", "weak"] = "strong"
+    """What the student sees: the strong view of the teacher's crop [sibling], or the very view of the teacher."""
     label_weight: tuple[float, float] = (1.0, 0.0)
-    """Weight of the initial-label branch, from start to end by cosine. [sibling]"""
+    """Weight of the initial-label branch, from start to end by cosine; `0 0` switches it off. [sibling]"""
     teacher_weight: tuple[float, float] = (2.0, 3.0)
-    """Weight of the teacher branch, from start to end by cosine. [sibling]"""
+    """Weight of the teacher branch, from start to end by cosine; `0 0` switches it off. [sibling]"""
     score_thresholds: tuple[float, float, float] = (0.3, 0.5, 0.7)
-    """A teacher mask becomes a label above this score: small, medium, large. One threshold starves the small. [ours]"""
+    """A teacher mask becomes a label above this score: small, medium, large. Three equal ones are one threshold, which
+    starves the small. [ours]"""
     size_limits: tuple[float, float] = (32.0**2, 96.0**2)
     """Areas in pixels of the photo scaled to 640 on its long side that part small, medium and large. [COCO]"""
     theta_cover: float = 0.75
     """Coverage from which a teacher mask counts as inside another. [sibling]"""
     nms_iou: float = 0.9
-    """Of two teacher masks with a higher IoU only the better becomes a label. [sibling]"""
+    """Of two teacher masks with a higher IoU only the better becomes a label; 1 keeps all. [sibling]"""
     max_labels: int = 100
     """Teacher labels kept per image, best scores first. [ours]"""
 
@@ -331,10 +351,6 @@ class Config:
     """Ground truth to score every phase on: a folder with annotations.json and images/, or a COCO JSON file."""
     phases: tuple[Phase, ...] = PHASES
     """Phases to run; those already finished in the run folder are not done again."""
-    checkpoint_seconds: float = 60.0
-    """Training writes a checkpoint about this often, in seconds; a killed run goes on from the newest."""
-    keep_checkpoints: int = 2
-    """Checkpoints kept per phase, >= 1."""
     seed: int = 0
     """Of everything random: scenes, weights, views, sampled points."""
     scenes: SceneConfig = field(default_factory=SceneConfig)
@@ -342,29 +358,11 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     views: ViewConfig = field(default_factory=ViewConfig)
     instruct: InstructConfig = field(default_factory=InstructConfig)
     correct: CorrectConfig = field(default_factory=CorrectConfig)
     infer: InferConfig = field(default_factory=InferConfig)
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A config as JSON-ready nested dictionaries."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))  # Path -> str
-
-
-def from_dict(cls: type, values: dict[str, Any], where: str = "config") -> Any:
-    """The inverse of `to_dict`. Raises ConfigError for an unknown key, naming the nearest known one."""
-    hints = typing.get_type_hints(cls)
-    known = {f.name for f in dataclasses.fields(cls)}
-    arguments = {}
-    for key, value in values.items():
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(sorted(known))}"
-            raise ConfigError(f"{where}: unknown setting '{key}'{hint}")
-        arguments[key] = _convert(hints[key], value, f"{where}.{key}")
-    return cls(**arguments)
 
 
 def load(path: Path, cls: type = Config) -> Any:
@@ -376,34 +374,3 @@ def load(path: Path, cls: type = Config) -> Any:
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path} is not JSON: {error}") from error
     return from_dict(cls, values, where=str(path))
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    """JSON knows no tuples and no paths; everything else must already have the declared type."""
-    if dataclasses.is_dataclass(hint):
-        return from_dict(hint, value, where)
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        options = [h for h in typing.get_args(hint) if h is not type(None)]
-        return None if value is None else _convert(options[0], value, where)
-    if origin is tuple and isinstance(value, list):
-        items = typing.get_args(hint)
-        items = items[:1] * len(value) if items[-1] is Ellipsis else items
-        if len(items) != len(value):
-            raise ConfigError(f"{where} = {value!r}, expected {len(items)} values")
-        return tuple(
-            _convert(item, one, f"{where}[{i}]") for i, (item, one) in enumerate(zip(items, value, strict=True))
-        )
-    if origin is Literal:
-        if value not in typing.get_args(hint):
-            raise ConfigError(f"{where} = {value!r}, expected one of {typing.get_args(hint)}")
-        return value
-    if origin is dict and isinstance(value, dict):
-        return value
-    if hint is Path:
-        return Path(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(hint, type) and not isinstance(value, hint):
-        raise ConfigError(f"{where} = {value!r}, expected {hint.__name__}")
-    return value

@@ -7,6 +7,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,9 +18,11 @@ from torch import Tensor
 from sohes import config as configuration
 from sohes.cli import fail_clearly, parse
 from sohes.config import PHASES, Config, Phase
+from sohes.config_checks import check_config
 from sohes.data.coco import LabelSet
 from sohes.data.scenes import write_scenes
 from sohes.data.sources import ImageList, list_images
+from sohes.engine.distributed import World, find_world, on_main, process_group
 from sohes.engine.run import Run, RunError, open_run, write_json
 from sohes.env import collect_env
 from sohes.evaluation.tables import format_results
@@ -48,7 +51,8 @@ class Arguments:
     out: Path = Path("runs/default")
     """Folder of the run: config, labels, checkpoints, weights, scores and report.html."""
     resume: bool = False
-    """Go on with the run in --out, from its files. Its settings are taken from there."""
+    """Go on with the run in --out, from its files. Its settings are taken from there; of them, `phases` and `engine`
+    may change, and the number of processes. Jobs that torchrun or SLURM start again go on by themselves."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train: auto takes a GPU if there is one."""
 
@@ -56,50 +60,74 @@ class Arguments:
 def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     with fail_clearly("sohes.train"):
-        default = Arguments(config=_base_config(given))
-        train_run(parse(Arguments, given, prog="python -m sohes.train", default=default))
+        world = find_world()
+        args = parse(Arguments, given, prog="python -m sohes.train", default=Arguments(config=_base_config(given)))
+        device = pick_device(args.device, world.local_rank)
+        with process_group(world, device, timedelta(minutes=args.config.engine.timeout_minutes)):
+            train_run(args, device, world)
     return 0
 
 
-def train_run(args: Arguments) -> Run:
+def train_run(args: Arguments, device: torch.device, world: World) -> Run:
     """The whole job: the data, then each phase followed by its evaluation, then the report.
 
-    Raises SohesError for everything a person can mend: wrong paths, settings, weights, a run folder in use.
+    Every process of the `world` calls this; the main one writes. Raises SohesError for everything a person can mend:
+    wrong paths, settings, weights, a run folder in use.
     """
     config = args.config
-    device = pick_device(args.device)
+    check_config(config, world.size)
     check_inputs(config)
-    run = open_run(args.out, config, args.resume)
-    write_json(run.path / "env.json", collect_env())
+    on_main(lambda: start_run(args, world))
+    run = Run(args.out, world.is_main)
     run.log(f"run folder {run.path}, preset {config.preset}, device {device}, seed {config.seed}")
+    if world.size > 1:
+        run.log(f"{world.size} processes, {config.engine.sharding}, start {world.restarts + 1}")
 
-    images, ground_truth = prepare_data(run, config)
+    on_main(lambda: draw_scenes(run, config))
+    images, ground_truth = find_data(run, config)
     for phase in PHASES:
         if phase not in config.phases:
             continue
         if phase == "explore":
-            explore(images, run.path, config.explore, log=run.log)
+            explore(images, run.path, config.explore, world=world, log=run.log)
         elif run.is_trained(phase):
             run.log(f"{phase}: trained before, see {run.weights(phase)}")
         elif phase == "instruct":
-            instruct(run, config, open_labels(run, images.root), device)
+            instruct(run, config, open_labels(run, images.root), device, world)
         else:
-            correct(run, config, open_labels(run, images.root), device)
+            correct(run, config, open_labels(run, images.root), device, world)
         if ground_truth is not None and phase not in run.read_results():
-            score_phase(run, phase, segmenter_of(run, phase, config, device), ground_truth)
+            score_phase(run, phase, segmenter_of(run, phase, config, device), ground_truth, world)
+    on_main(lambda: finish_run(run, ground_truth))
+    return run
 
+
+def start_run(args: Arguments, world: World) -> None:
+    """Make the run folder, or find what is in it. A launcher that starts a job again means to go on with it."""
+    again = world.restarts > 0 and (args.out / "config.json").is_file()
+    run = open_run(args.out, args.config, args.resume or again)
+    write_json(run.path / "env.json", collect_env())
+    run.log.close()
+
+
+def finish_run(run: Run, ground_truth: GroundTruth | None) -> None:
+    """Report, and print the scores."""
     report = write_report(run.path, ground_truth.annotations, ground_truth.image_root) if ground_truth else None
     report = report or write_report(run.path)
     print(format_results(run.read_results()))
     run.log(f"report: {report}")
-    return run
 
 
-def pick_device(name: str) -> torch.device:
-    """Raises RunError when a GPU is asked for and there is none."""
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
+    """The CPU, or this process's own GPU. Raises RunError when a GPU is asked for and there is none left."""
     if name == "cuda" and not torch.cuda.is_available():
         raise RunError("--device cuda: torch sees no CUDA device")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise RunError(f"process {local_rank} of this machine has no GPU: torch sees {torch.cuda.device_count()}")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
 
 
 def check_inputs(config: Config) -> None:
@@ -112,22 +140,24 @@ def check_inputs(config: Config) -> None:
         find_ground_truth(config.eval)
 
 
-def prepare_data(run: Run, config: Config) -> tuple[ImageList, GroundTruth | None]:
-    """The photos to learn from, and the ground truth to score on.
-
-    Scenes are drawn where no photos are given.
-    """
-    ground_truth = None if config.eval is None else find_ground_truth(config.eval)
+def draw_scenes(run: Run, config: Config) -> None:
+    """Where no photos are given: scenes to learn from, and others to score on where no ground truth is given."""
     if config.images:
-        return list_images(config.images), ground_truth
+        return
     scenes = config.scenes
-    learn = write_scenes(run.path / "scenes" / "train", scenes.num_train, scenes.size, config.seed)
-    if ground_truth is None:
-        held_out = run.path / "scenes" / "eval"
-        write_scenes(held_out, scenes.num_eval, scenes.size, config.seed + _EVAL_SEED)
-        ground_truth = find_ground_truth(held_out)
+    write_scenes(run.path / "scenes" / "train", scenes.num_train, scenes.size, config.seed)
+    if config.eval is None:
+        write_scenes(run.path / "scenes" / "eval", scenes.num_eval, scenes.size, config.seed + _EVAL_SEED)
     run.log(f"{scenes.num_train} scenes drawn to learn from")
-    return list_images(learn / "images"), ground_truth
+
+
+def find_data(run: Run, config: Config) -> tuple[ImageList, GroundTruth | None]:
+    """The photos to learn from, and the ground truth to score on."""
+    drawn = run.path / "scenes"
+    images = list_images(config.images or drawn / "train" / "images")
+    if config.eval is not None:
+        return images, find_ground_truth(config.eval)
+    return images, None if config.images else find_ground_truth(drawn / "eval")
 
 
 def open_labels(run: Run, image_root: Path) -> LabelSet:

@@ -88,10 +88,10 @@ def test_the_same_seed_gives_the_same_weights(finished, tmp_path):
 def test_killed_run_goes_on_to_the_same_weights(finished, tmp_path):
     """SIGKILL as soon as phase 3 has a checkpoint; resumed, it ends in the weights of the run never killed."""
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "sohes.train", *MICRO, "--checkpoint-seconds", "0", "--out", str(out)]
+    command = [sys.executable, "-m", "sohes.train", *MICRO, "--engine.checkpoint-seconds", "0", "--out", str(out)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not list((out / "checkpoints" / "correct").glob("step-*.pt")):
+    while not list((out / "checkpoints" / "correct").glob("step-*")):
         assert process.poll() is None, "ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -44,9 +44,6 @@ class Target:
     def from_forest(cls, forest: Forest) -> Target:
         return cls(forest.masks.to_dense(), forest.ancestors(), forest.scores)
 
-    def to(self, device: torch.device | str) -> Target:
-        return Target(self.masks.to(device), self.ancestors.to(device), self.scores.to(device))
-
 
 @dataclass(frozen=True, eq=False)
 class Sample:
@@ -78,12 +75,31 @@ class Batch:
     targets: list[Target]
 
     def to(self, device: torch.device | str) -> Batch:
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """A copy in page-locked memory, from which a GPU takes it while the CPU goes on."""
+        return self._map(Tensor.pin_memory)
+
+    def split(self, num_parts: int) -> list[Batch]:
+        """The batch in `num_parts` equal parts, in order; B must be a multiple of it."""
+        size, rest = divmod(len(self.names), num_parts)
+        if rest:
+            raise ValueError(f"a batch of {len(self.names)} cannot be split into {num_parts} equal parts")
+        spans = [slice(start, start + size) for start in range(0, len(self.names), size)]
+        strong = self.strong_images
+        return [
+            Batch(self.names[s], self.images[s], None if strong is None else strong[s], self.valid[s], self.targets[s])
+            for s in spans
+        ]
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         return Batch(
             names=self.names,
-            images=self.images.to(device),
-            strong_images=None if self.strong_images is None else self.strong_images.to(device),
-            valid=self.valid.to(device),
-            targets=[target.to(device) for target in self.targets],
+            images=function(self.images),
+            strong_images=None if self.strong_images is None else function(self.strong_images),
+            valid=function(self.valid),
+            targets=[Target(*map(function, (t.masks, t.ancestors, t.scores))) for t in self.targets],
         )
 
 

@@ -43,6 +43,7 @@ def batches(
     rank: int = 0,
     world: int = 1,
     num_workers: int = 0,
+    pin_memory: bool = False,
 ) -> Iterator[tuple[int, Batch]]:
     """Yield (step, batch) for the steps from `start_step` up to `stop_step`, or for ever.
 
@@ -54,6 +55,7 @@ def batches(
         batch_size: of the global batch; a multiple of `world`.
         num_workers: processes that make samples ahead of time; 0: this process, when a batch is asked for. On Linux
             they are forked, so that the labels are in memory once.
+        pin_memory: batches of workers come in page-locked memory, for a GPU.
 
     Raises:
         DataError: no photos.
@@ -67,7 +69,7 @@ def batches(
         )
     if not 0 <= rank < world:
         raise ValueError(f"expected a rank from 0 to {world - 1}, got {rank}")
-    return _stream(dataset, batch_size, seed, start_step, stop_step, rank, world, num_workers)
+    return _stream(dataset, batch_size, seed, start_step, stop_step, rank, world, num_workers, pin_memory)
 
 
 def _stream(
@@ -79,6 +81,7 @@ def _stream(
     rank: int,
     world: int,
     num_workers: int,
+    pin_memory: bool,
 ) -> Iterator[tuple[int, Batch]]:
     share = batch_size // world
 
@@ -97,6 +100,7 @@ def _stream(
             sampler=own_samples(),
             batch_size=None,  # an item is a batch already
             num_workers=num_workers,
+            pin_memory=pin_memory,
             multiprocessing_context="fork" if sys.platform == "linux" else None,
             generator=torch.Generator(),  # else the loader would draw from, and so shift, the global one
         )

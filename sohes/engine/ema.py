@@ -7,6 +7,7 @@ import copy
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 
 def make_teacher(student: nn.Module) -> nn.Module:
@@ -18,7 +19,7 @@ def make_teacher(student: nn.Module) -> nn.Module:
 @torch.no_grad()
 def update_teacher(teacher: nn.Module, student: nn.Module, decay: float) -> None:
     """teacher <- decay * teacher + (1 - decay) * student. Buffers (running statistics) are copied."""
-    averaged, current = list(teacher.parameters()), list(student.parameters())
+    averaged, current = ([_own_part(p) for p in model.parameters()] for model in (teacher, student))
     torch._foreach_lerp_(averaged, current, 1.0 - decay)
     for mine, theirs in zip(teacher.buffers(), student.buffers(), strict=True):
         mine.copy_(theirs)
@@ -30,3 +31,8 @@ def ema_decay_at(step: int, decay: float) -> float:
     min(decay, (1 + step) / (10 + step)): 0.1 at step 0, within 1 % of 0.99 after 900 steps.
     """
     return min(decay, (1 + step) / (10 + step))
+
+
+def _own_part(parameter: nn.Parameter) -> torch.Tensor:
+    """The part of a parameter that this process holds: all of it, unless FSDP has parted it."""
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter

@@ -6,14 +6,21 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from sohes import config as configuration
 from sohes.config import Config, Phase
 from sohes.engine.console import RunLog
 from sohes.errors import SohesError
+
+if TYPE_CHECKING:  # an optional package, loaded where it is asked for
+    from torch.utils.tensorboard import SummaryWriter
+
+_FREE = ("phases", "engine.")  # settings that may change from one start of a run to the next
 
 
 class RunError(SohesError, ValueError):
@@ -38,11 +45,14 @@ class Run:
     """A run folder. Which phases are finished is read from its files, never from a separate state."""
 
     path: Path
+    is_main: bool = True
+    """Whether this process writes: of several, only one does, and the others are silent."""
     log: RunLog = field(init=False)
 
     def __post_init__(self) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.log = RunLog(self.path / "log.txt")
+        if self.is_main:
+            self.path.mkdir(parents=True, exist_ok=True)
+        self.log = RunLog(self.path / "log.txt" if self.is_main else None, console=self.is_main)
 
     @property
     def labels(self) -> Path:
@@ -73,26 +83,61 @@ class Run:
         clean = {key: None if value != value else value for key, value in scores.items()}
         write_json(self.results, {**self.read_results(), phase: clean})
 
-    def open_metrics(self, phase: Phase, start_step: int) -> Metrics:
-        return Metrics(self.path / "metrics.jsonl", phase, start_step)
+    @contextmanager
+    def open_metrics(self, phase: Phase, start_step: int, tensorboard: bool = False) -> Iterator[Metrics]:
+        """Where the numbers of the steps from `start_step` go. Raises RunError when TensorBoard is not installed."""
+        if not self.is_main:
+            yield Metrics(None, phase, start_step)
+            return
+        board = open_tensorboard(self.path / "tensorboard" / phase, start_step) if tensorboard else None
+        metrics = Metrics(self.path / "metrics.jsonl", phase, start_step, board)
+        try:
+            yield metrics
+        finally:
+            metrics.close()
 
 
 class Metrics:
-    """Appends rows to `metrics.jsonl`. On resume, rows at or past the step that is done again are dropped first."""
+    """Appends rows to `metrics.jsonl`. On resume, rows at or past the step that is done again are dropped first.
 
-    def __init__(self, path: Path, phase: Phase, start_step: int) -> None:
+    With a `board`, a TensorBoard writer, numbers go there too; without a path, nowhere.
+    """
+
+    def __init__(self, path: Path | None, phase: Phase, start_step: int, board: SummaryWriter | None = None) -> None:
         self.phase = phase
         self.started = time.time()
-        if path.is_file():
-            _drop_rows(path, phase, start_step)
-        self._file: TextIO = path.open("a", buffering=1)
+        self._board = board
+        self._file: TextIO | None = None
+        if path is not None:
+            if path.is_file():
+                _drop_rows(path, phase, start_step)
+            self._file = path.open("a", buffering=1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
+        if self._file is None:
+            return
         row = {"phase": self.phase, "step": step, "time": round(time.time() - self.started, 3)}
         self._file.write(json.dumps({**row, **{k: float(f"{v:.6g}") for k, v in values.items()}}) + "\n")
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def open_tensorboard(folder: Path, start_step: int) -> SummaryWriter:
+    """A TensorBoard writer that goes on at `start_step`. Raises RunError when the package is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise RunError(
+            "engine.tensorboard needs a package that is not here: pip install 'sohes[tensorboard]'"
+        ) from error
+    return SummaryWriter(folder, purge_step=start_step)
 
 
 def _drop_rows(path: Path, phase: Phase, start_step: int) -> None:
@@ -111,7 +156,7 @@ def open_run(path: Path, config: Config, resume: bool) -> Run:
     """Open a new run folder, or an old one with `resume`.
 
     Raises RunError when a new run would write over an old one, when there is nothing to resume, or when a resumed run
-    is asked to change a setting (only `phases` may change).
+    is asked to change a setting that changes the result (all but `phases` and `engine`).
     """
     stored = path / "config.json"
     if stored.is_file() and not resume:
@@ -120,7 +165,8 @@ def open_run(path: Path, config: Config, resume: bool) -> Run:
         raise RunError(f"--resume: {path} holds no run (no config.json)")
     if resume:
         before, now = (configuration.to_dict(c) for c in (configuration.load(stored, type(config)), config))
-        changed = [key for key in _flatten(now) if key != "phases" and _flatten(before).get(key) != _flatten(now)[key]]
+        before, now = _flatten(before), _flatten(now)
+        changed = [key for key in now if before.get(key) != now[key] and not key.startswith(_FREE)]
         if changed:
             raise RunError(f"--resume: {path} was started with other settings: {', '.join(changed)}")
     run = Run(path)

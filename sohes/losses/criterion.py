@@ -18,6 +18,8 @@ from sohes.losses.matcher import Matches, assign, pairwise_cost
 from sohes.losses.points import loss_points, match_points, sample_labels, sample_maps
 from sohes.models.outputs import Outputs
 
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
 
 class Criterion:
     """Loss of a batch. A pure function of its arguments; every decoder layer is supervised alike.
@@ -34,7 +36,7 @@ class Criterion:
         self,
         outputs: Outputs,
         targets: Sequence[Target],
-        generator: torch.Generator | None = None,
+        generators: Generators = None,
         num_masks: float | Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Loss of one batch.
@@ -42,21 +44,23 @@ class Criterion:
         Args:
             outputs: of B images.
             targets: B of them, on the same device; images without masks are legal.
-            generator: source of the sampled points; the global one if None.
-            num_masks: divisor of the mask losses. Give the mean over processes or accumulated batches of
-                `count_masks`, and the loss of the whole is that of one large batch. Default: this batch's own.
+            generators: sources of the sampled points: one for each image, whose points then do not depend on its
+                company, or one for all; the global one if None.
+            num_masks: divisor of the mask losses, above zero. Give the mean over processes or accumulated batches of
+                `count_masks`, and the loss of the whole is that of one large batch. Default: this batch's own, or 1.
         """
         layers = [*outputs.aux, outputs]
         B, Q = outputs.class_logits.shape[:2]
         if len(targets) != B:
             raise ValueError(f"expected {B} targets, one per image, got {len(targets)}")
+        generators = [generators] * B if generators is None or isinstance(generators, torch.Generator) else generators
         device = outputs.class_logits.device
         with torch.autocast(device.type, enabled=False):
-            matches = self.match(layers, targets, generator)
+            matches = self.match(layers, targets, generators)
             query_of_target = matches.query_of_target  # [layers, B, N]
             exists = query_of_target >= 0
-            normaliser = count_masks(targets, Q) if num_masks is None else num_masks
-            normaliser = torch.as_tensor(normaliser, dtype=torch.float32, device=device).clamp(min=1.0)
+            normaliser = max(count_masks(targets, Q), 1) if num_masks is None else num_masks
+            normaliser = torch.as_tensor(normaliser, dtype=torch.float32, device=device)
 
             is_matched = torch.zeros(len(layers), B, Q + 1, dtype=torch.bool, device=device)
             is_matched.scatter_(2, query_of_target.masked_fill(~exists, Q), True)
@@ -65,7 +69,7 @@ class Criterion:
                 "loss_class": class_loss(class_logits, is_matched[..., :Q], normaliser, self.config.no_object_weight)
             }
             losses["loss_mask"], losses["loss_dice"] = self.mask_losses(
-                layers, targets, query_of_target, normaliser, generator
+                layers, targets, query_of_target, normaliser, generators
             )
             losses["loss_ancestor"] = self.ancestor_loss(layers, targets, query_of_target)
             config = self.config
@@ -79,12 +83,17 @@ class Criterion:
         return losses
 
     @torch.no_grad()
-    def match(self, layers: list[Outputs], targets: Sequence[Target], generator: torch.Generator | None) -> Matches:
+    def match(
+        self, layers: list[Outputs], targets: Sequence[Target], generators: Sequence[torch.Generator | None]
+    ) -> Matches:
         """Match every layer. One set of points per image serves all its queries, targets and layers."""
         config = self.config
         matched = layers if config.match_layers == "each" else layers[-1:]
         points = torch.stack(
-            [match_points(t.masks, config.num_match_points, config.local_ratio, generator) for t in targets]
+            [
+                match_points(t.masks, config.num_match_points, config.local_ratio, generator)
+                for t, generator in zip(targets, generators, strict=True)
+            ]
         )  # [B, P, 2]
         labels = pad_sequence(
             [sample_labels(t.masks, p[None]) for t, p in zip(targets, points, strict=True)], batch_first=True
@@ -104,7 +113,7 @@ class Criterion:
         targets: Sequence[Target],
         query_of_target: Tensor,
         num_masks: Tensor,
-        generator: torch.Generator | None,
+        generators: Sequence[torch.Generator | None],
     ) -> tuple[Tensor, Tensor]:
         """BCE and dice of all matched pairs, summed over layers, per mask."""
         config, extent = self.config, layers[-1].extent
@@ -113,8 +122,8 @@ class Criterion:
         zero = (embeddings.sum() + features.sum()) * 0.0  # keeps every parameter in the graph
         sums = [zero, zero]
         # Unbound at once: the backward of indexing an image would fill a map of the whole batch for each.
-        per_image = zip(targets, features.unbind(0), embeddings.unbind(1), strict=True)
-        for image, (target, feature, embedding) in enumerate(per_image):
+        per_image = zip(targets, features.unbind(0), embeddings.unbind(1), generators, strict=True)
+        for image, (target, feature, embedding, generator) in enumerate(per_image):
             query = query_of_target[:, image, : len(target.masks)]  # [layers, N]
             found = (query >= 0).T.float()  # [N, layers]
             if found.numel() == 0:

@@ -16,7 +16,7 @@ class AncestorHead(nn.Module):
         super().__init__()
         self.ancestor = nn.Linear(dim, dim, bias=False)
         self.descendant = nn.Linear(dim, dim, bias=False)
-        self.bias = nn.Parameter(torch.zeros(()))
+        self.bias = nn.Parameter(torch.zeros(1))  # not a scalar: FSDP cannot part those
 
     def forward(self, queries: Tensor) -> Tensor:
         """queries [..., Q, C] -> logits [..., Q, Q]; [i, j]: i is an ancestor of j."""

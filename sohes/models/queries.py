@@ -30,6 +30,7 @@ class LearnedQueries(nn.Module):
 
     def __init__(self, num_queries: int, dim: int) -> None:
         super().__init__()
+        self.num_queries = num_queries
         self.content = nn.Parameter(torch.randn(num_queries, dim))
         self.position = nn.Parameter(torch.randn(num_queries, dim))
 
@@ -49,6 +50,7 @@ class SeedQueries(nn.Module):
     def __init__(self, grid_size: int, seeds_per_cell: int, num_granularities: int, dim: int) -> None:
         super().__init__()
         self.grid_size, self.seeds_per_cell = grid_size, seeds_per_cell
+        self.num_queries = grid_size**2 * seeds_per_cell * num_granularities
         self.granularity = nn.Parameter(torch.randn(num_granularities, dim))
         self.project = nn.Linear(dim, dim)
 

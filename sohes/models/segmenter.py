@@ -49,7 +49,7 @@ class Segmenter:
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write what `from_pretrained` reads. An interrupted write leaves the old files."""
-        save_weights(Path(folder), self.model, self.model_config, self.infer_config)
+        save_weights(Path(folder), self.model.state_dict(), self.model_config, self.infer_config)
 
     def __call__(self, images: Picture | Sequence[Picture]) -> list[Forest]:
         """One forest per image, at the image's own size, best scores first.

@@ -35,6 +35,18 @@ class SohesModel(nn.Module):
         timm_network = self.backbone.vit if isinstance(self.backbone, ViTAdapter) else self.backbone
         return timm_network.parameters()
 
+    @property
+    def num_queries(self) -> int:
+        """Masks predicted per image."""
+        return self.mask_decoder.queries.num_queries
+
+    def layers(self) -> list[nn.Module]:
+        """The repeated layers, which hold nearly all weights: the units in which a model is parted and compiled."""
+        layers = [*self.pixel_decoder.layers, *self.mask_decoder.layers]
+        if isinstance(self.backbone, ViTAdapter):
+            layers += [*self.backbone.vit.blocks, *self.backbone.injectors, *self.backbone.extractors]
+        return layers
+
     def forward(self, images: Tensor, valid: Tensor | None = None) -> Outputs:
         """Predict the masks of a batch.
 

@@ -50,10 +50,10 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], source: str) -> N
     module.load_state_dict(state, strict=True)
 
 
-def save_weights(folder: Path, model: nn.Module, model_config: ModelConfig, infer_config: InferConfig) -> None:
-    """Write model and settings; each file appears complete or not at all."""
+def save_weights(folder: Path, state: dict[str, Tensor], model_config: ModelConfig, infer_config: InferConfig) -> None:
+    """Write a model's state dict and its settings; each file appears complete or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     settings = {"model": configuration.to_dict(model_config), "infer": configuration.to_dict(infer_config)}
     with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
         save_file(state, Path(partial, WEIGHTS_FILE), metadata={"format": "pt"})

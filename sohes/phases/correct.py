@@ -13,8 +13,10 @@ from sohes.config import Config, CorrectConfig
 from sohes.data.coco import LabelSet
 from sohes.data.dataset import Batch, LabelDataset, Target
 from sohes.data.sampling import batches
+from sohes.engine.distributed import World, on_main
 from sohes.engine.ema import ema_decay_at, make_teacher, update_teacher
-from sohes.engine.loop import Trainer, train
+from sohes.engine.loop import Part, Targets, Trainer, train
+from sohes.engine.parallel import full_state
 from sohes.engine.run import Run
 from sohes.forest import Forest, build_forest
 from sohes.losses.criterion import Criterion
@@ -22,9 +24,10 @@ from sohes.masks import PackedMasks, nms_masks
 from sohes.models.inference import score_masks
 from sohes.models.outputs import Outputs
 from sohes.models.segmenter import Segmenter
+from sohes.models.weights import save_weights
 
 
-def correct(run: Run, config: Config, labels: LabelSet, device: torch.device) -> None:
+def correct(run: Run, config: Config, labels: LabelSet, device: torch.device, world: World) -> None:
     """Teacher and student start from phase 2; the teacher becomes `weights/correct/`. Resumes like phase 2.
 
     Both see the same crop, the teacher a weak and the student a strong view. One forward pass of the student serves
@@ -35,28 +38,33 @@ def correct(run: Run, config: Config, labels: LabelSet, device: torch.device) ->
     student = Segmenter.from_pretrained(run.weights("instruct")).model.to(device).train()
     teacher = make_teacher(student)
     criterion = Criterion(config.loss)
-    dataset = LabelDataset(labels, config.views, seed=config.seed + 1, pairs=True)
     settings = config.correct
+    dataset = LabelDataset(labels, config.views, seed=config.seed + 1, pairs=settings.student_view == "strong")
 
-    def compute_loss(step: int, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        with torch.no_grad():
-            seen = teacher(batch.images, batch.valid)
-        corrected = teacher_targets(seen, batch, settings)
-        outputs = student(batch.strong_images, batch.valid)
+    def branch_weights(step: int) -> dict[str, float]:
         progress = step / max(1, settings.num_steps - 1)
-        branches = {
-            "label": (cosine_between(*settings.label_weight, progress), batch.targets),
-            "teacher": (cosine_between(*settings.teacher_weight, progress), corrected),
+        weights = {
+            "label": cosine_between(*settings.label_weight, progress),
+            "teacher": cosine_between(*settings.teacher_weight, progress),
         }
-        losses = {"loss": outputs.class_logits.new_zeros(())}
-        for branch, (weight, targets) in branches.items():
-            if weight == 0:
-                continue
-            parts = criterion(outputs, targets, generator)
+        return {branch: weight for branch, weight in weights.items() if weight > 0}
+
+    def make_targets(step: int, batch: Batch) -> Targets:
+        targets = {"label": batch.targets}
+        if "teacher" in branch_weights(step):
+            targets["teacher"] = teacher_targets(teacher(batch.images, batch.valid), batch, settings)
+        return targets
+
+    def compute_loss(step: int, part: Part) -> dict[str, Tensor]:
+        batch = part.batch
+        outputs = part.model(batch.images if settings.student_view == "weak" else batch.strong_images, batch.valid)
+        losses = {"loss": outputs.class_logits.new_zeros((), dtype=torch.float32)}
+        for branch, weight in branch_weights(step).items():
+            parts = criterion(outputs, part.targets[branch], part.generators, part.num_masks[branch])
             losses["loss"] = losses["loss"] + weight * parts["loss"]
             losses |= {f"{branch}_{name}": value for name, value in parts.items()}
-        num_labels = sum(len(target.masks) for target in corrected) / len(corrected)
-        return losses | {"teacher_masks": torch.tensor(num_labels)}
+        corrected = part.targets.get("teacher", [])
+        return losses | {"teacher_masks": torch.tensor(sum(len(t.masks) for t in corrected) / len(batch.names))}
 
     def after_step(step: int) -> None:
         update_teacher(teacher, student, ema_decay_at(step, settings.ema_decay))
@@ -66,24 +74,29 @@ def correct(run: Run, config: Config, labels: LabelSet, device: torch.device) ->
             run=run,
             phase="correct",
             modules={"model": student, "teacher": teacher},
-            compute_loss=compute_loss,
             make_batches=lambda start: batches(
                 dataset,
                 settings.batch_size,
                 config.seed + 1,
                 start,
                 settings.num_steps,
+                rank=world.rank,
+                world=world.size,
                 num_workers=config.views.num_workers,
+                pin_memory=device.type == "cuda",
             ),
+            make_targets=make_targets,
+            compute_loss=compute_loss,
             num_steps=settings.num_steps,
             seed=config.seed,
-            checkpoint_seconds=config.checkpoint_seconds,
-            keep_checkpoints=config.keep_checkpoints,
             optim=replace(config.optim, learning_rate=config.optim.learning_rate * settings.learning_rate_factor),
+            engine=config.engine,
+            world=world,
             after_step=after_step,
         )
     )
-    Segmenter(teacher, config.model, config.infer).save_pretrained(run.weights("correct"))
+    weights = full_state(teacher)
+    on_main(lambda: save_weights(run.weights("correct"), weights, config.model, config.infer))
 
 
 def cosine_between(start: float, end: float, progress: float) -> float:
@@ -102,7 +115,11 @@ def teacher_targets(outputs: Outputs, batch: Batch, config: CorrectConfig) -> li
     limits = outputs.class_logits.new_tensor(config.size_limits)
     thresholds = outputs.class_logits.new_tensor(config.score_thresholds)
     targets = []
-    for b, logits in enumerate(outputs.mask_logits):  # [Q, h, w]
+    for b in range(len(batch.images)):
+        # One image at a time, in float32 whatever the model ran in: the largest tensors of a step.
+        with torch.autocast(outputs.mask_features.device.type, enabled=False):
+            embeddings, features = outputs.mask_embeddings[b].float(), outputs.mask_features[b].float()
+            logits = torch.einsum("qe,ehw->qhw", embeddings, features)  # [Q, h, w]
         scores = score_masks(outputs.class_logits[b], logits)  # [Q]
         candidates = (scores > thresholds.min()).nonzero().flatten()
         masks = PackedMasks.from_logits(logits[candidates], (height, width))

@@ -10,14 +10,16 @@ from sohes.config import Config
 from sohes.data.coco import LabelSet
 from sohes.data.dataset import Batch, LabelDataset
 from sohes.data.sampling import batches
-from sohes.engine.loop import Trainer, train
+from sohes.engine.distributed import World, on_main
+from sohes.engine.loop import Part, Targets, Trainer, train
+from sohes.engine.parallel import full_state
 from sohes.engine.run import Run
 from sohes.losses.criterion import Criterion
-from sohes.models.segmenter import Segmenter
 from sohes.models.segmenter_model import build_model
+from sohes.models.weights import save_weights
 
 
-def instruct(run: Run, config: Config, labels: LabelSet, device: torch.device) -> None:
+def instruct(run: Run, config: Config, labels: LabelSet, device: torch.device, world: World) -> None:
     """Train from the backbone's initial weights; writes `weights/instruct/`. Goes on from a checkpoint if there is one.
 
     Raises TrainingDiverged, CheckpointError.
@@ -25,31 +27,40 @@ def instruct(run: Run, config: Config, labels: LabelSet, device: torch.device) -
     torch.manual_seed(config.seed)
     model = build_model(config.model).to(device).train()
     criterion = Criterion(config.loss)
-    settings = config.instruct
+
     dataset = LabelDataset(labels, config.views, seed=config.seed)
 
-    def compute_loss(step: int, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        return criterion(model(batch.images, batch.valid), batch.targets, generator)
+    def make_targets(step: int, batch: Batch) -> Targets:
+        return {"label": batch.targets}
+
+    def compute_loss(step: int, part: Part) -> dict[str, Tensor]:
+        outputs = part.model(part.batch.images, part.batch.valid)
+        return criterion(outputs, part.targets["label"], part.generators, part.num_masks["label"])
 
     train(
         Trainer(
             run=run,
             phase="instruct",
             modules={"model": model},
-            compute_loss=compute_loss,
             make_batches=lambda start: batches(
                 dataset,
-                settings.batch_size,
+                config.instruct.batch_size,
                 config.seed,
                 start,
-                settings.num_steps,
+                config.instruct.num_steps,
+                rank=world.rank,
+                world=world.size,
                 num_workers=config.views.num_workers,
+                pin_memory=device.type == "cuda",
             ),
-            num_steps=settings.num_steps,
+            make_targets=make_targets,
+            compute_loss=compute_loss,
+            num_steps=config.instruct.num_steps,
             seed=config.seed,
-            checkpoint_seconds=config.checkpoint_seconds,
-            keep_checkpoints=config.keep_checkpoints,
             optim=config.optim,
+            engine=config.engine,
+            world=world,
         )
     )
-    Segmenter(model, config.model, config.infer).save_pretrained(run.weights("instruct"))
+    weights = full_state(model)
+    on_main(lambda: save_weights(run.weights("instruct"), weights, config.model, config.infer))

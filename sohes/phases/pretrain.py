@@ -12,11 +12,12 @@ import math
 import torch
 from torch import Generator, Tensor
 
+from sohes.config import EngineConfig
 from sohes.data.crops import cut_crops, distort, draw_boxes, draw_patch_masks
 from sohes.data.photos import PhotoBatch, PhotoSet, photo_batches
 from sohes.data.transforms import normalise
 from sohes.engine.ema import make_teacher, update_teacher
-from sohes.engine.loop import Trainer, train
+from sohes.engine.loop import Part, Trainer, train
 from sohes.engine.run import Run
 from sohes.losses.distillation import class_loss, koleo_loss, patch_loss, sinkhorn
 from sohes.models.distillation import ARCHITECTURE, build_distillation_model, vit_arguments
@@ -34,7 +35,8 @@ def pretrain(run: Run, config: PretrainConfig, photos: PhotoSet, device: torch.d
     teacher = make_teacher(student)
     settings = config.distill
 
-    def compute_loss(step: int, batch: PhotoBatch, generator: Generator) -> dict[str, Tensor]:
+    def compute_loss(step: int, part: Part) -> dict[str, Tensor]:
+        batch, generator = part.batch, part.generators[0]
         large, small = draw_views(batch, config.crops, config.distort, generator)
         grid = (config.crops.global_size // config.vit.patch,) * 2
         hidden = draw_patch_masks(len(large), grid, settings.mask_share, settings.mask_probability, generator)
@@ -69,9 +71,8 @@ def pretrain(run: Run, config: PretrainConfig, photos: PhotoSet, device: torch.d
             make_batches=lambda start: photo_batches(photos, config.batch_size, config.seed, start, config.num_steps),
             num_steps=config.num_steps,
             seed=config.seed,
-            checkpoint_seconds=config.checkpoint_seconds,
-            keep_checkpoints=config.keep_checkpoints,
             optim=config.optim,
+            engine=EngineConfig(checkpoint_seconds=config.checkpoint_seconds, keep_checkpoints=config.keep_checkpoints),
             after_step=after_step,
         )
     )

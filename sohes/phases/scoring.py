@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from sohes.config import Phase
 from sohes.data.coco import LabelSet, write_coco
 from sohes.data.images import read_image
 from sohes.engine.console import Progress
+from sohes.engine.distributed import World, barrier, on_main
 from sohes.engine.run import Run, RunError
 from sohes.evaluation import evaluate_files
 from sohes.forest import Forest
@@ -39,21 +42,60 @@ def find_ground_truth(path: Path) -> GroundTruth:
 
 
 def score_phase(
-    run: Run, phase: Phase, segment: Callable[[Tensor], Forest], ground_truth: GroundTruth
+    run: Run, phase: Phase, segment: Callable[[Tensor], Forest], ground_truth: GroundTruth, world: World
 ) -> dict[str, float]:
-    """Apply `segment` (uint8 [3, H, W] -> Forest) to every photo; writes predictions/<phase>.json and results.json."""
+    """Apply `segment` (uint8 [3, H, W] -> Forest) to every photo; writes predictions/<phase>.json and results.json.
+
+    Every process segments its block of the photos into a file of lines; the main one joins them, in the order of the
+    photos, and measures. Returns the scores in every process.
+    """
     labels = LabelSet(ground_truth.annotations, ground_truth.image_root)
-    images, annotations = [], []
-    with Progress(len(labels), title=f"evaluate {phase}", unit="images", log=run.log) as progress:
-        for labelled in labels:
+    share = world.share(len(labels))
+    own = _part_path(run, phase, world.rank)
+    own.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        own.open("w", encoding="ascii") as lines,
+        Progress(len(share), f"evaluate {phase}", "images", log=run.log, enabled=world.is_main) as progress,
+    ):
+        for index in share:
+            labelled = labels[index]
             image = read_image(labelled.path)
             forest = segment(image)
             height, width = image.shape[-2:]
             name = labelled.path.relative_to(ground_truth.image_root).as_posix()
-            images.append({"id": labelled.image_id, "file_name": name, "width": width, "height": height})
-            annotations += forest.to_coco(labelled.image_id, first_id=len(annotations) + 1)
+            record = {"id": labelled.image_id, "file_name": name, "width": width, "height": height}
+            lines.write(json.dumps({"image": record, "annotations": forest.to_coco(labelled.image_id)}) + "\n")
             progress.update(1)
-    write_coco(run.predictions(phase), images, annotations)
-    scores = evaluate_files(ground_truth.annotations, run.predictions(phase))
-    run.add_result(phase, scores)
-    return scores
+    barrier()
+
+    def join_and_measure() -> dict[str, float]:
+        parts = [_part_path(run, phase, rank) for rank in range(world.size)]
+        images = (record["image"] for record in _records(parts))
+        write_coco(run.predictions(phase), images, _renumbered(parts))
+        for part in parts:
+            part.unlink()
+        scores = evaluate_files(ground_truth.annotations, run.predictions(phase))
+        run.add_result(phase, scores)
+        return scores
+
+    return on_main(join_and_measure)
+
+
+def _part_path(run: Run, phase: Phase, rank: int) -> Path:
+    return run.predictions(phase).with_suffix(f".part-{rank}.jsonl")
+
+
+def _records(parts: list[Path]) -> Iterator[dict[str, Any]]:
+    for part in parts:
+        with part.open(encoding="ascii") as lines:
+            yield from map(json.loads, lines)
+
+
+def _renumbered(parts: list[Path]) -> Iterator[dict[str, Any]]:
+    """The annotations of all parts; ids, and the parents that refer to them, count from 1 in each image."""
+    done = 0
+    for record in _records(parts):
+        for annotation in record["annotations"]:
+            parent = annotation["parent"]
+            yield annotation | {"id": annotation["id"] + done, "parent": None if parent is None else parent + done}
+        done += len(record["annotations"])

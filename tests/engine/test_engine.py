@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Optimiser groups, schedule, teacher, checkpoints."""
+"""Optimiser groups, schedule, teacher."""
 
 import itertools
-import math
 
 import pytest
 import torch
 from torch import nn
 
 from sohes.config import OptimConfig
-from sohes.engine.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, save_checkpoint
 from sohes.engine.ema import ema_decay_at, make_teacher, update_teacher
 from sohes.engine.optim import build_optimizer, learning_rate_at, set_learning_rate
 
@@ -70,61 +68,3 @@ def test_teacher_decay_warms_up():
     assert ema_decay_at(10**6, 0.999) == 0.999
     decays = [ema_decay_at(step, 0.999) for step in range(2000)]
     assert decays == sorted(decays)
-
-
-def trained(seed, steps, model=None, optimizer=None):
-    torch.manual_seed(seed)
-    model = model or Small()
-    optimizer = optimizer or build_optimizer(model, OptimConfig(learning_rate=1e-2))
-    for step in steps:
-        generator = torch.Generator().manual_seed(step)
-        x = torch.randn(8, 4, generator=generator)
-        optimizer.zero_grad()
-        loss = model.head(model.norm(model.backbone(x)) + model.queries.weight.mean(0)).square().mean()
-        loss.backward()
-        optimizer.step()
-    return model, optimizer
-
-
-def test_checkpoint_goes_on_bitwise(tmp_path):
-    straight, _ = trained(0, range(20))
-    model, optimizer = trained(0, range(10))
-    path = save_checkpoint(tmp_path, 10, {"model": model}, optimizer, keep=2)
-    again = Small()
-    optimizer = build_optimizer(again, OptimConfig(learning_rate=1e-2))
-    assert load_checkpoint(path, {"model": again}, optimizer) == 10
-    trained(1, range(10, 20), again, optimizer)
-    for (name, a), b in zip(straight.state_dict().items(), again.state_dict().values(), strict=True):
-        assert torch.equal(a, b), name
-
-
-def test_only_the_newest_checkpoints_stay(tmp_path):
-    model, optimizer = trained(0, range(1))
-    for step in (1, 20, 300):
-        save_checkpoint(tmp_path, step, {"model": model}, optimizer, keep=2)
-    assert [p.name for p in list_checkpoints(tmp_path)] == ["step-00000020.pt", "step-00000300.pt"]
-    assert list_checkpoints(tmp_path / "absent") == []
-
-
-def test_damaged_checkpoint_is_named(tmp_path):
-    model, optimizer = trained(0, range(1))
-    path = save_checkpoint(tmp_path, 1, {"model": model}, optimizer, keep=1)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(CheckpointError, match=r"cannot resume from .*step-00000001.pt: .*delete it"):
-        load_checkpoint(path, {"model": model}, optimizer)
-
-
-def test_a_failed_write_keeps_the_older_checkpoint(tmp_path, monkeypatch):
-    model, optimizer = trained(0, range(1))
-    first = save_checkpoint(tmp_path, 1, {"model": model}, optimizer, keep=1)
-
-    def full_disk(state, path):
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(CheckpointError, match=r"cannot write checkpoint .*step-00000002.pt: .*No space left"):
-        save_checkpoint(tmp_path, 2, {"model": model}, optimizer, keep=1)
-    assert list_checkpoints(tmp_path) == [first]
-    assert [p.name for p in tmp_path.iterdir()] == [first.name]
-    assert math.isfinite(load_checkpoint(first, {"model": model}, optimizer))

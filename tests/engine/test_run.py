@@ -43,13 +43,13 @@ def test_results_turn_nan_into_null(tmp_path):
 def test_metrics_of_repeated_steps_are_replaced(tmp_path):
     run = open_run(tmp_path, Config(), resume=False)
     for phase in ("instruct", "correct"):
-        metrics = run.open_metrics(phase, 0)
-        for step in range(4):
-            metrics.write(step, {"loss": step + 0.123456789})
-        metrics.close()
+        with run.open_metrics(phase, 0) as metrics:
+            for step in range(4):
+                metrics.write(step, {"loss": step + 0.123456789})
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text() + '{"phase": "correct", "st')  # a kill in the middle of a line
-    run.open_metrics("correct", 2).close()
+    with run.open_metrics("correct", 2):
+        pass
     assert [(r["phase"], r["step"]) for r in rows(path)] == [
         *(("instruct", step) for step in range(4)),
         ("correct", 0),

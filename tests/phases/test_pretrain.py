@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from sohes import pretrain as command
 from sohes.data.images import read_image
@@ -41,7 +42,8 @@ def photos(tmp_path_factory) -> Path:
 
 def run(out: Path, photos: Path, *options: str) -> dict[str, torch.Tensor]:
     assert command.main(["--images", str(photos), "--out", str(out), *SMALL, *options]) == 0
-    return torch.load(list_checkpoints(out / "checkpoints" / "pretrain")[-1], weights_only=True)
+    dcp_to_torch_save(list_checkpoints(out / "checkpoints" / "pretrain")[-1], out / "state.pt")
+    return torch.load(out / "state.pt", weights_only=True)
 
 
 def test_resumed_run_equals_one_never_stopped(photos, tmp_path, monkeypatch):

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds settings that cannot be, or not together, before anything is read or written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from sohes.config import Config, ConfigError
+from sohes.models.segmenter_model import build_model
+
+# field: lowest value, highest value or None
+_RANGES: dict[str, tuple[float, float | None]] = {
+    "scenes.num_train": (1, None),
+    "scenes.num_eval": (1, None),
+    "scenes.size": (32, None),
+    "loss.num_points": (1, None),
+    "loss.num_match_points": (1, None),
+    "loss.oversample_ratio": (1, None),
+    "loss.importance_ratio": (0, 1),
+    "loss.local_ratio": (0, 1),
+    "optim.backbone_factor": (0, None),
+    "optim.weight_decay": (0, None),
+    "optim.clip_norm": (0, None),
+    "optim.warmup_steps": (0, None),
+    "optim.final_factor": (0, 1),
+    "optim.max_bad_steps": (1, None),
+    "engine.accumulate": (1, None),
+    "engine.checkpoint_seconds": (0, None),
+    "engine.keep_checkpoints": (1, None),
+    "views.size": (32, None),
+    "views.num_workers": (0, None),
+    "views.cache_mb": (0, None),
+    "instruct.num_steps": (1, None),
+    "instruct.batch_size": (1, None),
+    "correct.num_steps": (1, None),
+    "correct.batch_size": (1, None),
+    "correct.learning_rate_factor": (0, None),
+    "correct.theta_cover": (0, 1),
+    "correct.nms_iou": (0, 1),
+    "correct.max_labels": (1, None),
+    "infer.size": (32, None),
+    "infer.max_masks": (1, None),
+    "infer.min_score": (0, 1),
+    "infer.nms_iou": (0, 1),
+    "infer.ancestor_threshold": (0, 1),
+    "infer.theta_cover": (0, 1),
+    "infer.batch_size": (1, None),
+}
+
+
+def check_config(config: Config, num_processes: int = 1) -> None:
+    """Raises ConfigError with every setting that does not fit, one a line."""
+    problems = [*_out_of_range(config), *_misfits(config, num_processes)]
+    if not problems:
+        problems = list(_model_misfits(config))
+    if problems:
+        raise ConfigError("settings that do not fit:\n  " + "\n  ".join(problems))
+
+
+def _out_of_range(config: Config) -> Iterator[str]:
+    for name, (low, high) in _RANGES.items():
+        group, field = name.split(".")
+        value = getattr(getattr(config, group), field)
+        if not (low <= value and (high is None or value <= high)):
+            yield f"{name} = {value}, expected " + (f">= {low}" if high is None else f"{low} to {high}")
+
+
+def _misfits(config: Config, num_processes: int) -> Iterator[str]:
+    loss, optim, engine, correct = config.loss, config.optim, config.engine, config.correct
+    if loss.importance_ratio + loss.local_ratio > 1:
+        yield (
+            f"loss.importance_ratio {loss.importance_ratio} + loss.local_ratio {loss.local_ratio} are more than all "
+            "points, expected at most 1 together"
+        )
+    if not optim.learning_rate > 0:
+        yield f"optim.learning_rate = {optim.learning_rate}, expected > 0"
+    if not engine.timeout_minutes > 0:
+        yield f"engine.timeout_minutes = {engine.timeout_minutes}, expected > 0"
+    if optim.precision == "fp16" and engine.sharding == "fsdp":
+        yield "optim.precision fp16 does not work with engine.sharding fsdp, expected bf16 or fp32"
+    parts = num_processes * engine.accumulate
+    for phase, batch_size in (("instruct", config.instruct.batch_size), ("correct", correct.batch_size)):
+        if phase in config.phases and batch_size % parts:
+            yield (
+                f"{phase}.batch_size = {batch_size} cannot be shared by {num_processes} processes in "
+                f"{engine.accumulate} parts each, expected a multiple of {parts}"
+            )
+    low, high = config.views.scale
+    if not 0 < low <= high:
+        yield f"views.scale = {low} {high}, expected 0 < low <= high"
+    if not 0 <= correct.ema_decay < 1:
+        yield f"correct.ema_decay = {correct.ema_decay}, expected 0 to below 1"
+    if not all(0 <= threshold <= 1 for threshold in correct.score_thresholds):
+        yield f"correct.score_thresholds = {correct.score_thresholds}, expected 0 to 1 each"
+    if not 0 <= correct.size_limits[0] <= correct.size_limits[1]:
+        yield f"correct.size_limits = {correct.size_limits}, expected 0 <= small <= medium"
+    weights = (*correct.label_weight, *correct.teacher_weight)
+    if min(weights) < 0 or any(a + b <= 0 for a, b in zip(correct.label_weight, correct.teacher_weight, strict=True)):
+        yield (
+            f"correct.label_weight = {correct.label_weight} and correct.teacher_weight = {correct.teacher_weight}, "
+            "expected >= 0, and at start and end not both 0"
+        )
+
+
+def _model_misfits(config: Config) -> Iterator[str]:
+    """What building the model objects to; built without memory and without fetching weights."""
+    if "instruct" not in config.phases:
+        return
+    try:
+        with torch.device("meta"):
+            build_model(replace(config.model, backbone_weights=""))
+    except (ValueError, TypeError, AssertionError) as error:  # of timm too
+        yield f"model: {error}"

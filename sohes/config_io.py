@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings as JSON and back, strictly: an unknown key or a value of another type is an error that names it."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+from sohes.errors import SohesError
+
+
+class ConfigError(SohesError, ValueError):
+    """A setting that does not exist or does not fit; the message names it and what was expected."""
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as JSON-ready nested dictionaries."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))  # Path -> str
+
+
+def from_dict(cls: type, values: dict[str, Any], where: str = "config") -> Any:
+    """The inverse of `to_dict`. Raises ConfigError for an unknown key, naming the nearest known one."""
+    hints = typing.get_type_hints(cls)
+    known = {f.name for f in dataclasses.fields(cls)}
+    arguments = {}
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(sorted(known))}"
+            raise ConfigError(f"{where}: unknown setting '{key}'{hint}")
+        arguments[key] = _convert(hints[key], value, f"{where}.{key}")
+    return cls(**arguments)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """JSON knows no tuples and no paths; everything else must already have the declared type."""
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, where)
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        options = [h for h in typing.get_args(hint) if h is not type(None)]
+        return None if value is None else _convert(options[0], value, where)
+    if origin is tuple and isinstance(value, list):
+        items = typing.get_args(hint)
+        items = items[:1] * len(value) if items[-1] is Ellipsis else items
+        if len(items) != len(value):
+            raise ConfigError(f"{where} = {value!r}, expected {len(items)} values")
+        return tuple(
+            _convert(item, one, f"{where}[{i}]") for i, (item, one) in enumerate(zip(items, value, strict=True))
+        )
+    if origin is Literal:
+        if value not in typing.get_args(hint):
+            raise ConfigError(f"{where} = {value!r}, expected one of {typing.get_args(hint)}")
+        return value
+    if origin is dict and isinstance(value, dict):
+        return value
+    if hint is Path:
+        return Path(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and not isinstance(value, hint):
+        raise ConfigError(f"{where} = {value!r}, expected {hint.__name__}")
+    return value

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests of distributed training run in one process or several: `train_job.py FOLDER JOB...`.
+
+A job is `NAME,PHASE,STEPS[,setting=value...]`: it trains FOLDER/NAME up to STEPS, going on from what is there.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from sohes.config import (
+    Config,
+    CorrectConfig,
+    EngineConfig,
+    InferConfig,
+    InstructConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    ViewConfig,
+)
+from sohes.data.coco import LabelSet
+from sohes.engine.distributed import find_world, process_group
+from sohes.engine.run import Run
+from sohes.phases.correct import correct
+from sohes.phases.instruct import instruct
+
+CONFIG = Config(
+    model=ModelConfig(
+        backbone="vit_tiny_patch16_224",
+        backbone_kwargs={"img_size": 64, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2},
+        vit_stride=8,
+        adapter_interactions=2,
+        adapter_heads=2,
+        adapter_stem=8,
+        hidden_dim=32,
+        mask_dim=16,
+        num_heads=2,
+        encoder_layers=1,
+        encoder_ffn_dim=32,
+        decoder_layers=2,
+        decoder_ffn_dim=32,
+        query_init="seeds",
+        grid_size=3,
+    ),
+    loss=LossConfig(num_points=64, num_match_points=64, local_ratio=0.2, importance_ratio=0.4),
+    optim=OptimConfig(learning_rate=1e-3, clip_norm=1.0, warmup_steps=2),
+    views=ViewConfig(size=64),
+    instruct=InstructConfig(batch_size=4),
+    correct=CorrectConfig(batch_size=4, score_thresholds=(0.1, 0.1, 0.1)),
+    infer=InferConfig(size=64),
+    engine=EngineConfig(checkpoint_seconds=1e9, keep_checkpoints=9),
+)
+
+
+def run_job(folder: Path, job: str) -> None:
+    name, phase, steps, *settings = job.split(",")
+    given = dict(setting.split("=") for setting in settings)
+    precision = given.pop("precision", "fp32")
+    engine = {key: type(getattr(CONFIG.engine, key))(value) for key, value in given.items()}
+    config = replace(
+        CONFIG,
+        optim=replace(CONFIG.optim, precision=precision),
+        engine=replace(CONFIG.engine, **engine),
+        instruct=replace(CONFIG.instruct, num_steps=int(steps)),
+        correct=replace(CONFIG.correct, num_steps=int(steps)),
+    )
+    world = find_world()
+    train = {"instruct": instruct, "correct": correct}[phase]
+    train(Run(folder / name, world.is_main), config, LabelSet(folder / "scenes"), torch.device("cpu"), world)
+
+
+if __name__ == "__main__":
+    with process_group(find_world(), torch.device("cpu")):
+        for job in sys.argv[2:]:
+            run_job(Path(sys.argv[1]), job)
