@@ -36,7 +36,8 @@ class ExploreConfig:
     """Phase 1, self-exploration: clustering of patch features into pseudo-labels."""
 
     features: str = "descriptor"
-    """`descriptor` (weight-free) or the name of a timm ViT, e.g. `vit_base_patch8_224.dino` [paper: DINO ViT-B/8]."""
+    """`descriptor` (weight-free), the name of a timm ViT, e.g. `vit_base_patch8_224.dino` [paper: DINO ViT-B/8], or a
+    folder with a timm model, such as `sohes.pretrain` writes."""
     weights: str = "timm"
     """Of a ViT: `timm` for the published ones, `random`, or a local file (.safetensors, .pth). Not used by
     `descriptor`."""

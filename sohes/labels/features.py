@@ -10,10 +10,11 @@ from typing import Protocol
 import timm
 import torch
 from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
-from sohes.config import ExploreConfig
+from sohes.config import ConfigError, ExploreConfig
 from sohes.labels.descriptor import describe
 from sohes.labels.view import View, fit_area, make_view
 from sohes.models.backbone import load_vit_weights
@@ -99,24 +100,39 @@ def build_extractor(config: ExploreConfig) -> FeatureExtractor:
 
     Raises:
         WeightsError: weights are missing, do not fit, or cannot be fetched.
-        ValueError: timm has no such ViT.
+        ConfigError: timm has no such ViT.
     """
     if config.features == "descriptor":
         return DescriptorExtractor(config)
     name = config.features
+    fetch = config.weights == "timm"
+    if (Path(name) / "config.json").is_file():
+        # What sohes.pretrain writes, or a download of a timm model: settings and weights in one folder.
+        try:
+            vit = timm.create_model(f"local-dir:{name}", pretrained=fetch, num_classes=0, dynamic_img_size=True)
+        except (OSError, RuntimeError, KeyError, ValueError, SafetensorError) as error:
+            raise WeightsError(f"features: {name} holds no timm model: {error}") from error
+    else:
+        vit = _create_named(name, fetch)
+    if not isinstance(vit, VisionTransformer):
+        raise ConfigError(f"features {name!r} is a {type(vit).__name__}, expected a plain VisionTransformer")
+    if config.weights not in ("timm", "random"):
+        load_vit_weights(vit, Path(config.weights))
+    return ViTExtractor(vit, config)
+
+
+def _create_named(name: str, fetch: bool) -> nn.Module:
+    """A network by its timm name. Raises as `build_extractor`."""
     if not name.startswith("vit_") or not timm.is_model(name.split(".")[0]):
         near = ", ".join(timm.list_models(name.split(".")[0][:9] + "*", module="vision_transformer")[:5])
-        raise ValueError(f"features {name!r}: expected 'descriptor' or a ViT of timm (vit_*); near: {near or 'none'}")
-    fetch = config.weights == "timm"
+        raise ConfigError(
+            f"features {name!r}: expected 'descriptor', a folder with a timm model, or a ViT of timm (vit_*); "
+            f"near: {near or 'none'}"
+        )
     try:
-        vit = timm.create_model(name, pretrained=fetch, num_classes=0, dynamic_img_size=True)
+        return timm.create_model(name, pretrained=fetch, num_classes=0, dynamic_img_size=True)
     except (OSError, HfHubHTTPError) as error:
         raise WeightsError(
             f"could not fetch the weights of {name!r} ({type(error).__name__}); without a network set weights to a "
             "local file (.safetensors, .pth), or to 'random' for untrained features"
         ) from error
-    if not isinstance(vit, VisionTransformer):
-        raise ValueError(f"features {name!r} is a {type(vit).__name__}, expected a plain VisionTransformer")
-    if config.weights not in ("timm", "random"):
-        load_vit_weights(vit, Path(config.weights))
-    return ViTExtractor(vit, config)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import socket
+from dataclasses import replace
 
 import pytest
 import timm
@@ -9,6 +10,7 @@ from safetensors.torch import save_file
 
 from sohes.config import ExploreConfig
 from sohes.labels.features import build_extractor
+from sohes.models.export import save_vit
 from sohes.models.weights import WeightsError
 
 TINY = "vit_tiny_patch16_224"
@@ -103,5 +105,27 @@ def test_no_network_gives_one_clear_error(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", ["resnet50", "vit_bsae_patch8", "nothing"])
 def test_unknown_features(name):
-    with pytest.raises(ValueError, match=rf"features '{name}': expected 'descriptor' or a ViT of timm"):
+    with pytest.raises(
+        ValueError, match=rf"features '{name}': expected 'descriptor', a folder with a timm model, or a ViT of timm"
+    ):
         build_extractor(ExploreConfig(features=name, weights="random"))
+
+
+def test_a_folder_with_a_timm_model(tmp_path):
+    torch.manual_seed(0)
+    arguments = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "reg_tokens": 3}
+    vit = timm.create_model("vit_tiny_patch16_224", num_classes=0, dynamic_img_size=True, **arguments)
+    save_vit(tmp_path / "vit", vit, "vit_tiny_patch16_224", arguments, torch.float16)
+    config = ExploreConfig(features=str(tmp_path / "vit"), facet="output", side=48)
+    extractor = build_extractor(config)
+    assert extractor.patch == 8
+    view = extractor.view(torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8))
+    (features,) = extractor([view])
+    pixels = (view.image.float() / 255 - extractor.mean) / extractor.std
+    expected = vit.eval().half().float().forward_features(pixels[None])[0, 4:].reshape(*view.grid, 24)
+    torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
+    random = build_extractor(replace(config, weights="random"))
+    assert not torch.equal(random([view])[0], features)
+    (tmp_path / "vit" / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(WeightsError, match="holds no timm model"):
+        build_extractor(config)
