@@ -9,7 +9,7 @@ from pathlib import Path
 from sohes.engine.console import format_seconds
 from sohes.files import write_whole
 from sohes.report.charts import NUM_COLORS
-from sohes.report.photos import VIEWS, Overlay, Photo, PhotoPanels, collect_photos
+from sohes.report.photos import GROUND_TRUTH, MISSES, VIEWS, Overlay, Photo, PhotoPanels, collect_photos
 from sohes.report.record import RunRecord, read_run, status_counts
 from sohes.report.sections import (
     format_score,
@@ -22,6 +22,8 @@ from sohes.report.sections import (
     training_section,
 )
 from sohes.report.style import CSS, SCRIPT, color_rules, view_rules
+from sohes.report.tree_section import TREE_CSS, TREE_SCRIPT, trees_section
+from sohes.report.trees import TreePanels, collect_trees
 
 
 def write_report(run: Path, gt_json: Path | None = None, image_root: Path | None = None, num_photos: int = 6) -> Path:
@@ -36,17 +38,19 @@ def write_report(run: Path, gt_json: Path | None = None, image_root: Path | None
     Raises: FileNotFoundError when there is no such run folder.
     """
     record = read_run(run)
-    html = render(record, collect_photos(record, gt_json, image_root, num_photos))
+    photos = collect_photos(record, gt_json, image_root, num_photos)
+    html = render(record, photos, collect_trees(record, (num_photos + 1) // 2))
     path = run / "report.html"
     write_whole(path, html)
     return path
 
 
-def render(run: RunRecord, panels: PhotoPanels) -> str:
+def render(run: RunRecord, panels: PhotoPanels, trees: TreePanels) -> str:
     """The page as text."""
     sections = [
         results_section(run),
         photos_section(panels),
+        trees_section(trees),
         training_section(run),
         labels_section(run),
         time_section(run),
@@ -55,14 +59,17 @@ def render(run: RunRecord, panels: PhotoPanels) -> str:
     if not any(sections):
         sections = ["<section><p>This folder holds no results yet.</p></section>"]
     name = escape(run.path.resolve().name)
-    problems = "".join(f'<p class="note problem">{escape(p)}</p>' for p in [*run.problems, *panels.problems])
-    style = "\n".join((CSS, color_rules(NUM_COLORS), view_rules(VIEWS), _photo_rules(panels.photos)))
+    problems = "".join(
+        f'<p class="note problem">{escape(p)}</p>' for p in [*run.problems, *panels.problems, *trees.problems]
+    )
+    script = SCRIPT + (TREE_SCRIPT if trees.pictures else "")
+    style = "\n".join((CSS, TREE_CSS, color_rules(NUM_COLORS), view_rules(VIEWS), _photo_rules(panels.photos)))
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{name}: SOHES run</title><style>{style}</style></head>"
         f"<body><header>{_header(run, name)}</header><main>{problems}{''.join(sections)}</main>"
-        f"<script>{SCRIPT}</script></body></html>\n"
+        f"<script>{script}</script></body></html>\n"
     )
 
 
@@ -71,7 +78,10 @@ def photos_section(panels: PhotoPanels) -> str:
     if not panels.photos:
         return ""
     buttons = []
+    has_truth = any(overlay.missed is not None for photo in panels.photos for overlay in photo.overlays)
     for index, view in enumerate(VIEWS):
+        if view == MISSES and not has_truth:
+            continue
         checked = " checked" if index == 0 else ""
         label = "all levels" if view == "all" else view
         buttons.append(f'<input type="radio" name="view" id="view-{index}"{checked}>')
@@ -85,6 +95,7 @@ def photos_section(panels: PhotoPanels) -> str:
     note = (
         f"{panels.source.capitalize()}, spread evenly over the set. A child is drawn in a variation of its parent's "
         "colour, smaller masks over larger ones."
+        + (" Misses: true masks whose best prediction has an IoU below 0.5." if has_truth else "")
     )
     photos = "".join(_photo(index, photo) for index, photo in enumerate(panels.photos))
     return (
@@ -116,14 +127,21 @@ def _overlay(index: int, photo: Photo, overlay: Overlay) -> str:
         if view in overlay.pictures:
             layers.append(f'<img class="over-photo v{number}" src="{overlay.pictures[view]}" alt="">')
         else:
-            layers.append(f'<span class="nothing v{number}">no mask at {view}</span>')
+            nothing = "nothing missed" if view == MISSES else f"no mask at {view}"
+            layers.append(f'<span class="nothing v{number}">{nothing}</span>')
     depth = f", by level {by_level}" if len(overlay.counts) > 1 else ""
     alt = escape(f"{photo.name} with {masks}{depth}: {title}", quote=True)
     return (
         f'<figure><div class="stack" role="img" aria-label="{alt}" style="aspect-ratio: {width} / {height}">'
         f'<div class="under p{index}"></div>{"".join(layers)}</div>'
-        f"<figcaption><b>{escape(title)}</b> {masks}{depth}</figcaption></figure>"
+        f"<figcaption><b>{escape(title)}</b> {masks}{depth}{_missed(overlay)}</figcaption></figure>"
     )
+
+
+def _missed(overlay: Overlay) -> str:
+    if overlay.missed is None or overlay.title == GROUND_TRUTH:
+        return ""
+    return f"; misses {overlay.missed[0]} of {overlay.missed[1]}"
 
 
 def _photo_rules(photos: list[Photo]) -> str:

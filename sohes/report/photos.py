@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,15 @@ from sohes.data.images import read_image
 from sohes.errors import SohesError
 from sohes.forest import Forest, build_forest
 from sohes.labels.shards import read_shard_info
+from sohes.masks import mask_iou
 from sohes.report.record import RunRecord
 from sohes.visualize import best_masks, overlay_forest, resize_forest, resize_image
 
 NUM_LEVELS = 3  # views of a single level
-VIEWS = ("all", *(f"level {i}" for i in range(NUM_LEVELS)), "contours")
-_TILE = 440  # long side of a picture in pixels
+MISSES = "misses"
+VIEWS = ("all", *(f"level {i}" for i in range(NUM_LEVELS)), "contours", MISSES)
+TILE = 440  # long side of a picture in pixels
+_FOUND_IOU = 0.5  # of a true mask with its best prediction, from which it counts as found
 _MAX_MASKS = 60  # per picture; the best by score
 _JPEG_QUALITY = 82
 
@@ -38,12 +42,14 @@ GROUND_TRUTH, LABELS = "ground truth", "labels"
 @dataclass(frozen=True)
 class Overlay:
     """A forest over a photo. `pictures` maps a view to a data URI; `counts[l]` is the number of masks drawn at level l,
-    of `total` in the file."""
+    of `total` in the file; `missed`: how many true masks none of them matches, and of how many, where a truth is known.
+    """
 
     title: str
     counts: list[int]
     total: int
     pictures: dict[str, str]
+    missed: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ def collect_photos(run: RunRecord, gt_json: Path | None, image_root: Path | None
         source = "training photos"
         shards = sorted((run.path / "labels").glob("shard-*.json"))
         columns = [c for path in shards[:1] if (c := _open_column(LABELS, path, problems))]
-        roots = _training_roots(run, shards[:1])
+        roots = [training_root(run, shards[0])] if columns else []
     photos = []
     for image_id in _choose(columns, num_photos):
         try:
@@ -117,6 +123,11 @@ def png_uri(picture: Tensor) -> str:
     return _uri(image, "png")
 
 
+def image_uri(picture: Tensor) -> str:
+    """uint8 [3, h, w] -> a data URI, JPEG."""
+    return _uri(Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()), "jpeg", quality=_JPEG_QUALITY)
+
+
 def _uri(image: Image.Image, kind: str, **options: Any) -> str:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
@@ -129,15 +140,16 @@ def _draw_photo(image_id: int, columns: list[_Column], roots: list[Path]) -> Pho
     path = next(iter(labelled.values())).path
     name = path.as_posix()
     photo = read_image(next((root / path for root in roots if (root / path).is_file()), roots[0] / path))
-    small = resize_image(photo, _TILE)
+    small = resize_image(photo, TILE)
     size = (small.shape[1], small.shape[2])
-    overlays = []
+    overlays, truth = [], None
     for title, one in labelled.items():
         if one.size != tuple(photo.shape[1:]):
             raise ValueError(f"{name}: masks of size {one.size} in {title}, photo of size {tuple(photo.shape[1:])}")
-        overlays.append(_draw_overlay(title, _shown_forest(one, title), size))
-    jpeg = Image.fromarray(small.permute(1, 2, 0).contiguous().numpy())
-    return Photo(name, _uri(jpeg, "jpeg", quality=_JPEG_QUALITY), size, overlays)
+        forest = _shown_forest(one, title)
+        truth = forest if title == GROUND_TRUTH else truth
+        overlays.append(_draw_overlay(title, forest, truth, size))
+    return Photo(name, image_uri(small), size, overlays)
 
 
 def _shown_forest(labelled: LabelledImage, title: str) -> Forest:
@@ -152,8 +164,11 @@ def _shown_forest(labelled: LabelledImage, title: str) -> Forest:
     return forest
 
 
-def _draw_overlay(title: str, forest: Forest, size: tuple[int, int]) -> Overlay:
-    total = len(forest)
+def _draw_overlay(title: str, forest: Forest, truth: Forest | None, size: tuple[int, int]) -> Overlay:
+    total, missed = len(forest), None
+    if truth is not None:
+        lost = missed_masks(forest, truth)
+        missed = (len(lost), len(truth))
     if title != GROUND_TRUTH:
         forest = best_masks(forest, _MAX_MASKS)
     counts = forest.levels.bincount(minlength=1).tolist()
@@ -162,7 +177,16 @@ def _draw_overlay(title: str, forest: Forest, size: tuple[int, int]) -> Overlay:
     for level in range(min(NUM_LEVELS, len(counts))):
         pictures[f"level {level}"] = png_uri(overlay_forest(small, level))
     pictures["contours"] = png_uri(overlay_forest(small, fill=False))
-    return Overlay(title, counts, total, pictures)
+    if missed is not None and missed[0]:
+        pictures[MISSES] = png_uri(overlay_forest(resize_forest(lost, size)))
+    return Overlay(title, counts, total, pictures, missed)
+
+
+def missed_masks(forest: Forest, truth: Forest) -> Forest:
+    """The true masks of which no mask of `forest` covers enough to count as found; any may match several."""
+    if len(forest) == 0 or len(truth) == 0:
+        return truth
+    return truth.select(mask_iou(truth.masks, forest.masks).max(1).values < _FOUND_IOU)
 
 
 def _open_column(title: str, path: Path, problems: list[str]) -> _Column | None:
@@ -182,8 +206,13 @@ def _choose(columns: list[_Column], count: int) -> list[int]:
         return []
     shared = set.intersection(*(set(column.places) for column in columns))
     images = [i for i in columns[0].places if i in shared or not shared]
-    count = min(count, len(images))
-    return [images[(2 * k + 1) * len(images) // (2 * count)] for k in range(count)]
+    return choose_evenly(images, count)
+
+
+def choose_evenly(items: Sequence[int], count: int) -> list[int]:
+    """Up to `count` of some items, from the middles of as many equal parts."""
+    count = min(count, len(items))
+    return [items[(2 * k + 1) * len(items) // (2 * count)] for k in range(count)]
 
 
 def _find_ground_truth(run: RunRecord) -> Path | None:
@@ -194,11 +223,10 @@ def _find_ground_truth(run: RunRecord) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _training_roots(run: RunRecord, shards: list[Path]) -> list[Path]:
+def training_root(run: RunRecord, shard: Path) -> Path:
     """Where labelled photos are: in the run's own scenes, which may have moved with it, or where the shard says."""
     scenes = run.path / "scenes" / "train" / "images"
-    infos = [info for shard in shards if (info := read_shard_info(shard)) is not None]
-    return [scenes] if scenes.is_dir() or not infos else [Path(infos[0]["root"])]
+    return scenes if scenes.is_dir() else Path(read_shard_info(shard)["root"])
 
 
 def _held_out_roots(gt_json: Path | None, image_root: Path | None) -> list[Path]:

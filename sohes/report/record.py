@@ -23,6 +23,7 @@ class RunRecord:
     metrics: rows per phase by rising step; of a step that was done twice (a resumed run) the later row.
     results: scores per phase, in the order of the phases.
     manifest: one row per photo of phase 1.
+    times: one row per file of labels: how long phase 1 took for it, and each stage.
     problems: files that are there and could not be read, one line each.
     """
 
@@ -32,6 +33,7 @@ class RunRecord:
     metrics: dict[str, list[Row]]
     results: dict[str, dict[str, float | None]]
     manifest: list[Row]
+    times: list[Row]
     problems: list[str]
 
 
@@ -48,6 +50,7 @@ def read_run(path: Path) -> RunRecord:
         metrics=_by_phase(_read_rows(path / "metrics.jsonl", problems)),
         results={phase: results[phase] for phase in _phases_first(results) if isinstance(results[phase], dict)},
         manifest=list(_read_rows(path / "labels" / "manifest.jsonl", problems)),
+        times=list(_read_rows(path / "explore.jsonl", problems)),
         problems=problems,
     )
 

@@ -151,6 +151,10 @@ def time_section(run: RunRecord) -> str:
         pace = [row["images_per_second"] for row in metrics if _is_number(row.get("images_per_second"))]
         waited = sum(row["data_seconds"] for row in metrics if _is_number(row.get("data_seconds")))
         median = format_number(sorted(pace)[len(pace) // 2]) if pace else "–"
+        if phase == "explore" and (
+            labelled := sum(row["images"] for row in run.times if _is_number(row.get("images")))
+        ):
+            median = format_number(labelled / seconds)
         share = f"{100 * waited / seconds:.0f} %" if pace and seconds > 0 else "–"
         rows.append(
             f'<tr><th scope="row">{phase_title(phase)}</th><td>{format_seconds(seconds)}</td>'
@@ -159,7 +163,7 @@ def time_section(run: RunRecord) -> str:
     heads = ("phase", "time", "photos / s", "waiting for data")
     head = "".join(f'<th scope="col">{name}</th>' for name in heads)
     parts = [f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"]
-    for title, shares in (("By phase", phases), ("Within phase 1, summed over its photos", stage_seconds(run))):
+    for title, shares in (("By phase", phases), ("Within phase 1, over all threads", stage_seconds(run))):
         if len(shares) < 2:
             continue
         bar = charts.share_bar(list(shares.items()), title).replace('class="chart"', 'class="chart wide"')
@@ -183,19 +187,25 @@ def settings_section(run: RunRecord) -> str:
 
 
 def phase_seconds(run: RunRecord) -> dict[str, float]:
-    """Wall time per phase, as far as it was recorded (phase 1: the sum over its photos)."""
-    explore = sum(stage_seconds(run).values())
+    """Wall time per phase, as far as it was recorded."""
     trained = {phase: training_seconds(rows) for phase, rows in run.metrics.items()}
-    return {phase: s for phase, s in {"explore": explore, **trained}.items() if s > 0}
+    return {phase: s for phase, s in {"explore": explore_seconds(run), **trained}.items() if s > 0}
+
+
+def explore_seconds(run: RunRecord) -> float:
+    """Wall time of phase 1: that of the process which was at work for longest; all starts of a resumed run together."""
+    ranks: dict[object, float] = {}
+    for row in run.times:
+        if _is_number(row.get("elapsed")):
+            ranks[row.get("rank")] = ranks.get(row.get("rank"), 0.0) + row["elapsed"]
+    return max(ranks.values(), default=0.0)
 
 
 def stage_seconds(run: RunRecord) -> dict[str, float]:
-    """Seconds of phase 1 by stage, summed over the manifest's `seconds`."""
+    """Seconds of phase 1 by stage, over all threads and processes."""
     stages: dict[str, float] = {}
-    for row in run.manifest:
-        seconds = row.get("seconds")
-        named = seconds if isinstance(seconds, dict) else {"all stages": seconds}
-        for stage, value in named.items():
+    for row in run.times:
+        for stage, value in dict(row.get("seconds") or {}).items():
             if _is_number(value):
                 stages[stage] = stages.get(stage, 0.0) + value
     return stages

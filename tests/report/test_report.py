@@ -16,7 +16,7 @@ from sohes.masks import PackedMasks
 from sohes.report import write_report
 from sohes.report.photos import png_uri
 from sohes.report.record import failure_reasons, read_run, status_counts, training_seconds
-from sohes.report.sections import format_score, stage_seconds
+from sohes.report.sections import explore_seconds, format_score, stage_seconds
 
 VOID = {"meta", "input", "img", "br", "hr", "link"}
 SVG_LEAVES = {"line", "rect", "circle", "polyline"}
@@ -96,13 +96,15 @@ def write_metrics(run, phases=("instruct", "correct"), steps=40):
 
 
 def write_manifest(run):
-    rows = [{"file_name": f"{i}.jpg", "status": "ok", "num_masks": 10 + i, "seconds": {"decode": 0.5, "merge": 0.25}}
-            for i in range(5)]  # fmt: skip
-    rows += [{"file_name": "e.jpg", "status": "empty", "num_masks": 0, "seconds": {"decode": 0.5}}]
+    rows = [{"file_name": f"{i}.jpg", "status": "ok", "masks": 10 + i} for i in range(5)]
+    rows += [{"file_name": "e.jpg", "status": "empty", "masks": 0}]
     rows += [{"file_name": "f.jpg", "status": "failed", "reason": "truncated <file>"}]
     rows += [{"file_name": "g.jpg", "status": "failed: truncated <file>"}]
     (run / "labels").mkdir(parents=True, exist_ok=True)
     (run / "labels" / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    times = [{"shard": i, "rank": i % 2, "images": 4, "elapsed": 2.0, "seconds": {"decode": 1.0, "merge": 0.5}}
+             for i in range(3)]  # fmt: skip
+    (run / "explore.jsonl").write_text("".join(json.dumps(row) + "\n" for row in times))
 
 
 @pytest.fixture
@@ -186,7 +188,9 @@ def test_photos_show_truth_and_every_phase_at_every_view(full_run):
         assert title in attrs["aria-label"]
         assert "with 3 masks, by level 1 · 1 · 1" in attrs["aria-label"]
     overlays = [attrs for attrs in page.all("img") if attrs.get("class", "").startswith("over-photo")]
-    assert len(overlays) == 3 * 4 * 5
+    assert len(overlays) == 3 * (4 * 5 + 2)  # "misses" has a picture where a true mask is missed: phases 2 and 3
+    assert html.count("nothing missed") == 3 * 2
+    assert [html.count(f"misses {n} of 3") for n in range(4)] == [3, 0, 3, 3]
     photos = [attrs for attrs in page.all("img") if "class" not in attrs]
     assert [attrs["alt"] for attrs in photos] == [f"sub/phöto {i} <&>.png" for i in (0, 2, 3)]
     assert all("alt" in attrs for attrs in page.all("img"))
@@ -279,7 +283,8 @@ def test_read_run(full_run):
     assert [row["step"] for row in run.metrics["instruct"]] == list(range(40))
     assert status_counts(run.manifest) == {"ok": 5, "empty": 1, "failed": 2}
     assert failure_reasons(run.manifest) == {"truncated <file>": 2}
-    assert stage_seconds(run) == {"decode": 3.0, "merge": 1.25}
+    assert stage_seconds(run) == {"decode": 3.0, "merge": 1.5}
+    assert explore_seconds(run) == 4.0  # of rank 0, which made two files
 
 
 def test_a_resumed_phase_counts_the_time_of_both_starts():

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How phase 1 sees a photo: its merge tree, small enough for a page that cuts it anywhere, and what refinement does.
+
+The patches of a tree stand in the order of its depth-first layout. Then every region, at every moment of the merging,
+is a run of neighbours in that order, and one number says all about two neighbours: which merge joined them. So the
+whole tree is one array `joined`, and the regions after m merges begin wherever it holds m or more.
+"""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sohes import config as configuration
+from sohes.config import ExploreConfig
+from sohes.data.coco import LabelSet
+from sohes.data.images import read_image
+from sohes.errors import SohesError
+from sohes.forest import Forest
+from sohes.labels.features import FeatureExtractor, build_extractor
+from sohes.masks import PackedMasks, mask_iou
+from sohes.ops.merge_regions import merge_regions
+from sohes.ops.merge_tree import MergeTree
+from sohes.phases.explore import label_image
+from sohes.report.photos import TILE, choose_evenly, image_uri, png_uri, training_root
+from sohes.report.record import RunRecord
+from sohes.visualize import overlay_forest, resize_forest, resize_image
+
+_NUM_CUTS = 49
+_SHOWN_REGIONS = 24  # of the cut that a page without script shows
+_MAX_PATCHES = 1 << 16
+_MARGIN = 0.2  # around the object that is shown enlarged, as a share of its box
+_CONTOUR = (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class Closeup:
+    """One mask, enlarged. uri: the part of the photo; before, after: transparent pictures of the same size (h, w);
+    iou: of the mask before refinement with that after."""
+
+    uri: str
+    before: str
+    after: str
+    size: tuple[int, int]
+    iou: float
+
+
+@dataclass(frozen=True)
+class TreePicture:
+    """A photo with its merge tree.
+
+    size: (h, w) of the picture. places: uint16 [h * w], the place of each pixel's patch in the layout of the tree, and
+    joined: uint16 [patches - 1], both deflated and in base64. cuts: (similarity, merges done, regions), from many
+    regions to few. still: the cut of a page without script, as a data URI.
+    """
+
+    name: str
+    uri: str
+    size: tuple[int, int]
+    places: str
+    joined: str
+    cuts: list[tuple[float, int, int]]
+    still: str
+    closeup: Closeup | None
+
+
+@dataclass(frozen=True)
+class TreePanels:
+    pictures: list[TreePicture] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def collect_trees(run: RunRecord, num_photos: int) -> TreePanels:
+    """Cluster up to `num_photos` of the run's labelled photos again, with the run's own settings."""
+    shards = sorted((run.path / "labels").glob("shard-*.json"))[:1]
+    if num_photos < 1 or not shards or "explore" not in run.config:
+        return TreePanels()
+    panels = TreePanels()
+    try:
+        config = configuration.from_dict(ExploreConfig, run.config["explore"], "explore")
+        labels = LabelSet(shards[0], training_root(run, shards[0]))
+        extractor, rough = build_extractor(config), build_extractor(unrefined(config))
+    except (SohesError, ValueError) as error:
+        panels.problems.append(f"no merge trees: {error}")
+        return panels
+    for index in choose_evenly(range(len(labels)), num_photos):
+        try:
+            path = labels[index].path
+            panels.pictures.append(draw_tree(read_image(path), path.name, extractor, rough, config))
+        except SohesError as error:
+            panels.problems.append(str(error))
+    return panels
+
+
+def draw_tree(
+    image: Tensor, name: str, extractor: FeatureExtractor, rough: FeatureExtractor, config: ExploreConfig
+) -> TreePicture:
+    """Cluster one photo, uint8 [3, H, W], and pack its tree. rough: the extractor without refinement.
+
+    Raises SohesError when the photo has too many patches.
+    """
+    view = extractor.view(image)
+    (features,) = extractor([view])
+    (tree,) = merge_regions(features)
+    if tree.num_leaves > _MAX_PATCHES:
+        raise SohesError(f"{name}: {tree.num_leaves} patches are too many to show its tree")
+    small = resize_image(image, TILE)  # [3, h, w]
+    size = (small.shape[1], small.shape[2])
+    order, joined = layout_boundaries(tree)
+    place_of = np.empty(tree.num_leaves, np.uint16)
+    place_of[order] = np.arange(tree.num_leaves)
+    places = place_of[_resize_labels(view.photo_patches(), size).numpy()]  # [h, w]
+    cuts = spread_cuts(tree, _NUM_CUTS)
+    still = min(cuts, key=lambda cut: abs(cut[2] - _SHOWN_REGIONS))
+    return TreePicture(
+        name=name,
+        uri=image_uri(small),
+        size=size,
+        places=_deflated(places),
+        joined=_deflated(joined),
+        cuts=cuts,
+        still=_draw_cut(small, places, joined, still[1]),
+        closeup=_draw_closeup(image, extractor, rough, config),
+    )
+
+
+def layout_boundaries(tree: MergeTree) -> tuple[np.ndarray, np.ndarray]:
+    """Leaves in the order of the layout, int64 [N], and for each but the last the merge that joined it with the next:
+    uint16 [N - 1], the number of merges where none did."""
+    starts, _, order = (one.numpy() for one in tree.intervals)
+    joined = np.full(max(tree.num_leaves - 1, 0), len(tree.merges), np.uint16)
+    pairs = starts[tree.merges.numpy().reshape(-1, 2)]  # [M, 2]: where the two parts of each merge begin
+    joined[pairs.max(1) - 1] = np.arange(len(pairs))
+    return order, joined
+
+
+def spread_cuts(tree: MergeTree, count: int) -> list[tuple[float, int, int]]:
+    """About `count` cuts (similarity, merges done, regions), their numbers of regions spread evenly in logarithm."""
+    if len(tree.merges) == 0:
+        return [(1.0, 0, tree.num_leaves)]
+    lowest = np.minimum.accumulate(tree.similarity.numpy())  # cuts see the running minimum
+    regions = np.geomspace(tree.num_leaves, tree.num_leaves - len(tree.merges) + 1, count)
+    thresholds = np.unique(lowest[(tree.num_leaves - regions).round().astype(int)])[::-1]
+    merges = [tree.num_merges(float(threshold)) for threshold in thresholds]
+    found = [(float(t), m, tree.num_leaves - m) for t, m in zip(thresholds, merges, strict=True)]
+    return [(1.0, 0, tree.num_leaves), *(cut for cut in found if cut[1] > 0)]
+
+
+def unrefined(config: ExploreConfig) -> ExploreConfig:
+    """The settings without what sharpens masks: patches stay squares."""
+    return replace(config, snap_rounds=0)
+
+
+def _draw_closeup(
+    image: Tensor, extractor: FeatureExtractor, rough: FeatureExtractor, config: ExploreConfig
+) -> Closeup | None:
+    """The best mask of middling size inside the photo, before and after; None where the settings refine nothing."""
+    if unrefined(config) == config:
+        return None
+    after = label_image(image, extractor, config)
+    before = label_image(image, rough, unrefined(config))
+    if len(after) == 0 or len(before) == 0:
+        return None
+    height, width = image.shape[1:]
+    share, boxes = after.masks.areas / (height * width), after.masks.boxes  # [N], [N, 4]
+    is_inside = (boxes[:, :2] > 0).all(1) & (boxes[:, 2] < width) & (boxes[:, 3] < height)
+    good = (is_inside & (share > 0.01) & (share < 0.35)).nonzero().flatten()
+    chosen = int(good[0]) if len(good) else 0  # best scores come first
+    ious = mask_iou(after.masks[chosen : chosen + 1], before.masks)[0]  # [n]
+    box = _widen(boxes[chosen].tolist(), height, width)
+    x0, y0, x1, y1 = box
+    crop = resize_image(image[:, y0:y1, x0:x1].contiguous(), TILE)
+    size = (crop.shape[1], crop.shape[2])
+    return Closeup(
+        uri=image_uri(crop),
+        before=_outline(before, int(ious.argmax()), box, size),
+        after=_outline(after, chosen, box, size),
+        size=size,
+        iou=float(ious.max()),
+    )
+
+
+def _outline(forest: Forest, index: int, box: tuple[int, int, int, int], size: tuple[int, int]) -> str:
+    x0, y0, x1, y1 = box
+    dense = forest.masks[index : index + 1].to_dense()[:, y0:y1, x0:x1]
+    alone = Forest(PackedMasks.from_dense(dense), torch.ones(1), torch.tensor([-1]))
+    return png_uri(overlay_forest(resize_forest(alone, size), fill=False))
+
+
+def _widen(box: list[int], height: int, width: int) -> tuple[int, int, int, int]:
+    x0, y0, x1, y1 = box
+    margin = max(8, round(_MARGIN * max(x1 - x0, y1 - y0)))
+    return max(x0 - margin, 0), max(y0 - margin, 0), min(x1 + margin, width), min(y1 + margin, height)
+
+
+def _draw_cut(photo: Tensor, places: np.ndarray, joined: np.ndarray, merges: int) -> str:
+    """The regions after some merges in their mean colours with white contours: what the page's script draws, too."""
+    region_of = np.concatenate([[0], np.cumsum(joined >= merges)])  # [patches]
+    regions = region_of[places]  # [h, w]
+    pixels = photo.numpy().reshape(3, -1)  # [3, h * w]
+    counts = np.maximum(np.bincount(regions.ravel(), minlength=region_of[-1] + 1), 1)
+    sums = [np.bincount(regions.ravel(), channel, region_of[-1] + 1) for channel in pixels]
+    picture = np.stack([(channel / counts)[regions] for channel in sums], -1)  # [h, w, 3]
+    picture[:, :-1][regions[:, :-1] != regions[:, 1:]] = _CONTOUR
+    picture[:-1][regions[:-1] != regions[1:]] = _CONTOUR
+    opaque = np.concatenate([picture.round().astype(np.uint8), np.full((*regions.shape, 1), 255, np.uint8)], -1)
+    return png_uri(torch.from_numpy(opaque).permute(2, 0, 1))
+
+
+def _resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Integer labels [H, W] sampled at the centres of the pixels of another size."""
+    height, width = labels.shape
+    ys = ((torch.arange(size[0]) + 0.5) * height / size[0]).long().clamp(max=height - 1)
+    xs = ((torch.arange(size[1]) + 0.5) * width / size[1]).long().clamp(max=width - 1)
+    return labels.cpu()[ys[:, None], xs[None, :]]
+
+
+def _deflated(values: np.ndarray) -> str:
+    return base64.b64encode(zlib.compress(values.astype("<u2").tobytes(), 9)).decode("ascii")
