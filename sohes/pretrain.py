@@ -7,9 +7,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
 import tyro
 
 from sohes import config as configuration
@@ -17,11 +19,11 @@ from sohes.cli import fail_clearly, parse
 from sohes.data.photo_pack import write_pack
 from sohes.data.photos import PhotoSet
 from sohes.data.sources import ImageList, list_images
-from sohes.engine.run import Run, RunError, open_run, write_json
-from sohes.env import collect_env
+from sohes.engine.distributed import World, find_world, on_main, process_group
+from sohes.engine.run import Run, RunError
 from sohes.phases.pretrain import pretrain
 from sohes.pretrain_config import PretrainConfig, get_preset
-from sohes.train import pick_device
+from sohes.train import pick_device, start_run
 
 
 @dataclass
@@ -49,19 +51,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args = parse(Arguments, given, prog="python -m sohes.pretrain", default=default)
         if args.pack is not None:
             pack_photos(args)
-        else:
-            pretrain_run(args)
+            return 0
+        world = find_world()
+        device = pick_device(args.device, world.local_rank)
+        with process_group(world, device, timedelta(minutes=args.config.engine.timeout_minutes)):
+            pretrain_run(args, device, world)
     return 0
 
 
-def pretrain_run(args: Arguments) -> Run:
-    """The whole job. Raises SohesError for everything a person can mend."""
+def pretrain_run(args: Arguments, device: torch.device, world: World) -> Run:
+    """The whole job; every process of the `world` calls this. Raises SohesError for everything a person can mend."""
     config = args.config
-    config.check()
-    device = pick_device(args.device)
+    config.check(world.size)
     found = _find_photos(config)
-    run = open_run(args.out, config, args.resume)
-    write_json(run.path / "env.json", collect_env())
+    on_main(lambda: start_run(args, world))
+    run = Run(args.out, world.is_main)
     if run.is_trained("pretrain"):
         run.log(f"trained before, see {run.weights('pretrain')}")
         return run
@@ -69,7 +73,7 @@ def pretrain_run(args: Arguments) -> Run:
     for reason in photos.failures:
         run.log(reason)
     run.log(f"{len(photos)} photos, preset {config.preset}, device {device}, seed {config.seed}")
-    pretrain(run, config, photos, device)
+    pretrain(run, config, photos, device, world)
     run.log(f"backbone: {run.weights('pretrain')}")
     return run
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sohes.config import ConfigError, OptimConfig
+from sohes.config import ConfigError, EngineConfig, OptimConfig
 
 
 @dataclass
@@ -130,10 +130,6 @@ class PretrainConfig:
     """Decoded photos are kept in memory; a set that needs more than this is refused."""
     pack_quality: int = 60
     """WebP quality of `--pack`, 0..100: 60 makes about 4 kB of a photo of 192 px. [ours]"""
-    checkpoint_seconds: float = 120.0
-    """A checkpoint is written about this often, in seconds."""
-    keep_checkpoints: int = 2
-    """Checkpoints kept, >= 1."""
     seed: int = 0
     """Of everything random."""
     vit: VitConfig = field(default_factory=VitConfig)
@@ -141,9 +137,10 @@ class PretrainConfig:
     distort: DistortConfig = field(default_factory=DistortConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     optim: OptimConfig = field(default_factory=_default_optim)
+    engine: EngineConfig = field(default_factory=EngineConfig)
 
-    def check(self) -> None:
-        """Raises ConfigError for settings that do not fit each other."""
+    def check(self, num_processes: int = 1) -> None:
+        """Raises ConfigError for the first setting that does not fit."""
         if self.vit.width % self.vit.heads:
             raise ConfigError(f"vit.width {self.vit.width} is not a multiple of vit.heads {self.vit.heads}")
         for name in ("global_size", "local_size"):
@@ -155,8 +152,17 @@ class PretrainConfig:
             low, high = getattr(self.crops, name)
             if not 0 < low <= high:
                 raise ConfigError(f"crops.{name} {low, high}: expected 0 < low <= high")
-        if self.batch_size < 2:
-            raise ConfigError(f"batch_size {self.batch_size}: self-distillation compares photos, expected at least 2")
+        if self.batch_size % num_processes or self.batch_size < 2 * num_processes:
+            raise ConfigError(
+                f"batch_size {self.batch_size} for {num_processes} processes: expected a multiple, and at least 2 "
+                "photos for each, as photos are compared"
+            )
+        for name, value in (("accumulate", 1), ("sharding", "ddp")):
+            if getattr(self.engine, name) != value:
+                raise ConfigError(
+                    f"engine.{name} {getattr(self.engine, name)}: pretraining compares the photos of a whole batch, "
+                    f"with a small model; expected {value}"
+                )
 
 
 def tiny_cpu() -> PretrainConfig:

@@ -83,14 +83,8 @@ class PhotoSet:
 def photo_batches(
     photos: PhotoSet, batch_size: int, seed: int, start_step: int, stop_step: int, rank: int = 0, world: int = 1
 ) -> Iterator[tuple[int, PhotoBatch]]:
-    """Yield (step, batch): this process's slice of the global batch, the same from whatever step one starts.
-
-    Raises:
-        DataError: a `batch_size` that the processes cannot share, or with which nobody has two photos.
-    """
+    """Yield (step, batch): this process's slice of the global batch, the same from whatever step one starts."""
     share = batch_size // world
-    if batch_size % world or share < 2:
-        raise DataError(f"batch size {batch_size} for {world} processes; expected a multiple, and 2 photos for each")
     for step in range(start_step, stop_step):
         samples = step_samples(len(photos), batch_size, step, seed)[rank * share : (rank + 1) * share]
         yield step, photos.batch([index for _, index in samples])

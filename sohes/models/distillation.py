@@ -17,10 +17,10 @@ from sohes.pretrain_config import DistillConfig, VitConfig
 
 @dataclass(frozen=True, eq=False)
 class Views:
-    """What a network says of B crops, K prototypes.
+    """What a network says of B large and S small crops, K prototypes.
 
-    class_tokens: [B, C], normalised by the ViT's last norm. class_logits: [B, K]. patch_logits: [M, K], of the M
-    patches asked for, in the order of the crops.
+    class_tokens: [B, C] of the large ones, normalised by the ViT's last norm. class_logits: [B + S, K]. patch_logits:
+    [M, K], of the M patches asked for, in the order of the large crops.
     """
 
     class_tokens: Tensor
@@ -82,17 +82,31 @@ class DistillationModel(nn.Module):
         """None: everything starts from random weights and learns at one rate."""
         return iter(())
 
-    def forward(self, crops: Tensor, chosen: Tensor | None = None, hide: bool = False) -> Views:
-        """crops [B, 3, H, W], normalised; chosen: bool [B, h, w], patches to speak of; hide: these are not seen."""
-        patches = self.vit.patch_embed(crops)  # [B, h, w, C]
-        if chosen is None:
-            chosen = torch.zeros(patches.shape[:3], dtype=torch.bool, device=crops.device)
+    def layers(self) -> list[nn.Module]:
+        """The units that `engine.compile` compiles."""
+        return list(self.vit.blocks)
+
+    def forward(self, large: Tensor, chosen: Tensor, small: Tensor | None = None, hide: bool = False) -> Views:
+        """All crops in one call, so that gradients of all processes meet once.
+
+        Args:
+            large: [B, 3, G, G], normalised. small: [S, 3, L, L] or None.
+            chosen: bool [B, h, w], patches of the large crops to speak of. hide: these are not seen.
+        """
+        patches = self.vit.patch_embed(large)  # [B, h, w, C]
         if hide:
             patches = torch.where(chosen[..., None], self.mask_token.to(patches.dtype), patches)
-        tokens = self.vit.norm(self.vit.blocks(self.vit.norm_pre(self.vit._pos_embed(patches))))
+        tokens = self.encode(patches)
         class_tokens = tokens[:, 0]
         own = tokens[:, self.vit.num_prefix_tokens :][chosen.flatten(1)]  # [M, C]
-        return Views(class_tokens, self.class_head(class_tokens), self.patch_head(own))
+        all_classes = class_tokens
+        if small is not None:
+            all_classes = torch.cat((class_tokens, self.encode(self.vit.patch_embed(small))[:, 0]))  # [B + S, C]
+        return Views(class_tokens, self.class_head(all_classes), self.patch_head(own))
+
+    def encode(self, patches: Tensor) -> Tensor:
+        """Embedded patches [B, h, w, C] -> tokens [B, prefix + h*w, C]."""
+        return self.vit.norm(self.vit.blocks(self.vit.norm_pre(self.vit._pos_embed(patches))))
 
 
 def build_distillation_model(vit: VitConfig, distill: DistillConfig, image_size: int) -> DistillationModel:

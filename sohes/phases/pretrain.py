@@ -12,10 +12,10 @@ import math
 import torch
 from torch import Generator, Tensor
 
-from sohes.config import EngineConfig
 from sohes.data.crops import cut_crops, distort, draw_boxes, draw_patch_masks
 from sohes.data.photos import PhotoBatch, PhotoSet, photo_batches
 from sohes.data.transforms import normalise
+from sohes.engine.distributed import World, on_main
 from sohes.engine.ema import make_teacher, update_teacher
 from sohes.engine.loop import Part, Trainer, train
 from sohes.engine.run import Run
@@ -25,8 +25,8 @@ from sohes.models.export import save_vit
 from sohes.pretrain_config import CropConfig, DistortConfig, PretrainConfig
 
 
-def pretrain(run: Run, config: PretrainConfig, photos: PhotoSet, device: torch.device) -> None:
-    """Train from random weights; writes `weights/pretrain/`. Goes on from a checkpoint if there is one.
+def pretrain(run: Run, config: PretrainConfig, photos: PhotoSet, device: torch.device, world: World) -> None:
+    """Train from random weights; the main process writes `weights/pretrain/`. Goes on from a checkpoint.
 
     Raises TrainingDiverged, CheckpointError, DataError.
     """
@@ -40,15 +40,14 @@ def pretrain(run: Run, config: PretrainConfig, photos: PhotoSet, device: torch.d
         large, small = draw_views(batch, config.crops, config.distort, generator)
         grid = (config.crops.global_size // config.vit.patch,) * 2
         hidden = draw_patch_masks(len(large), grid, settings.mask_share, settings.mask_probability, generator)
-        seen = student(large, hidden, hide=True)
-        seen_small = student(small).class_logits if len(small) else seen.class_logits[:0]
+        seen = part.model(large, hidden, small, hide=True)
         with torch.no_grad():
             taught = teacher(large, hidden)
         with torch.autocast(device.type, enabled=False):
             heat = teacher_temperature(step, config)
             num = len(batch.images)
             teacher_class = sinkhorn(taught.class_logits, heat).view(2, num, -1)
-            student_class = torch.cat((seen.class_logits, seen_small)).view(2 + config.crops.num_locals, num, -1)
+            student_class = seen.class_logits.view(2 + config.crops.num_locals, num, -1)
             losses = {
                 "loss_class": class_loss(teacher_class, student_class, settings.student_temperature),
                 "loss_patch": patch_loss(
@@ -68,26 +67,29 @@ def pretrain(run: Run, config: PretrainConfig, photos: PhotoSet, device: torch.d
             phase="pretrain",
             modules={"model": student, "teacher": teacher},
             compute_loss=compute_loss,
-            make_batches=lambda start: photo_batches(photos, config.batch_size, config.seed, start, config.num_steps),
+            make_batches=lambda start: photo_batches(
+                photos, config.batch_size, config.seed, start, config.num_steps, world.rank, world.size
+            ),
             num_steps=config.num_steps,
             seed=config.seed,
             optim=config.optim,
-            engine=EngineConfig(checkpoint_seconds=config.checkpoint_seconds, keep_checkpoints=config.keep_checkpoints),
+            engine=config.engine,
+            world=world,
             after_step=after_step,
         )
     )
     arguments = vit_arguments(config.vit, config.crops.global_size)
-    save_vit(run.weights("pretrain"), teacher.vit, ARCHITECTURE, arguments)
+    on_main(lambda: save_vit(run.weights("pretrain"), teacher.vit, ARCHITECTURE, arguments))
 
 
 def draw_views(
     batch: PhotoBatch, crops: CropConfig, distortion: DistortConfig, generator: Generator
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """The crops of a batch of B photos, normalised, drawn and coloured on the batch's device.
 
     Returns:
         Large crops float32 [2 * B, 3, G, G], the first crop of every photo before the second of any; small ones
-        [num_locals * B, 3, L, L] in the same order.
+        [num_locals * B, 3, L, L] in the same order, None when there are to be none.
     """
     canvases = batch.images.float() / 255  # [B, 3, S, S]
 
@@ -103,8 +105,7 @@ def draw_views(
         cut(crops.global_scale, crops.global_size, blur[1], distortion.solarize_probability),
     ]
     small = [cut(crops.local_scale, crops.local_size, blur[2], 0.0) for _ in range(crops.num_locals)]
-    empty = canvases.new_empty((0, 3, crops.local_size, crops.local_size))
-    return normalise(torch.cat(large) * 255), normalise(torch.cat(small) * 255) if small else empty
+    return normalise(torch.cat(large) * 255), normalise(torch.cat(small) * 255) if small else None
 
 
 def teacher_temperature(step: int, config: PretrainConfig) -> float:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -47,14 +49,14 @@ def run(out: Path, photos: Path, *options: str) -> dict[str, torch.Tensor]:
 
 
 def test_resumed_run_equals_one_never_stopped(photos, tmp_path, monkeypatch):
-    whole = run(tmp_path / "whole", photos, "--num-steps", "6", "--checkpoint-seconds", "0")
+    whole = run(tmp_path / "whole", photos, "--num-steps", "6", "--engine.checkpoint-seconds", "0")
 
     class Stopped(Exception):
         pass
 
     real = command.pretrain
 
-    def stopping(run_, config, photo_set, device):
+    def stopping(run_, config, photo_set, device, world):
         def batches(*args):
             for step, batch in photo_batches(*args):
                 if step == 3:
@@ -63,17 +65,27 @@ def test_resumed_run_equals_one_never_stopped(photos, tmp_path, monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr("sohes.phases.pretrain.photo_batches", batches)
-            real(run_, config, photo_set, device)
+            real(run_, config, photo_set, device, world)
 
     with monkeypatch.context() as patch:
         patch.setattr(command, "pretrain", stopping)
         with pytest.raises(Stopped):
-            run(tmp_path / "parts", photos, "--num-steps", "6", "--checkpoint-seconds", "0")
+            run(tmp_path / "parts", photos, "--num-steps", "6", "--engine.checkpoint-seconds", "0")
     assert not (tmp_path / "parts" / "weights").exists()
-    resumed = run(tmp_path / "parts", photos, "--num-steps", "6", "--checkpoint-seconds", "0", "--resume")
+    resumed = run(tmp_path / "parts", photos, "--num-steps", "6", "--engine.checkpoint-seconds", "0", "--resume")
     assert resumed["step"] == whole["step"] == 6
     for module in ("model", "teacher"):
         assert all(torch.equal(whole[module][key], resumed[module][key]) for key in whole[module])
+
+
+def test_two_processes_share_the_work(photos, tmp_path):
+    command_line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    options = ["--images", str(photos), "--out", str(tmp_path), *SMALL, "--num-steps", "2"]
+    done = subprocess.run([*command_line, "-m", "sohes.pretrain", *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1]
+    assert timm.create_model(f"local-dir:{tmp_path / 'weights' / 'pretrain'}", pretrained=True).embed_dim == 32
 
 
 def test_backbone_opens_in_timm(photos, tmp_path):
@@ -164,6 +176,8 @@ def test_batches_of_ranks_make_the_global_batch(photos):
         (["--images", "nowhere"], "no such file or folder: nowhere"),
         ([], "--images: expected folders, tars or lists of photos to learn from"),
         (["--images", ".", "--crops.global-size", "30"], "crops.global_size 30 is not a multiple of vit.patch 8"),
+        (["--images", ".", "--batch-size", "1"], "batch_size 1 for 1 processes: expected a multiple, and at least 2"),
+        (["--images", ".", "--engine.accumulate", "2"], "engine.accumulate 2: pretraining compares the photos"),
         (["--images", ".", "--vit.heads", "5"], "vit.width 192 is not a multiple of vit.heads 5"),
         (["--preset", "tiny-h20"], "unknown preset 'tiny-h20': did you mean 'tiny-h200'?"),
     ],
