@@ -1,22 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
 // The greedy order is exact, yet most similarities are never computed.
 //
-// Every edge carries either its similarity or an upper bound of it. A bound costs no pass over the channels:
-// when a and b become c = a + b, a neighbour n of both has <c, n> = <a, n> + <b, n>, and a neighbour of a
-// alone turns towards the merged region by no more than the angle between a and c (bounds.h). Only an edge
-// whose bound comes before everything else pays for a dot product, of the sums as they are then. What decides
-// is always a freshly computed similarity.
+// Every pair carries a lower bound of its angle, and so an upper bound of its similarity, that costs no pass
+// over the channels: when a and b become c = a + b, a neighbour n of both has <c, n> = <a, n> + <b, n>, and a
+// neighbour of one alone turns towards the merged region by no more than the angle between that one and c
+// (bounds.h). Only a pair whose bound comes before everything else pays for a dot product, of the sums as
+// they are then. What decides is always a freshly computed similarity.
 //
-// An edge belongs to the younger of its two regions, and the heap holds one entry per region: its best edge.
-// A merge makes all edges of c belong to c, so the entries of other regions can only become too optimistic,
-// never too pessimistic, and are repaired when they surface. Nothing is ever searched for or updated inside
-// the heap.
+// A pair belongs to the younger of its two regions, and the heap holds one entry per region: the best pair
+// that belongs to it. A merge makes all pairs of c belong to c, so the entries of other regions can only
+// become too optimistic, never too pessimistic, and are repaired when they surface. Nothing is ever searched
+// for or updated inside the heap.
 //
-// One merge reads two rows of features and those of the neighbours that are evaluated (6 to 12 of them on
-// feature maps of 60x60 to 200x200), and touches each neighbour's edge a few times.
+// Long borders. A region that swallows its surroundings one by one has hundreds of neighbours, and only a few
+// of them change in a merge. Its turn is added to one number (`turned`) instead of subtracted from every
+// angle; its pairs stay where they are; only those of the part with fewer neighbours move. What is left that
+// is proportional to the border is to run along its keys for the least one, a few numbers a nanosecond.
+//
+// One merge reads two rows of features and those of the neighbours that are evaluated (5 to 15 of them on
+// feature maps of 28x28 to 200x200).
 #include "greedy.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "bounds.h"
@@ -25,9 +31,44 @@
 namespace sohes::merging {
 namespace {
 
-// Up to this many edges, a region evaluates its candidates together, as rows in flight hide each other's
+// Up to this many neighbours, a region evaluates its candidates together, as rows in flight hide each other's
 // latency. With more, the most promising one goes first, as its similarity may spare the others.
-constexpr int kFewEdges = 8;
+constexpr int kFewNeighbours = 8;
+
+// Keys are float32 numbers below 16, and rounded down.
+constexpr double kMostTurned = 4;
+constexpr double kKeyRounding = 6e-7;
+
+float key_of(double angle, double turned) { return static_cast<float>(angle + turned - kKeyRounding); }
+
+// The place of x among the first `count`, or -1. Whole blocks are compared at once.
+int32_t find(const int32_t* values, int32_t count, int32_t x) {
+  constexpr int kBlock = 16;
+  int32_t i = 0;
+  for (; i + kBlock <= count; i += kBlock) {
+    int32_t hits = 0;
+    for (int j = 0; j < kBlock; ++j) hits |= values[i + j] == x;
+    if (hits != 0) break;
+  }
+  for (; i < count; ++i) {
+    if (values[i] == x) return i;
+  }
+  return -1;
+}
+
+float least(const float* keys, int32_t count) {
+  constexpr int kBlock = 16;
+  float lanes[kBlock];
+  for (int j = 0; j < kBlock; ++j) lanes[j] = kForeign;
+  int32_t i = 0;
+  for (; i + kBlock <= count; i += kBlock) {
+    for (int j = 0; j < kBlock; ++j) lanes[j] = keys[i + j] < lanes[j] ? keys[i + j] : lanes[j];
+  }
+  float found = kForeign;
+  for (; i < count; ++i) found = std::min(found, keys[i]);
+  for (int j = 0; j < kBlock; ++j) found = std::min(found, lanes[j]);
+  return found;
+}
 
 class Merger {
  public:
@@ -47,16 +88,14 @@ class Merger {
         pop();
         continue;
       }
-      const Edge& edge = s_.edges[top.edge];
-      const bool is_current = edge.u >= 0 && s_.id[other_end(edge, owner)] == top.low;
-      if (!is_current || !edge.is_exact) {
+      if (top.other < 0 || s_.slot[top.low] < 0) {
         replace_top(owner);
         continue;
       }
       out.pairs[2 * count] = top.low;
       out.pairs[2 * count + 1] = top.high;
       out.similarity[count] = top.bound;
-      const int32_t merged = merge(top.edge, graph_.num_regions + count);
+      const int32_t merged = merge(owner, top.other, graph_.num_regions + count);
       ++count;
       replace_top(merged);
     }
@@ -64,12 +103,6 @@ class Merger {
   }
 
  private:
-  static int32_t other_end(const Edge& edge, int32_t slot) { return edge.u ^ edge.v ^ slot; }
-
-  Entry entry_of(int32_t edge, int32_t owner) const {
-    return {s_.edges[edge].bound, s_.id[other_end(s_.edges[edge], owner)], s_.id[owner], edge};
-  }
-
   // --- setting up ---
 
   void build_lists() {
@@ -77,46 +110,53 @@ class Merger {
     for (int32_t i = 0; i < n; ++i) s_.row[i] = graph_.features + i * graph_.channels;
     for (int32_t i = 0; i < n; ++i) s_.id[i] = s_.slot[i] = i;
     std::fill_n(s_.slot + n, n, -1);
-    std::fill_n(s_.mark, n, -1);
+    std::fill_n(s_.turned, n, 0.0);
     std::fill_n(s_.degree, n, 0);
     for (int32_t i = 0; i < 2 * e; ++i) ++s_.degree[graph_.edges[i]];
     for (int32_t i = 0; i < n; ++i) {
       s_.first[i] = used_;
+      s_.capacity[i] = s_.degree[i];
       used_ += s_.degree[i];
       s_.degree[i] = 0;
     }
     for (int32_t k = 0; k < e; ++k) {
       const int32_t u = graph_.edges[2 * k], v = graph_.edges[2 * k + 1];
-      s_.edges[k] = {u, v, 1.0f, false};
-      s_.list[s_.first[u] + s_.degree[u]++] = k;
-      s_.list[s_.first[v] + s_.degree[v]++] = k;
+      if (find(s_.lists.other + s_.first[u], s_.degree[u], v) >= 0) continue;  // named twice
+      append(u, v, u < v ? kForeign : 0.0f);
+      append(v, u, v < u ? kForeign : 0.0f);
     }
   }
 
   // The length of region i and its similarities to the neighbours before it, whose lengths are known: each
-  // row is read while the rows around it are still in the cache.
+  // row is read once, while the rows around it are still in the cache.
   void first_similarities(int32_t i) {
-    double own = 0;
-    const float* row = s_.row[i];
-    loops_.dots(row, &row, 1, graph_.channels, &own);
-    s_.norm[i] = own;
-    int32_t batch[kMaxRows];
-    int count = 0;
-    for (int32_t k = 0; k < s_.degree[i]; ++k) {
-      const int32_t edge = s_.list[s_.first[i] + k];
-      if (other_end(s_.edges[edge], i) > i) continue;
-      batch[count++] = edge;
-      if (count < kMaxRows) continue;
-      evaluate(i, batch, count);
-      count = 0;
+    const float* rows[kMaxRows] = {s_.row[i]};
+    int32_t places[kMaxRows];
+    double dots[kMaxRows];
+    int count = 1;
+    int32_t k = 0;
+    const int32_t first = s_.first[i];
+    for (; k < s_.degree[i] && count < kMaxRows; ++k) {
+      const int32_t other = s_.lists.other[first + k];
+      if (other > i) continue;
+      rows[count] = s_.row[other];
+      places[count++] = k;
     }
-    evaluate(i, batch, count);
+    loops_.dots(s_.row[i], rows, count, graph_.channels, dots);
+    s_.norm[i] = dots[0];
+    for (int j = 1; j < count; ++j) set_exact(i, places[j], dots[j]);
+    for (; k < s_.degree[i]; ++k) {
+      if (s_.lists.other[first + k] < i) evaluate(i, &k, 1);
+    }
   }
 
   void build_heap() {
     for (int32_t i = 0; i < graph_.num_regions; ++i) {
-      const Entry best = best_edge(i);
-      if (best.edge >= 0) s_.heap[heap_size_++] = best;
+      Entry best = kNoEntry;
+      for (int32_t k = 0; k < s_.degree[i]; ++k) {
+        if (s_.lists.other[s_.first[i] + k] < i) best = first_of(best, exact_entry(i, k));
+      }
+      if (best.other >= 0) s_.heap[heap_size_++] = best;
     }
     for (int32_t i = heap_size_ / 2 - 1; i >= 0; --i) sift_down(i);
   }
@@ -144,85 +184,167 @@ class Merger {
     return heap_size_ > 2 && comes_before(s_.heap[2], s_.heap[1]) ? s_.heap[2] : s_.heap[1];
   }
 
-  // Puts the best edge of this region at the top in place of what is there, and lets it sink to its place.
+  // Puts the best pair of this region at the top in place of what is there, and lets it sink to its place.
   void replace_top(int32_t region) {
-    Entry best = best_edge(region);
-    if (best.edge < 0) return pop();
+    Entry best = promise_of(region);
+    if (best.high < 0) return pop();
     const Entry rest = runner_up();
-    if (!s_.edges[best.edge].is_exact && comes_before(best, rest)) best = settle(region, best, rest);
+    if (comes_before(best, rest)) best = settle(region, best, rest);
     s_.heap[0] = best;
     sift_down(0);
   }
 
-  // --- edges of one region ---
+  // --- the best pair of one region ---
 
-  // The best edge that belongs to this region, kNoEntry if none does. Forgets edges that are gone.
-  Entry best_edge(int32_t region) {
-    int32_t* list = s_.list + s_.first[region];
-    Entry best = kNoEntry;
-    int32_t kept = 0;
-    for (int32_t i = 0; i < s_.degree[region]; ++i) {
-      const int32_t edge = list[i];
-      if (s_.edges[edge].u < 0) continue;
-      list[kept++] = edge;
-      const Entry entry = entry_of(edge, region);
-      if (entry.low < entry.high && comes_before(entry, best)) best = entry;
-    }
-    s_.degree[region] = kept;
-    return best;
+  Entry exact_entry(int32_t region, int32_t place) const {
+    const int32_t at = s_.first[region] + place, other = s_.lists.other[at];
+    return {s_.lists.value[at], s_.id[other], s_.id[region], other};
   }
 
-  // Evaluates this region's edges until its best one is exact, or one that `rest` comes before. `promising`
-  // is its best.
-  Entry settle(int32_t region, const Entry& promising, const Entry& rest) {
-    const int32_t* list = s_.list + s_.first[region];
-    Entry exact = kNoEntry, bounded = kNoEntry;
-    if (s_.degree[region] > kFewEdges) {
-      evaluate(region, &promising.edge, 1);
-      exact = entry_of(promising.edge, region);
-    }
-    int32_t batch[kMaxRows];
-    int count = 0;
-    const auto flush = [&] {
-      evaluate(region, batch, count);
-      for (int i = 0; i < count; ++i) exact = first_of(exact, entry_of(batch[i], region));
-      count = 0;
-    };
-    for (int32_t i = 0; i < s_.degree[region]; ++i) {
-      const Entry entry = entry_of(list[i], region);
-      if (entry.low > entry.high || !comes_before(entry, exact)) continue;
-      if (s_.edges[entry.edge].is_exact) {
-        exact = entry;
-      } else if (comes_before(rest, entry)) {
-        bounded = first_of(bounded, entry);
-      } else {
-        batch[count++] = entry.edge;
-        if (count == kMaxRows) flush();
+  bool is_exact(int32_t region, int32_t place) const {
+    return s_.lists.stamp[s_.first[region] + place] == s_.id[region];
+  }
+
+  // The entry of a region that says no more than its bounds do; high < 0 where no pair belongs to it.
+  Entry promise_of(int32_t region) const {
+    const float* keys = s_.lists.key + s_.first[region];
+    const float key = least(keys, s_.degree[region]);
+    if (key == kForeign) return {kNever, INT32_MAX, -1, -1};
+    const float bound = bound_of_angle(key - s_.turned[region]);
+    int32_t low = -1;
+    if (bound == 1.0f) {  // as high as can be: ids decide which comes first
+      low = INT32_MAX;
+      for (int32_t i = 0; i < s_.degree[region]; ++i) {
+        if (bound_of_angle(keys[i] - s_.turned[region]) < 1.0f) continue;
+        low = std::min(low, s_.id[s_.lists.other[s_.first[region] + i]]);
       }
     }
-    flush();
-    return first_of(exact, bounded);
+    return {bound, low, s_.id[region], -1};
+  }
+
+  // Evaluates this region's pairs until its best one is known, or `rest` comes before all that may be it.
+  Entry settle(int32_t region, const Entry& promise, const Entry& rest) {
+    const int32_t count = s_.degree[region];
+    const float* keys = s_.lists.key + s_.first[region];
+    Entry exact = kNoEntry;
+    float most = 0;  // pairs with higher keys are beaten
+    const auto tighten = [&] {
+      const double angle = most_angle(std::max(rest.bound, exact.bound));
+      most = static_cast<float>(s_.turned[region] + angle + 2 * kKeyRounding);
+    };
+    const auto look_at = [&](const int32_t* places, int number) {
+      evaluate(region, places, number);
+      for (int i = 0; i < number; ++i) exact = first_of(exact, exact_entry(region, places[i]));
+      tighten();
+    };
+    tighten();
+    if (count > kFewNeighbours) {
+      const int32_t place = most_promising(region, promise);
+      if (!is_exact(region, place)) look_at(&place, 1);
+    }
+    const int32_t num_chosen = choose(region, most, exact);
+    tighten();
+    int32_t* end = s_.chosen + num_chosen;
+    const auto is_later = [&](int32_t i, int32_t j) { return keys[i] > keys[j]; };
+    const bool is_sorted = num_chosen > kMaxRows;
+    if (is_sorted) std::make_heap(s_.chosen, end, is_later);
+    int32_t batch[kMaxRows];
+    int in_batch = 0;
+    while (end != s_.chosen) {
+      if (is_sorted) {
+        if (keys[s_.chosen[0]] > most) break;
+        std::pop_heap(s_.chosen, end, is_later);
+      }
+      const int32_t place = *--end;
+      if (is_beaten(region, place, exact)) continue;
+      batch[in_batch++] = place;
+      if (in_batch < kMaxRows) continue;
+      look_at(batch, in_batch);
+      in_batch = 0;
+    }
+    look_at(batch, in_batch);
+    while (exact.bound < rest.bound) {  // else it comes before all that was not evaluated
+      const int32_t place = least_unknown(region, exact);
+      if (place < 0) break;
+      const float bound = bound_of_angle(keys[place] - s_.turned[region]);
+      if (bound < exact.bound) break;
+      if (bound < rest.bound) return {bound, -1, s_.id[region], -1};
+      look_at(&place, 1);  // only the slack of its bound is above `rest`
+    }
+    return exact;
+  }
+
+  // The place of the pair that the promise is about.
+  int32_t most_promising(int32_t region, const Entry& promise) const {
+    const int32_t count = s_.degree[region];
+    if (promise.low >= 0) return find(s_.lists.other + s_.first[region], count, s_.slot[promise.low]);
+    const float* keys = s_.lists.key + s_.first[region];
+    const float key = least(keys, count);
+    return static_cast<int32_t>(std::find(keys, keys + count, key) - keys);
+  }
+
+  // The place of the least key whose similarity is not known, or -1; `exact` learns of those that are.
+  int32_t least_unknown(int32_t region, Entry& exact) const {
+    const float* keys = s_.lists.key + s_.first[region];
+    int32_t found = -1;
+    for (int32_t i = 0; i < s_.degree[region]; ++i) {
+      if (keys[i] == kForeign) continue;
+      if (is_exact(region, i)) {
+        exact = first_of(exact, exact_entry(region, i));
+      } else if (found < 0 || keys[i] < keys[found]) {
+        found = i;
+      }
+    }
+    return found;
+  }
+
+  // Writes the places with keys up to `most` to s_.chosen and returns their number, less those that are
+  // known, which `exact` learns of, and those that it beats.
+  int32_t choose(int32_t region, float most, Entry& exact) {
+    const float* keys = s_.lists.key + s_.first[region];
+    int32_t num_near = 0, num_chosen = 0;
+    for (int32_t i = 0; i < s_.degree[region]; ++i) {
+      s_.chosen[num_near] = i;
+      num_near += keys[i] <= most;
+    }
+    for (int32_t i = 0; i < num_near; ++i) {
+      const int32_t place = s_.chosen[i];
+      if (is_exact(region, place)) {
+        exact = first_of(exact, exact_entry(region, place));
+      } else if (!is_beaten(region, place, exact)) {
+        s_.chosen[num_chosen++] = place;
+      }
+    }
+    return num_chosen;
+  }
+
+  // Among pairs that may be as similar as can be, only one with a lower id comes before one that is.
+  bool is_beaten(int32_t region, int32_t place, const Entry& exact) const {
+    return exact.bound == 1.0f && s_.id[s_.lists.other[s_.first[region] + place]] > exact.low;
   }
 
   static Entry first_of(const Entry& a, const Entry& b) { return comes_before(b, a) ? b : a; }
 
-  void evaluate(int32_t region, const int32_t* edges, int count) {
+  void evaluate(int32_t region, const int32_t* places, int count) {
     const float* rows[kMaxRows];
     double dots[kMaxRows];
-    for (int i = 0; i < count; ++i) rows[i] = s_.row[other_end(s_.edges[edges[i]], region)];
+    for (int i = 0; i < count; ++i) rows[i] = s_.row[s_.lists.other[s_.first[region] + places[i]]];
     loops_.dots(s_.row[region], rows, count, graph_.channels, dots);
-    for (int i = 0; i < count; ++i) {
-      Edge& edge = s_.edges[edges[i]];
-      edge.bound = similarity_of(dots[i], s_.norm[edge.u], s_.norm[edge.v]);
-      edge.is_exact = true;
-    }
+    for (int i = 0; i < count; ++i) set_exact(region, places[i], dots[i]);
+  }
+
+  void set_exact(int32_t region, int32_t place, double dot) {
+    const int32_t at = s_.first[region] + place;
+    const double similarity = similarity_of(dot, s_.norm[region], s_.norm[s_.lists.other[at]]);
+    s_.lists.value[at] = static_cast<float>(similarity);
+    s_.lists.stamp[at] = s_.id[region];
+    s_.lists.key[at] = key_of(least_angle(similarity), s_.turned[region]);
   }
 
   // --- merging ---
 
-  // Merges the two regions of an edge; returns the slot of the new one.
-  int32_t merge(int32_t through, int32_t new_id) {
-    int32_t a = s_.edges[through].u, b = s_.edges[through].v;
+  // Merges the regions in two slots; returns the slot of the new one.
+  int32_t merge(int32_t a, int32_t b, int32_t new_id) {
     if (s_.degree[a] < s_.degree[b]) std::swap(a, b);
     const double norm_a = s_.norm[a], norm_b = s_.norm[b];
     const SumDots dots = add_rows(a, b);
@@ -230,6 +352,8 @@ class Merger {
     s_.slot[s_.id[a]] = s_.slot[s_.id[b]] = -1;
     s_.id[a] = new_id;
     s_.slot[new_id] = a;
+    remove(a, find(s_.lists.other + s_.first[a], s_.degree[a], b));
+    take_over(a);
     merge_lists(a, b, Turn(norm_a, norm_b, dots.cc, dots.ac), Turn(norm_b, norm_a, dots.cc, dots.bc));
     return a;
   }
@@ -255,79 +379,108 @@ class Merger {
     return row;
   }
 
-  // The list of slot a becomes that of the merged region: edges of b alone move over, and of two edges to a
-  // shared neighbour one stays.
-  void merge_lists(int32_t a, int32_t b, const Turn& turn_a, const Turn& turn_b) {
-    make_room(s_.degree[a] + s_.degree[b]);
-    int32_t* merged = s_.list + used_;
-    int32_t count = 0;
+  // All pairs of the region in slot a belong to it from now on; their keys are moved near zero from time to
+  // time.
+  void take_over(int32_t a) {
+    float* keys = s_.lists.key + s_.first[a];
     for (int32_t i = 0; i < s_.degree[a]; ++i) {
-      const int32_t k = s_.list[s_.first[a] + i];
-      Edge& edge = s_.edges[k];
-      if (edge.u < 0) continue;
-      const int32_t other = other_end(edge, a);
-      if (other == b || s_.mark[other] >= 0) {  // between the two, or named twice in the graph
-        edge.u = -1;
-        continue;
-      }
-      s_.mark[other] = k;
-      merged[count++] = k;
+      if (keys[i] == kForeign) keys[i] = key_of(take_angle(s_.lists.other[s_.first[a] + i], a), s_.turned[a]);
     }
-    const int32_t count_a = count;
+    if (s_.turned[a] < kMostTurned) return;
+    for (int32_t i = 0; i < s_.degree[a]; ++i) keys[i] = key_of(std::max(0.0, keys[i] - s_.turned[a]), 0);
+    s_.turned[a] = 0;
+  }
+
+  // The least angle of a pair that belongs to `owner`, from whom it is taken.
+  double take_angle(int32_t owner, int32_t other) {
+    const int32_t at = s_.first[owner] + find(s_.lists.other + s_.first[owner], s_.degree[owner], other);
+    const double angle = std::max(0.0, s_.lists.key[at] - s_.turned[owner]);
+    s_.lists.key[at] = kForeign;
+    return angle;
+  }
+
+  // The neighbours of b become those of a, whose pairs all belong to it.
+  void merge_lists(int32_t a, int32_t b, const Turn& turn_a, const Turn& turn_b) {
+    make_room(a, s_.degree[b]);
+    if (turn_a.is_regular) {
+      s_.turned[a] += turn_a.angle;
+    } else {
+      std::fill_n(s_.lists.key + s_.first[a], s_.degree[a], key_of(0, s_.turned[a]));
+    }
+    const int32_t num_before = s_.degree[a];
     for (int32_t i = 0; i < s_.degree[b]; ++i) {
-      const int32_t k = s_.list[s_.first[b] + i];
-      Edge& edge = s_.edges[k];
-      if (edge.u < 0) continue;
-      const int32_t other = other_end(edge, b);
-      if (s_.mark[other] >= 0) {
-        join(s_.edges[s_.mark[other]], edge, turn_a, turn_b);
-        s_.mark[other] = -1;
-        continue;
+      const int32_t other = s_.lists.other[s_.first[b] + i];
+      if (other == a) continue;
+      const float key = s_.lists.key[s_.first[b] + i];
+      const double angle = key == kForeign ? take_angle(other, b) : std::max(0.0, key - s_.turned[b]);
+      const int32_t* others = s_.lists.other + s_.first[other];
+      const int32_t back = find(others, s_.degree[other], b);
+      const bool is_shared = find_either(a, num_before, other);
+      if (is_shared) {
+        const int32_t at = s_.first[a] + find(s_.lists.other + s_.first[a], num_before, other);
+        const double before = s_.lists.key[at] - s_.turned[a] + turn_a.angle;  // the angle to part a
+        s_.lists.key[at] = key_of(joined_angle(before, angle, turn_a, turn_b), s_.turned[a]);
+        remove(other, back);
+      } else {
+        s_.lists.other[s_.first[other] + back] = a;
+        append(a, other, key_of(turn_b.is_regular ? angle - turn_b.angle : 0, s_.turned[a]));
       }
-      edge = {a, other, turned_bound(edge.bound, turn_b), false};
-      merged[count++] = k;
     }
-    for (int32_t i = 0; i < count_a; ++i) {
-      Edge& edge = s_.edges[merged[i]];
-      int32_t& mark = s_.mark[other_end(edge, a)];
-      if (mark < 0) continue;  // shared: done above
-      mark = -1;
-      edge.bound = turned_bound(edge.bound, turn_a);
-      edge.is_exact = false;
-    }
-    s_.first[a] = used_;
-    s_.degree[a] = count;
     s_.degree[b] = 0;
-    used_ += count;
   }
 
-  // `kept` leads from a, `gone` from b, to one neighbour.
-  static void join(Edge& kept, Edge& gone, const Turn& turn_a, const Turn& turn_b) {
-    float bound = added_bound(kept.bound, gone.bound, turn_a, turn_b);
-    if (!kept.is_exact) bound = std::min(bound, turned_bound(gone.bound, turn_b));
-    if (!gone.is_exact) bound = std::min(bound, turned_bound(kept.bound, turn_a));
-    kept.bound = bound;
-    kept.is_exact = false;
-    gone.u = -1;
+  // Are they neighbours? Looks through the shorter list; `count` of a's are to be looked at.
+  bool find_either(int32_t a, int32_t count, int32_t b) const {
+    if (count < s_.degree[b]) return find(s_.lists.other + s_.first[a], count, b) >= 0;
+    return find(s_.lists.other + s_.first[b], s_.degree[b], a) >= 0;
   }
 
-  // Live lists hold at most 2E entries, so after moving them together at least half of the 4E are free again.
-  void make_room(int32_t count) {
-    if (used_ + count <= 4 * graph_.num_edges) return;
-    used_ = 0;
-    for (int32_t i = 0; i < graph_.num_regions; ++i) {
-      std::copy_n(s_.list + s_.first[i], s_.degree[i], s_.spare + used_);
-      s_.first[i] = used_;
-      used_ += s_.degree[i];
+  void append(int32_t region, int32_t other, float key) {
+    const int32_t at = s_.first[region] + s_.degree[region]++;
+    s_.lists.other[at] = other;
+    s_.lists.key[at] = key;
+    s_.lists.stamp[at] = -1;
+  }
+
+  void remove(int32_t region, int32_t place) {
+    const int32_t at = s_.first[region] + place, last = s_.first[region] + --s_.degree[region];
+    s_.lists.other[at] = s_.lists.other[last];
+    s_.lists.key[at] = s_.lists.key[last];
+    s_.lists.value[at] = s_.lists.value[last];
+    s_.lists.stamp[at] = s_.lists.stamp[last];
+  }
+
+  // Room for so many more neighbours of a region, in a place twice as large as needed. Live lists hold at
+  // most 2E entries, a region has at most E neighbours, so after moving the lists together there is room
+  // among the 4E.
+  void make_room(int32_t region, int32_t more) {
+    const int32_t needed = s_.degree[region] + more;
+    if (needed <= s_.capacity[region]) return;
+    if (used_ + 2 * needed > 4 * graph_.num_edges) {
+      used_ = 0;
+      for (int32_t i = 0; i < graph_.num_regions; ++i) move_list(i, s_.spare, s_.degree[i]);
+      std::swap(s_.lists, s_.spare);
     }
-    std::swap(s_.list, s_.spare);
+    move_list(region, s_.lists, 2 * needed);
+  }
+
+  // Moves a region's list behind everything in `to`.
+  void move_list(int32_t region, const Lists& to, int32_t capacity) {
+    const int32_t from = s_.first[region], count = s_.degree[region];
+    std::copy_n(s_.lists.other + from, count, to.other + used_);
+    std::copy_n(s_.lists.key + from, count, to.key + used_);
+    std::copy_n(s_.lists.value + from, count, to.value + used_);
+    std::copy_n(s_.lists.stamp + from, count, to.stamp + used_);
+    s_.first[region] = used_;
+    s_.capacity[region] = capacity;
+    used_ += capacity;
   }
 
   const Graph& graph_;
   const ChannelLoops& loops_;
   State s_;
   int32_t heap_size_ = 0;
-  int32_t used_ = 0;  // entries of s_.list
+  int32_t used_ = 0;  // entries of the lists
   int32_t num_free_rows_ = 0;
   float* next_row_;
 };

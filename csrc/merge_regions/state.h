@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What greedy merging keeps of one image: regions in slots, edges among them, a heap of the regions' best
-// edges.
+// What greedy merging keeps of one image: regions in slots, their neighbours, a heap of the regions' best
+// pairs.
 #pragma once
 
 #include <cstddef>
@@ -11,16 +11,12 @@
 
 namespace sohes::merging {
 
-struct Edge {
-  int32_t u, v;  // slots of the two regions; u < 0: the edge is gone
-  float bound;   // the similarity, or an upper bound of it
-  bool is_exact;
-};
-
+// The best pair of region `high`: its similarity, or (other < 0) an upper bound of it, then `low` is an id
+// that no pair which reaches the bound falls below.
 struct Entry {
   float bound;
-  int32_t low, high;  // ids of the edge's regions; the entry is that of region `high`
-  int32_t edge;
+  int32_t low, high;
+  int32_t other;  // the slot of region `low`
 };
 
 constexpr Entry kNoEntry = {kNever, INT32_MAX, INT32_MAX, -1};
@@ -31,41 +27,59 @@ inline bool comes_before(const Entry& a, const Entry& b) {
   return a.low != b.low ? a.low < b.low : a.high < b.high;
 }
 
-// A region lives in a slot; c = a + b takes over the slot of one of them.
+// One array per field, as most passes read one field of many neighbours.
+struct Lists {
+  int32_t* other;  // the neighbour's slot
+  float* key;    // least angle to it + turned of the region; kForeign where the pair belongs to the neighbour
+  float* value;  // the similarity, where stamp is the region's id
+  int32_t* stamp;
+
+  Lists(Carver& carver, int64_t count)
+      : other(carver.take<int32_t>(count)),
+        key(carver.take<float>(count)),
+        value(carver.take<float>(count)),
+        stamp(carver.take<int32_t>(count)) {}
+};
+
+constexpr float kForeign = std::numeric_limits<float>::infinity();
+
+// A region lives in a slot; c = a + b takes over the slot of the one with more neighbours.
 struct State {
-  float** row;        // [N] where the slot's feature is
-  double* norm;       // [N] its squared length
-  int32_t* id;        // [N] node id of the slot's region
+  Carver carver;
+  float** row;   // [N] where the slot's feature is
+  double* norm;  // [N] its squared length
+  double*
+      turned;   // [N] the sum of the angles that the region has turned by since the slot's keys were written
+  int32_t* id;  // [N] node id of the slot's region
   int32_t* slot;      // [2N] slot of a node id, -1 when it was swallowed
-  int32_t* first;     // [N] the slot's edges are list[first .. first + degree)
+  int32_t* first;     // [N] the slot's neighbours are first .. first + degree of the lists,
   int32_t* degree;    // [N]
-  int32_t* mark;      // [N] scratch of merge_lists: an edge to this slot, or -1
-  Edge* edges;        // [E]
+  int32_t* capacity;  // [N] with room for this many
   Entry* heap;        // [N]
-  int32_t* list;      // [4E] edge lists one after the other; when it is full, the live ones move to `spare`
-  int32_t* spare;     // [4E]
+  int32_t* chosen;    // [N] scratch: places in a list
+  Lists lists;  // [4E] one region's neighbours after the other's; when full, the live ones move to `spare`
+  Lists spare;  // [4E]
   float** free_rows;  // [N/2] rows that merged regions gave back
   float* rows;        // [N/2, C]
   size_t bytes;
 
-  State(void* scratch, int64_t n, int64_t e, int64_t channels, bool may_overwrite) {
-    Carver carver(scratch);
-    const int64_t num_rows = may_overwrite ? 0 : n / 2;
-    row = carver.take<float*>(n);
-    norm = carver.take<double>(n);
-    id = carver.take<int32_t>(n);
-    slot = carver.take<int32_t>(2 * n);
-    first = carver.take<int32_t>(n);
-    degree = carver.take<int32_t>(n);
-    mark = carver.take<int32_t>(n);
-    edges = carver.take<Edge>(e);
-    heap = carver.take<Entry>(n);
-    list = carver.take<int32_t>(4 * e);
-    spare = carver.take<int32_t>(4 * e);
-    free_rows = carver.take<float*>(num_rows);
-    rows = carver.take<float>(num_rows * channels);
-    bytes = carver.used();
-  }
+  State(void* scratch, int64_t n, int64_t e, int64_t channels, bool may_overwrite)
+      : carver(scratch),
+        row(carver.take<float*>(n)),
+        norm(carver.take<double>(n)),
+        turned(carver.take<double>(n)),
+        id(carver.take<int32_t>(n)),
+        slot(carver.take<int32_t>(2 * n)),
+        first(carver.take<int32_t>(n)),
+        degree(carver.take<int32_t>(n)),
+        capacity(carver.take<int32_t>(n)),
+        heap(carver.take<Entry>(n)),
+        chosen(carver.take<int32_t>(n)),
+        lists(carver, 4 * e),
+        spare(carver, 4 * e),
+        free_rows(carver.take<float*>(may_overwrite ? 0 : n / 2)),
+        rows(carver.take<float>(may_overwrite ? 0 : n / 2 * channels)),
+        bytes(carver.used()) {}
 };
 
 }  // namespace sohes::merging

@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from sohes.ops.merge_tree import MergeTree
+from sohes.ops.reference.merge_regions import grid_edges
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,7 @@ def node_statistics(tree: MergeTree, colors: Tensor, softness: float) -> NodeSta
         softness: Lab difference d at which an edge has half its full strength d / (d + softness).
     """
     starts, counts, order = (array.numpy() for array in tree.intervals)
-    a, b = grid_edges(*tree.grid)  # [E], [E]
+    a, b = grid_edges(*tree.grid).T  # [E], [E]
     color = colors.double().cpu().numpy()
     difference = np.sqrt(((color[a] - color[b]) ** 2).sum(1))  # [E]
     strength = difference / (difference + softness)  # [E]
@@ -61,14 +62,6 @@ def node_statistics(tree: MergeTree, colors: Tensor, softness: float) -> NodeSta
     similarity = tree.similarity.double().numpy()
     separation[swallowed] = (1 - similarity[parents[swallowed] - tree.num_leaves]).clip(0, 1)
     return NodeStatistics(counts, border, contrast, separation)
-
-
-def grid_edges(h: int, w: int) -> tuple[np.ndarray, np.ndarray]:
-    """Both ends, int64 [E] each, of the edges between 4-neighbours of a grid of h x w patches."""
-    index = np.arange(h * w).reshape(h, w)
-    first = np.concatenate([index[:, :-1].ravel(), index[:-1].ravel()])
-    second = np.concatenate([index[:, 1:].ravel(), index[1:].ravel()])
-    return first, second
 
 
 def _separator_of_ancestor(tree: MergeTree, a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -9,9 +9,10 @@ from sohes.config import ExploreConfig
 from sohes.labels.candidates import area_limits, cut_thresholds, drop_nested_duplicates, find_candidates
 from sohes.labels.draw import draw_candidates, draw_nodes
 from sohes.labels.features import build_extractor
-from sohes.labels.node_statistics import grid_edges, node_statistics
+from sohes.labels.node_statistics import node_statistics
 from sohes.masks import PackedMasks, mask_iou
 from sohes.ops.merge_regions import merge_regions
+from sohes.ops.reference.merge_regions import grid_edges
 
 
 def random_tree(h, w, seed):
@@ -24,7 +25,7 @@ def test_statistics_equal_those_of_drawn_masks(h, w):
     colors = 30 * torch.randn(h * w, 3, generator=torch.Generator().manual_seed(1))
     statistics = node_statistics(tree, colors, softness=10.0)
     masks = tree.node_masks(torch.arange(tree.num_nodes)).flatten(1)
-    a, b = grid_edges(h, w)
+    a, b = grid_edges(h, w).T
     difference = (colors[a] - colors[b]).norm(dim=1)
     strength = difference / (difference + 10)
     for node, mask in enumerate(masks):
