@@ -34,6 +34,7 @@ namespace {
 // Up to this many neighbours, a region evaluates its candidates together, as rows in flight hide each other's
 // latency. With more, the most promising one goes first, as its similarity may spare the others.
 constexpr int kFewNeighbours = 8;
+constexpr int kParts = 8;
 
 // Keys are float32 numbers below 16, and rounded down.
 constexpr double kMostTurned = 4;
@@ -238,25 +239,18 @@ class Merger {
       tighten();
     };
     tighten();
+    int32_t batch[kMaxRows];
+    int in_batch = 0;
     if (count > kFewNeighbours) {
-      const int32_t place = most_promising(region, promise);
-      if (!is_exact(region, place)) look_at(&place, 1);
+      in_batch = most_promising(region, promise, batch);
+      look_at(batch, in_batch);
+      in_batch = 0;
     }
     const int32_t num_chosen = choose(region, most, exact);
     tighten();
-    int32_t* end = s_.chosen + num_chosen;
-    const auto is_later = [&](int32_t i, int32_t j) { return keys[i] > keys[j]; };
-    const bool is_sorted = num_chosen > kMaxRows;
-    if (is_sorted) std::make_heap(s_.chosen, end, is_later);
-    int32_t batch[kMaxRows];
-    int in_batch = 0;
-    while (end != s_.chosen) {
-      if (is_sorted) {
-        if (keys[s_.chosen[0]] > most) break;
-        std::pop_heap(s_.chosen, end, is_later);
-      }
-      const int32_t place = *--end;
-      if (is_beaten(region, place, exact)) continue;
+    for (int32_t i = 0; i < num_chosen; ++i) {
+      const int32_t place = s_.chosen[i];
+      if (keys[place] > most || is_beaten(region, place, exact)) continue;
       batch[in_batch++] = place;
       if (in_batch < kMaxRows) continue;
       look_at(batch, in_batch);
@@ -274,13 +268,39 @@ class Merger {
     return exact;
   }
 
-  // The place of the pair that the promise is about.
-  int32_t most_promising(int32_t region, const Entry& promise) const {
+  // Up to kMaxRows places whose similarities are not known and that are likely to be the best: the least keys
+  // of some parts of the list, the least of all first. Returns their number.
+  int most_promising(int32_t region, const Entry& promise, int32_t* places) const {
     const int32_t count = s_.degree[region];
-    if (promise.low >= 0) return find(s_.lists.other + s_.first[region], count, s_.slot[promise.low]);
     const float* keys = s_.lists.key + s_.first[region];
-    const float key = least(keys, count);
-    return static_cast<int32_t>(std::find(keys, keys + count, key) - keys);
+    if (promise.low >= 0) {
+      places[0] = find(s_.lists.other + s_.first[region], count, s_.slot[promise.low]);
+      return !is_exact(region, places[0]);
+    }
+    float lanes[kParts];
+    int32_t at[kParts];
+    for (int j = 0; j < kParts; ++j) {
+      lanes[j] = keys[j];
+      at[j] = j;
+    }
+    int32_t i = kParts;
+    for (; i + kParts <= count; i += kParts) {
+      for (int j = 0; j < kParts; ++j) {
+        at[j] = keys[i + j] < lanes[j] ? i + j : at[j];
+        lanes[j] = keys[i + j] < lanes[j] ? keys[i + j] : lanes[j];
+      }
+    }
+    for (; i < count; ++i) {
+      if (keys[i] < lanes[0]) at[0] = i, lanes[0] = keys[i];
+    }
+    int number = 0;
+    for (int k = 0; k < kMaxRows; ++k) {
+      const int best = static_cast<int>(std::min_element(lanes, lanes + kParts) - lanes);
+      if (lanes[best] == kForeign) break;
+      lanes[best] = kForeign;
+      if (!is_exact(region, at[best])) places[number++] = at[best];
+    }
+    return number;
   }
 
   // The place of the least key whose similarity is not known, or -1; `exact` learns of those that are.
