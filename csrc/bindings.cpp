@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "sohes/evaluation.h"
 #include "sohes/mask_ops.h"
 #include "sohes/merge_regions.h"
 #include "sohes/ms_deform_attn.h"
@@ -31,11 +32,28 @@ py::dict build_info() {
   return info;
 }
 
+using Runs = std::array<TensorView, 5>;
+
+int64_t run_pairs(const Runs& pred, const Runs& gt, const TensorView& crowd, int64_t height, double min_iou,
+                  const TensorView& out_pred, const TensorView& out_gt, const TensorView& iou) {
+  const auto masks = [](const Runs& runs) {
+    return sohes::RunMasksView{runs[0], runs[1], runs[2], runs[3], runs[4]};
+  };
+  return sohes::run_pairs(masks(pred), masks(gt), crowd, height, min_iou, out_pred, out_gt, iou);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled kernels of sohes. Use sohes.ops, which validates and dispatches.";
   m.def("build_info", &build_info);
+
+  // --- evaluation ---
+  m.def("coco_groups", &sohes::coco_groups, ReleaseGil());
+  m.def("coco_records", &sohes::coco_records, ReleaseGil());
+  m.def("rle_runs", &sohes::rle_runs, ReleaseGil());
+  m.def("run_pairs", &run_pairs, ReleaseGil());
+  m.def("match_lanes", &sohes::match_lanes, ReleaseGil());
 
   // --- merge_regions ---
   m.def("merge_regions_loops", &sohes::merge_regions_loops);

@@ -9,7 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-CHUNK_BYTES = 1 << 22
+CHUNK_BYTES = 1 << 19  # it stays in the cache while it is looked through
+WHITE_SPACE = b" \t\r\n"
 
 
 Element = tuple[Any, int, int]
@@ -21,17 +22,20 @@ class JsonReader:
 
     The window on the file is kept as Latin-1, one character a byte, so that places in it are places in the file; the
     characters JSON is made of are the same. A value with other than ASCII characters is decoded again as UTF-8.
+
+    offset, window, at: where in the file the window begins, its bytes, and the place in it.
     """
 
     def __init__(self, path: Path, chunk_bytes: int = CHUNK_BYTES) -> None:
         self._file = path.open("rb")
         self._chunk_bytes = chunk_bytes
-        self._text, self._at, self._offset = "", 0, 0  # window, place in it, place of the window in the file
+        self.window, self.at, self.offset = b"", 0, 0
+        self._text: str | None = None  # the window, decoded when it is first needed
         self._is_whole = False  # the window reaches the end of the file
         self._scan = json.JSONDecoder().raw_decode
         self._fill()
-        if self._text.startswith("\xef\xbb\xbf"):
-            self._at = 3  # a byte order mark
+        if self.window.startswith(b"\xef\xbb\xbf"):
+            self.at = 3  # a byte order mark
 
     def __enter__(self) -> JsonReader:
         return self
@@ -41,42 +45,52 @@ class JsonReader:
 
     def peek(self) -> str:
         """The next character that is not white space, "" at the end of the file."""
-        if self._at < len(self._text) and (char := self._text[self._at]) not in " \t\r\n":
-            return char  # by far the most frequent case
         while True:
-            while self._at < len(self._text):
-                char = self._text[self._at]
-                if char not in " \t\r\n":
-                    return char
-                self._at += 1
+            window = self.window
+            while self.at < len(window):
+                if (byte := window[self.at]) not in WHITE_SPACE:
+                    return chr(byte)
+                self.at += 1
             if self._is_whole:
                 return ""
+            self._fill()
+
+    def look_ahead(self, num_bytes: int) -> None:
+        """Read on unless the window holds so many bytes more, or the rest of the file."""
+        if len(self.window) - self.at < num_bytes and not self._is_whole:
             self._fill()
 
     def value(self) -> Element:
         """The whole value that comes next."""
         self.peek()
         while True:
+            if self._text is None:
+                self._text = self.window.decode("latin-1")
             try:
-                value, end = self._scan(self._text, self._at)
+                value, end = self._scan(self._text, self.at)
             except json.JSONDecodeError as error:
                 if self._is_whole:
-                    raise ValueError(f"{error.msg} at byte {self._offset + error.pos}") from error
+                    raise ValueError(f"{error.msg} at byte {self.offset + error.pos}") from error
             else:
                 # A number may go on beyond the window, of which it can show as much as "e+".
                 if end + 2 < len(self._text) or self._is_whole:
                     break
             self._fill()
-        start, self._at = self._at, end
+        start, self.at = self.at, end
         if not self._text.isascii() and not self._text[start:end].isascii():
             value = json.loads(self._text[start:end].encode("latin-1"))
-        return value, self._offset + start, self._offset + end
+        return value, self.offset + start, self.offset + end
 
     def elements(self) -> Iterator[Element]:
         """Every element of the array that comes next."""
+        for _ in self.places():
+            yield self.value()
+
+    def places(self) -> Iterator[None]:
+        """Stands before each element of the array that comes next; whoever asks reads one or, up to ``at``, several."""
         self._expect("[")
         while self.peek() != "]":
-            yield self.value()
+            yield
             if self.peek() != "]":
                 self._expect(",")
         self._expect("]")
@@ -95,13 +109,14 @@ class JsonReader:
     def _expect(self, char: str) -> None:
         if (found := self.peek()) != char:
             got = repr(found) if found else "the end of the file"
-            raise ValueError(f"expected {char!r}, got {got} at byte {self._offset + self._at}")
-        self._at += 1
+            raise ValueError(f"expected {char!r}, got {got} at byte {self.offset + self.at}")
+        self.at += 1
 
     def _fill(self) -> None:
         """Drop what is behind and read on; twice as far when a single value does not fit."""
-        rest = self._text[self._at :]
+        rest = self.window[self.at :]
         more = self._file.read(max(self._chunk_bytes, len(rest)))
-        self._offset += self._at
-        self._text, self._at = rest + more.decode("latin-1"), 0
+        self.offset += self.at
+        self.window, self.at = rest + more, 0
+        self._text = None
         self._is_whole = not more

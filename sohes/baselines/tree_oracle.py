@@ -17,7 +17,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from sohes.evaluation.image import COCO_THRESHOLDS
+from sohes.evaluation.protocol import COCO_THRESHOLDS
 from sohes.forest import Forest, build_forest
 from sohes.labels.draw import draw_nodes
 from sohes.labels.features import FeatureExtractor

@@ -3,6 +3,6 @@
 
 from sohes.evaluation.coco_index import BadInput
 from sohes.evaluation.evaluator import Evaluator
-from sohes.evaluation.files import evaluate_files, score_files
+from sohes.evaluation.files import Plan, evaluate_files, score, score_files
 
-__all__ = ["BadInput", "Evaluator", "evaluate_files", "score_files"]
+__all__ = ["BadInput", "Evaluator", "Plan", "evaluate_files", "score", "score_files"]

@@ -7,27 +7,27 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sohes.evaluation.image import ImageRecord, Protocol
+from sohes.evaluation.image import Outcomes
 from sohes.evaluation.matching import Matches
+from sohes.evaluation.protocol import Protocol
 
 RECALL_POINTS = np.linspace(0.0, 1.0, 101)
 
 
-def recall(records: Sequence[ImageRecord], protocol: Protocol, max_dets: int) -> np.ndarray:
+def recall(outcomes: Sequence[Outcomes], protocol: Protocol, max_dets: int) -> np.ndarray:
     """Share of the true masks matched by the ``max_dets`` best predictions of each image, float64 [T, A]."""
     num_thresholds, num_ranges = len(protocol.iou_thresholds), len(protocol.area_ranges)
     hits = np.zeros((num_thresholds, num_ranges), np.int64)  # [T, A]
     num_gt = np.zeros(num_ranges, np.int64)  # [A]
-    for record in records:
-        num_gt += record.num_gt
-        first = record.matches.pred < max_dets  # [R]
-        bits = np.unpackbits(record.matches.hit[first], axis=1, bitorder="little")  # [R, lanes of whole bytes]
-        lanes = bits[:, : num_thresholds * num_ranges].sum(0, dtype=np.int64)  # [A*T]
-        hits += lanes.reshape(num_ranges, num_thresholds).T
+    if outcomes:
+        num_gt = np.sum([one.num_gt for one in outcomes], axis=0)  # [A]
+        hit = np.concatenate([one.matches.hit[one.matches.pred < max_dets] for one in outcomes])  # [R, bytes]
+        lanes = np.unpackbits(hit, axis=1, bitorder="little").sum(0, dtype=np.int64)  # [lanes of whole bytes]
+        hits = lanes[: num_ranges * num_thresholds].reshape(num_ranges, num_thresholds).T
     return np.divide(hits, num_gt, out=np.full(hits.shape, np.nan), where=num_gt > 0)
 
 
-def precision(records: Sequence[ImageRecord], protocol: Protocol, max_dets: int) -> np.ndarray:
+def precision(outcomes: Sequence[Outcomes], protocol: Protocol, max_dets: int) -> np.ndarray:
     """Interpolated precision at 101 recall points, float64 [T, 101, A], of the ``max_dets`` best predictions of
     each image.
 
@@ -38,42 +38,53 @@ def precision(records: Sequence[ImageRecord], protocol: Protocol, max_dets: int)
     """
     shape = (len(protocol.iou_thresholds), len(RECALL_POINTS), len(protocol.area_ranges))
     result = np.full(shape, np.nan)
-    if not records:
+    num_gt = np.sum([one.num_gt for one in outcomes], axis=0) if outcomes else np.zeros(shape[2], np.int64)  # [A]
+    if not num_gt.any():
         return result
-    scores = np.concatenate([record.scores[:max_dets].astype(np.float64) for record in records])  # [all]
+    scores = np.concatenate([one.scores[:max_dets].astype(np.float64) for one in outcomes])  # [all]
     order = np.argsort(-scores, kind="stable")  # [all]
     place = np.empty_like(order)  # [all], rank of each prediction
     place[order] = np.arange(len(order))
-    matches = _all_matches(records, max_dets)
-    matched_place = place[matches.pred]  # [R]
-    num_gt = np.sum([record.num_gt for record in records], axis=0)  # [A]
+    matches = _all_matches(outcomes, max_dets)
+    by_place = np.argsort(place[matches.pred])  # [R]
+    matched_place = place[matches.pred][by_place]  # [R], rising
+    matches = Matches(matches.pred[by_place], matches.hit[by_place], matches.ignored[by_place])
     for a in np.flatnonzero(num_gt):
-        inside = np.concatenate([~record.outside_range(a)[:max_dets] for record in records])[order]  # [all]
+        inside = np.concatenate([_is_inside(one, a, max_dets) for one in outcomes])[order]  # [all]
+        # What counts up to each matched prediction if none were matched: those of an area within the range.
+        unmatched = np.cumsum(inside)[matched_place]  # [R]
+        inside = inside[matched_place]  # [R]
         for t in range(shape[0]):
             hit, ignored = matches.lane(a * shape[0] + t)  # [R] each
-            counts = inside.copy()
-            counts[matched_place[hit]] = True
-            counts[matched_place[ignored]] = False
-            result[t, :, a] = _interpolate(np.sort(matched_place[hit]), np.cumsum(counts), num_gt[a])
+            # A hit counts whatever its area; what is matched to an ignored mask does not.
+            change = np.cumsum((hit & ~inside).astype(np.int8) - (ignored & inside), dtype=np.int64)  # [R]
+            result[t, :, a] = _interpolate((unmatched + change)[hit], num_gt[a])
     return result
 
 
-def _all_matches(records: Sequence[ImageRecord], max_dets: int) -> Matches:
+def _is_inside(outcomes: Outcomes, index: int, max_dets: int) -> np.ndarray:
+    """bool [min(D, max_dets)]: the prediction's own area is within this area range."""
+    count = min(len(outcomes.scores), max_dets)
+    return np.unpackbits(outcomes.outside[index], count=count) == 0
+
+
+def _all_matches(outcomes: Sequence[Outcomes], max_dets: int) -> Matches:
     """The matches of all images as if they were one, predictions counted through."""
     first, preds, hits, ignored = 0, [], [], []
-    for record in records:
-        kept = record.matches.pred < max_dets
-        preds.append(record.matches.pred[kept] + first)
-        hits.append(record.matches.hit[kept])
-        ignored.append(record.matches.ignored[kept])
-        first += min(max_dets, len(record.scores))
+    for one in outcomes:
+        kept = one.matches.pred < max_dets
+        preds.append(one.matches.pred[kept] + first)
+        hits.append(one.matches.hit[kept])
+        ignored.append(one.matches.ignored[kept])
+        first += min(max_dets, len(one.scores))
     return Matches(np.concatenate(preds), np.concatenate(hits), np.concatenate(ignored))
 
 
-def _interpolate(hit_places: np.ndarray, counted: np.ndarray, num_gt: int) -> np.ndarray:
-    """Ranks of the hits, rising; per rank how many predictions up to it count; masks to find -> precision [101]."""
-    hits = np.arange(1, len(hit_places) + 1, dtype=np.float64)
+def _interpolate(counted: np.ndarray, num_gt: int) -> np.ndarray:
+    """counted: int64 [hits], the predictions that count up to each hit, itself included; masks to find -> precision
+    [101]."""
+    hits = np.arange(1, len(counted) + 1, dtype=np.float64)
     # The same additions as pycocotools, so the same rounding.
-    at_hit = hits / (counted[hit_places] + np.spacing(1))
+    at_hit = hits / (counted + np.spacing(1))
     best = np.maximum.accumulate(at_hit[::-1])[::-1]
     return np.append(best, 0.0)[np.minimum(np.searchsorted(hits / num_gt, RECALL_POINTS), len(best))]

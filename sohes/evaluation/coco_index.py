@@ -7,12 +7,20 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import numpy as np
+
+from sohes._binary import find_binary
 from sohes.errors import SohesError
+from sohes.evaluation.annotations import Annotations, Want, read_annotations
 from sohes.json_stream import Element, JsonReader
+from sohes.masks import Size
 
 ImageId = int | str
+GROUPS_AT_A_TIME = 1 << 12
+LONG_ANNOTATION = 1 << 16  # in bytes; what is longer, and cut by the window, is read by Python
 
 
 class BadInput(SohesError, ValueError):
@@ -36,7 +44,8 @@ class CocoIndex:
         self.images: dict[ImageId, dict] | None = None
         self.has_annotators = False
         self.num_annotations = 0
-        self._spans: dict[ImageId, list[list[int]]] = {}
+        self._spans: dict[ImageId, list[int]] = {}  # start, stop, number of annotations; the same again; ...
+        self._last: ImageId | None = None
         if not self.path.is_file():
             raise BadInput(f"{self.path}: no such file")
         with JsonReader(self.path) as reader:
@@ -50,18 +59,31 @@ class CocoIndex:
 
     def annotations(self, image_id: ImageId) -> list[dict]:
         """The annotations of one image in the order of the file; [] if there are none."""
-        found: list[dict] = []
-        with self.path.open("rb") as file:
-            for start, stop in self._spans.get(image_id, ()):
-                file.seek(start)
-                found += json.loads(b"[" + file.read(stop - start) + b"]")
-        return found
+        return json.loads(b"[" + self._text(image_id) + b"]")
+
+    def columns(self, image_id: ImageId, size: Size, want: Want) -> Annotations:
+        """The same as columns, for an image of ``size``. Raises BadInput for what is wrong with them."""
+        try:
+            count = sum(self._spans.get(image_id, [])[2::3])
+            return read_annotations(self._text(image_id), count, size, want)
+        except ValueError as error:
+            raise BadInput(f"{self.path}, image {image_id!r}: {error}") from error
 
     def rename(self, new_ids: Mapping[ImageId, ImageId]) -> None:
         """Know images and their annotations by other ids, which must be different ones."""
         self.images = {new_ids[image_id]: image for image_id, image in self.images.items()}
         self._spans = {new_ids.get(image_id, image_id): spans for image_id, spans in self._spans.items()}
         self.annotated = self._spans.keys()
+
+    def _text(self, image_id: ImageId) -> bytes:
+        """The JSON of an image's annotations, with commas between."""
+        spans = self._spans.get(image_id, [])
+        parts = []
+        with self.path.open("rb", buffering=0) as file:
+            for start, stop in zip(spans[::3], spans[1::3], strict=True):
+                file.seek(start)
+                parts.append(file.read(stop - start))
+        return b",".join(parts)
 
     def _read(self, reader: JsonReader) -> None:
         expected = f'{self.path}: expected COCO JSON, an object with lists "images" and "annotations"'
@@ -97,22 +119,40 @@ class CocoIndex:
             self.images[record["id"]] = record
 
     def _read_annotations(self, reader: JsonReader) -> None:
-        last = None
-        for element in reader.elements():
-            last = self._add_annotation(element, last)
+        binary = find_binary().module
+        groups = np.empty((GROUPS_AT_A_TIME, 5), np.int64)
+        for _ in reader.places():
+            if binary is None or not self._add_groups(binary, reader, groups):
+                self._add_annotation(reader.value())
 
-    def _add_annotation(self, element: Element, last: ImageId | None) -> ImageId:
+    def _add_groups(self, binary: ModuleType, reader: JsonReader, groups: np.ndarray) -> bool:
+        """As many annotations as the kernel understands; False if none."""
+        reader.look_ahead(LONG_ANNOTATION)
+        count, place, has_annotators = binary.coco_groups(reader.window, reader.at, groups)
+        for start, stop, id_start, id_stop, number in groups[:count].tolist():
+            image_id = json.loads(reader.window[id_start:id_stop])
+            if not isinstance(image_id, ImageId):
+                raise BadInput(f"{self.path}: expected annotations with an image_id, got {image_id!r}")
+            self._add(image_id, reader.offset + start, reader.offset + stop, number)
+        reader.at = place
+        self.has_annotators = self.has_annotators or bool(has_annotators)
+        return count > 0
+
+    def _add_annotation(self, element: Element) -> None:
         record, start, stop = element
         if not isinstance(record, dict) or not isinstance(record.get("image_id"), ImageId):
             raise BadInput(f"{self.path}: expected annotations with an image_id, got {_short(record)}")
-        image_id = record["image_id"]
-        if image_id == last:
-            self._spans[image_id][-1][1] = stop  # only a comma and white space lie between
-        else:
-            self._spans.setdefault(image_id, []).append([start, stop])
+        self._add(record["image_id"], start, stop, 1)
         self.has_annotators = self.has_annotators or "annotator" in record
-        self.num_annotations += 1
-        return image_id
+
+    def _add(self, image_id: ImageId, start: int, stop: int, number: int) -> None:
+        spans = self._spans.setdefault(image_id, [])
+        if image_id == self._last:
+            spans[-2:] = stop, spans[-1] + number  # only a comma and white space lie between
+        else:
+            spans += (start, stop, number)
+        self._last = image_id
+        self.num_annotations += number
 
 
 def _short(value: Any) -> str:

@@ -5,28 +5,59 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
+import torch
 
+from sohes.engine.distributed import World, barrier
+from sohes.evaluation.annotations import NO_PARENT, UNKNOWN_PARENT, Annotations, Want
 from sohes.evaluation.coco_index import BadInput, CocoIndex, ImageId
 from sohes.evaluation.evaluator import Evaluator
-from sohes.evaluation.image import ImageRecord, Protocol, Truth, score_image
+from sohes.evaluation.image import Found, Truth, score_image
 from sohes.evaluation.names import align_ids
-from sohes.evaluation.runs import RunMasks, read_runs
+from sohes.evaluation.protocol import IouType, Protocol
+from sohes.evaluation.shards import Scored, Shards
 
 logger = logging.getLogger(__name__)
 
 PathLike = str | os.PathLike
-Scored = list[tuple[Any, ImageRecord]]  # (key of the evaluator, record)
+OnImages = Callable[[int, int], None]
+IMAGES_A_SHARD = 64
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How files are scored.
+
+    max_dets, class_aware: see ``Protocol``. iou_types: what is compared, at least one. threads: images scored at a
+    time, >= 1; None for as many as torch uses. shards: folder that keeps what is scored, so that a killed evaluation
+    goes on from there; several processes meet in it. world: which process of how many this is. ignore_others: leave
+    predictions of images that the ground truth does not have out, where they are an error otherwise.
+    """
+
+    max_dets: Sequence[int] = (1, 10, 100, 1000)
+    iou_types: Sequence[IouType] = ("mask",)
+    class_aware: bool = False
+    threads: int | None = None
+    shards: Path | None = None
+    world: World = field(default_factory=World)
+    ignore_others: bool = False
+
+    def protocols(self) -> dict[IouType, Protocol]:
+        """One protocol for each IoU type."""
+        first = Protocol(tuple(sorted(self.max_dets)), class_aware=self.class_aware)
+        return {iou_type: replace(first, iou_type=iou_type) for iou_type in self.iou_types}
 
 
 def evaluate_files(
     gt_json: PathLike, pred_json: PathLike, *, max_dets: Sequence[int] = (1, 10, 100, 1000)
 ) -> dict[str, float]:
-    """``Evaluator.summary()`` of a file of predictions; see ``score_files``."""
+    """``Evaluator.summary()`` of a file of predictions; see ``score``."""
     return score_files(gt_json, pred_json, max_dets=max_dets).summary()
 
 
@@ -35,43 +66,86 @@ def score_files(
     pred_json: PathLike,
     *,
     max_dets: Sequence[int] = (1, 10, 100, 1000),
-    on_image: Callable[[int, int], None] | None = None,
+    iou_type: IouType = "mask",
+    class_aware: bool = False,
+    threads: int | None = None,
+    on_image: OnImages | None = None,
     ignore_others: bool = False,
 ) -> Evaluator:
-    """An evaluator that has seen every image of the ground truth.
+    """An evaluator of one IoU type that has seen every image of the ground truth; see ``score`` and ``Plan``."""
+    plan = Plan(max_dets, (iou_type,), class_aware, threads, ignore_others=ignore_others)
+    return score(gt_json, pred_json, plan, on_image)[iou_type]
 
-    gt_json: COCO JSON; segmentations are RLE or polygons, categories are not looked at. ``area`` (default: the mask's)
-    decides the area range. Images with ``parent`` (an annotation id or null) on some annotation count for the
-    hierarchy. Where annotations have an ``annotator``, each annotator is scored as an image of its own with the same
-    predictions (as is right for BSDS500, whose people each drew the whole image), and images nobody drew are left out.
+
+def score(
+    gt_json: PathLike, pred_json: PathLike, plan: Plan, on_image: OnImages | None = None
+) -> dict[IouType, Evaluator]:
+    """An evaluator for each IoU type of the plan, that has seen every image of the ground truth.
+
+    gt_json: COCO JSON; segmentations are RLE or polygons; categories are looked at in a class-aware plan only. ``area``
+    (default: the shape's) decides the area range. Images with ``parent`` (an annotation id or null) on some annotation
+    count for the hierarchy. Where annotations have an ``annotator``, each annotator is scored as an image of its own
+    with the same predictions (as is right for BSDS500, whose people each drew the whole image), and images nobody drew
+    are left out.
 
     pred_json: COCO JSON, or a bare list of COCO results; every annotation has a ``score``. A ``parent`` that is not
-    among the image's predictions makes a root.
+    among the image's predictions makes a root. A box without ``bbox`` is the one around the mask.
 
     Images are matched by id, or where ids mean different images, by file name (see ``names``). One that has no
-    predictions counts as missed; predictions of images that the ground truth does not have are an error, or with
-    ``ignore_others`` left out. Memory does not grow with the files.
-    on_image(done, total) is called after each image.
+    predictions counts as missed. Memory does not grow with the files.
+    on_image(done, total) is called after each image of this process. In a world of several processes each scores its
+    share and returns when all have; only the first one's evaluators are filled.
 
-    Raises BadInput: a file is missing or malformed, ids or sizes do not agree.
+    Raises BadInput: a file is missing or malformed, ids or sizes do not agree, or the shards are of something else.
     """
+    protocols = plan.protocols()
     gt, pred = CocoIndex(gt_json), CocoIndex(pred_json)
     align_ids(gt, pred)
-    _check_ids(gt, pred, ignore_others)
-    evaluator = Evaluator(max_dets)
+    _check_ids(gt, pred, plan.ignore_others)
+    evaluators = {
+        iou_type: Evaluator(protocol.max_dets, iou_type=iou_type, class_aware=protocol.class_aware)
+        for iou_type, protocol in protocols.items()
+    }
+    if plan.world.size > 1 and plan.shards is None:
+        raise BadInput("several processes need a folder of shards to meet in")
+    shards = None if plan.shards is None else Shards.open(plan.shards, gt.path, pred.path, protocols)
+    images = list(gt.images)
+    chunks = [images[start : start + IMAGES_A_SHARD] for start in range(0, len(images), IMAGES_A_SHARD)]
+    mine = range(plan.world.rank, len(chunks), plan.world.size)
+    total, done = sum(len(chunks[chunk]) for chunk in mine), 0
 
-    for done, image_id in enumerate(gt.images, start=1):
-        try:
-            scored = _score_one(evaluator.protocol, gt, pred, image_id)
-        except BadInput:
-            raise
-        except ValueError as error:
-            raise BadInput(f"{pred.path} against {gt.path}, image {image_id!r}: {error}") from error
-        for key, record in scored:
-            evaluator.add_record(key, record)
-        if on_image is not None:
-            on_image(done, len(gt.images))
-    return evaluator
+    def score_one(image_id: ImageId) -> Scored:
+        return _score_one(protocols, gt, pred, image_id)
+
+    threads = torch.get_num_threads() if plan.threads is None else plan.threads
+    with ThreadPoolExecutor(threads) as pool:
+        for chunk in mine:
+            if shards is not None and shards.has(chunk):
+                scored = None
+                parts: Iterable[Scored] = [[] for _ in chunks[chunk]]
+            else:
+                scored = []
+                parts = (pool.map if threads > 1 else map)(score_one, chunks[chunk])
+            for part in parts:
+                done += 1
+                if scored is not None:
+                    scored += part
+                if on_image is not None:
+                    on_image(done, total)
+            if shards is None:
+                _add(evaluators, scored)
+            elif scored is not None:
+                shards.write(chunk, scored)
+    if shards is not None:
+        barrier()
+        for chunk in range(len(chunks)) if plan.world.is_main else ():
+            _add(evaluators, shards.read(chunk))
+    return evaluators
+
+
+def _add(evaluators: dict[IouType, Evaluator], scored: Scored) -> None:
+    for iou_type, key, record in scored:
+        evaluators[iou_type].add_record(key, record)
 
 
 def _check_ids(gt: CocoIndex, pred: CocoIndex, ignore_others: bool) -> None:
@@ -115,97 +189,76 @@ def _some(ids: Any) -> str:
     return ", ".join(repr(image_id) for image_id in list(ids)[:3]) or "none"
 
 
-def _score_one(protocol: Protocol, gt: CocoIndex, pred: CocoIndex, image_id: ImageId) -> Scored:
+def _score_one(protocols: dict[IouType, Protocol], gt: CocoIndex, pred: CocoIndex, image_id: ImageId) -> Scored:
+    """The records of one image: by IoU type, and by annotator where there are several."""
     image = gt.images[image_id]
     size = (image.get("height"), image.get("width"))
     if not all(isinstance(side, int) for side in size):
         raise BadInput(f"{gt.path}: expected height and width of image {image_id!r}, got {size[0]} and {size[1]}")
-    drawn = _by_annotator(gt, image_id)
-    if not drawn:
-        return []
-    found = _in_category_order(pred.annotations(image_id))
-    pred_masks = _read_masks(pred, image_id, found, size)
-    scores = _numbers(pred, image_id, "score", [record.get("score") for record in found])
-    index_of = {record["id"]: index for index, record in enumerate(found) if "id" in record}
-    parents = np.array([index_of.get(record.get("parent"), -1) for record in found], np.int64)
+    class_aware = any(protocol.class_aware for protocol in protocols.values())
+    want = Want(masks="mask" in protocols, boxes="box" in protocols)
+    true = _read_truth(gt, image_id, size, want, class_aware)
+    if gt.has_annotators and len(true) == 0:
+        return []  # nobody drew this image
+    found = _in_category_order(pred.columns(image_id, size, replace(want, scores=True)))
+    if class_aware:
+        _need_categories(pred, image_id, found)
+    parents = np.maximum(found.parents, NO_PARENT)  # one that is not here makes a root
     scored = []
-    for annotator, true in drawn.items():
-        gt_masks = _read_masks(gt, image_id, true, size)
-        truth = _read_truth(gt, image_id, true, gt_masks)
+    for annotator, drawn in _by_annotator(true).items():
+        if (drawn.parents == UNKNOWN_PARENT).any():
+            raise BadInput(f"{gt.path}, image {image_id!r}: a parent is an annotation of another annotator")
         key = image_id if annotator is None else (image_id, annotator)
-        scored.append((key, score_image(protocol, gt_masks, truth, pred_masks, scores, parents)))
+        for iou_type, protocol in protocols.items():
+            gt_shapes, pred_shapes = (side.masks if iou_type == "mask" else side.boxes for side in (drawn, found))
+            truth = Truth(
+                gt_shapes,
+                np.where(np.isnan(drawn.areas), gt_shapes.areas, drawn.areas),
+                drawn.crowd,
+                drawn.categories,
+                drawn.parents if drawn.has_hierarchy else None,
+            )
+            try:
+                record = score_image(protocol, truth, Found(pred_shapes, found.scores, parents, found.categories))
+            except ValueError as error:
+                raise BadInput(f"{pred.path} against {gt.path}, image {image_id!r}: {error}") from error
+            scored.append((iou_type, key, record))
     return scored
 
 
-def _by_annotator(gt: CocoIndex, image_id: ImageId) -> dict[Any, list[dict]]:
+def _read_truth(gt: CocoIndex, image_id: ImageId, size: tuple[int, int], want: Want, class_aware: bool) -> Annotations:
+    true = gt.columns(image_id, size, want)
+    if (true.parents == UNKNOWN_PARENT).any():
+        index = int(np.flatnonzero(true.parents == UNKNOWN_PARENT)[0])
+        parent = gt.annotations(image_id)[index]["parent"]
+        raise BadInput(f"{gt.path}, image {image_id!r}: parent {parent!r} is not an annotation of this image")
+    if gt.has_annotators and len(true) and true.annotators is None:
+        raise BadInput(
+            f"{gt.path}, image {image_id!r}: expected an annotator on every annotation, as on others of this file"
+        )
+    if class_aware:
+        _need_categories(gt, image_id, true)
+    return _in_category_order(true)
+
+
+def _need_categories(index: CocoIndex, image_id: ImageId, annotations: Annotations) -> None:
+    if annotations.categories is None:
+        raise BadInput(f"{index.path}, image {image_id!r}: expected a number as category_id of every annotation")
+
+
+def _by_annotator(true: Annotations) -> dict[Any, Annotations]:
     """The true annotations of an image by who drew them; all under None where the file does not say."""
-    records = _in_category_order(gt.annotations(image_id))
-    if not gt.has_annotators:
-        return {None: records}
-    drawn: dict[Any, list[dict]] = {}
-    for record in records:
-        if not isinstance(record.get("annotator"), int | str):
-            raise BadInput(
-                f"{gt.path}, image {image_id!r}: expected an annotator on every annotation, as on others of this file"
-            )
-        drawn.setdefault(record["annotator"], []).append(record)
-    return drawn
+    if true.annotators is None:
+        return {None: true}
+    drawn: dict[Any, list[int]] = {}
+    for index, annotator in enumerate(true.annotators):
+        drawn.setdefault(annotator, []).append(index)
+    return {annotator: true.select(np.array(index)) for annotator, index in drawn.items()}
 
 
-def _in_category_order(records: list[dict]) -> list[dict]:
+def _in_category_order(annotations: Annotations) -> Annotations:
     """Categories do not matter, but pycocotools without them (useCats 0) goes by category, and so decides ties."""
-    categories = [record.get("category_id") for record in records]
-    if not all(isinstance(category, int) for category in categories):
-        return records
-    return [records[index] for index in np.argsort(categories, kind="stable").tolist()]
-
-
-def _read_masks(index: CocoIndex, image_id: ImageId, records: list[dict], size: tuple[int, int]) -> RunMasks:
-    try:
-        return read_runs([_counts(record, size) for record in records], size)
-    except (ValueError, TypeError) as error:  # TypeError: run lengths or corners that are no numbers
-        raise BadInput(f"{index.path}, image {image_id!r}: {error}") from error
-
-
-def _counts(record: dict, size: tuple[int, int]) -> str | bytes | list[int]:
-    """The RLE counts of an annotation; polygons are drawn by pycocotools."""
-    segmentation = record.get("segmentation")
-    if isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), str | list):
-        if segmentation.get("size") != [*size]:
-            got = segmentation.get("size")
-            raise ValueError(f"{_name(record)}: expected a mask of size {list(size)}, got {got}")
-        return segmentation["counts"]
-    if not isinstance(segmentation, list) or not all(isinstance(p, list) and len(p) >= 6 for p in segmentation):
-        raise ValueError(f"{_name(record)}: expected a segmentation, RLE or polygons of three corners or more")
-    if not segmentation:
-        return [size[0] * size[1]]
-    return coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))["counts"]
-
-
-def _name(record: dict) -> str:
-    return f"annotation {record.get('id', '(without id)')}"
-
-
-def _numbers(index: CocoIndex, image_id: ImageId, name: str, values: list) -> np.ndarray:
-    """float64 [N] of a number that every annotation must have."""
-    for value in values:
-        if not isinstance(value, int | float):
-            raise BadInput(
-                f"{index.path}, image {image_id!r}: expected a number as {name} of every annotation, got {value!r}"
-            )
-    return np.array(values, np.float64)
-
-
-def _read_truth(gt: CocoIndex, image_id: ImageId, records: list[dict], masks: RunMasks) -> Truth:
-    areas = [record.get("area", area) for record, area in zip(records, masks.areas.tolist(), strict=True)]
-    parents = None
-    if any("parent" in record for record in records):
-        index_of = {record.get("id"): index for index, record in enumerate(records)}
-        parents = np.full(len(records), -1, np.int64)
-        for index, record in enumerate(records):
-            parent = record.get("parent")
-            if parent is not None and parent not in index_of:
-                raise BadInput(f"{gt.path}, image {image_id!r}: parent {parent!r} is not an annotation of this image")
-            parents[index] = -1 if parent is None else index_of[parent]
-    crowd = np.array([bool(record.get("iscrowd")) for record in records], bool)
-    return Truth(_numbers(gt, image_id, "area", areas), crowd, parents)
+    categories = annotations.categories
+    if categories is None or (categories[1:] >= categories[:-1]).all():
+        return annotations
+    return annotations.select(np.argsort(categories, kind="stable"))

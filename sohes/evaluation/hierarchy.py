@@ -19,8 +19,21 @@ Ancestor F1. ``S`` holds the matched true masks. ``T = {(i, j) in S x S : i is a
 
     ancestor_f1 = 2 |T & P| / (|T| + |P|)
 
-It asks only whether the masks that were found are nested as they should be. Both are summed over all images that
-have a true hierarchy before they are divided, and NaN when the denominator is 0.
+It asks only whether the masks that were found are nested as they should be.
+
+Level accuracy and edit similarity compare the two forests after both are contracted to the matched masks, that is
+every other mask is taken out and its children move up to the nearest one left. In either of the contracted forests
+let ``level`` be the number of masks above one and ``parent`` the nearest of them, or none for a root::
+
+    level_accuracy  = |{g in S : level_true(g) = level_pred(g)}| / |S|
+    edit_similarity = |{g in S : parent_true(g) = parent_pred(g)}| / |S|
+
+A mask whose parent is wrong has to be hung elsewhere, with all below it, and doing this once is enough. So ``1 -
+edit_similarity`` is the tree edit distance, in such moves, from the predicted to the true forest over the same masks,
+per mask; and contraction keeps extra levels that nobody drew, and masks that nobody found, from being charged here.
+
+All four are summed over all images that have a true hierarchy before they are divided, and NaN when the denominator
+is 0. Categories play no part.
 """
 
 from __future__ import annotations
@@ -29,9 +42,10 @@ from dataclasses import astuple, dataclass
 
 import numpy as np
 
-from sohes.evaluation.overlap import Pairs
+from sohes.evaluation.reference.pairs import Pairs
 
 MATCH_IOU = 0.5
+METRICS = ("parent_recall", "ancestor_f1", "level_accuracy", "edit_similarity")
 
 
 @dataclass(frozen=True)
@@ -43,6 +57,9 @@ class HierarchyCounts:
     true_ancestors: int = 0  # |T|
     pred_ancestors: int = 0  # |P|
     shared_ancestors: int = 0  # |T & P|
+    matched: int = 0  # |S|
+    levels_right: int = 0
+    parents_right: int = 0
 
     def __add__(self, other: HierarchyCounts) -> HierarchyCounts:
         return HierarchyCounts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
@@ -55,6 +72,18 @@ class HierarchyCounts:
     def ancestor_f1(self) -> float:
         total = self.true_ancestors + self.pred_ancestors
         return 2 * self.shared_ancestors / total if total else float("nan")
+
+    @property
+    def level_accuracy(self) -> float:
+        return self.levels_right / self.matched if self.matched else float("nan")
+
+    @property
+    def edit_similarity(self) -> float:
+        return self.parents_right / self.matched if self.matched else float("nan")
+
+    def metrics(self) -> dict[str, float]:
+        """By name."""
+        return {name: getattr(self, name) for name in METRICS}
 
 
 def match_by_iou(pairs: Pairs, num_gt: int, crowd: np.ndarray) -> np.ndarray:
@@ -75,22 +104,26 @@ def count_hierarchy(
 ) -> HierarchyCounts:
     """match int64 [M] (index into N predictions or -1), gt_parents int64 [M] and pred_parents int64 [N] (-1 is a
     root), crowd bool [M] -> the counts of one image. Raises ValueError when ``gt_parents`` is not a forest."""
-    true_above = [set(chain) for chain in ancestor_chains(gt_parents, range(len(gt_parents)))]  # [M]
     found = np.flatnonzero(match >= 0).tolist()
     true_of = {pred: true for true, pred in enumerate(match.tolist()) if pred >= 0}
-    chains = ancestor_chains(pred_parents, match[found].tolist())
-    # Per matched true mask, the matched true masks whose predictions are above its own.
+    true_chains = ancestor_chains(gt_parents, range(len(gt_parents)))
+    pred_chains = ancestor_chains(pred_parents, match[found].tolist())
+    # Per matched true mask, those matched that are above it, nearest first: as it is, and as it was predicted.
+    true_above = {true: [above for above in true_chains[true] if match[above] >= 0] for true in found}
     pred_above = {
-        true: {true_of[pred] for pred in chain if pred in true_of} for true, chain in zip(found, chains, strict=True)
+        true: [true_of[pred] for pred in chain if pred in true_of]
+        for true, chain in zip(found, pred_chains, strict=True)
     }
     edges = [(p, c) for c, p in enumerate(gt_parents.tolist()) if p >= 0 and not crowd[p] and not crowd[c]]
-    among_found = {true: true_above[true].intersection(found) for true in found}
     return HierarchyCounts(
         parent_pairs=len(edges),
         parent_pairs_found=sum(p in pred_above.get(c, ()) for p, c in edges),
-        true_ancestors=sum(map(len, among_found.values())),
+        true_ancestors=sum(map(len, true_above.values())),
         pred_ancestors=sum(map(len, pred_above.values())),
-        shared_ancestors=sum(len(among_found[true] & pred_above[true]) for true in found),
+        shared_ancestors=sum(len(set(true_above[true]) & set(pred_above[true])) for true in found),
+        matched=len(found),
+        levels_right=sum(len(true_above[true]) == len(pred_above[true]) for true in found),
+        parents_right=sum(true_above[true][:1] == pred_above[true][:1] for true in found),
     )
 
 

@@ -3,120 +3,121 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from sohes.evaluation.hierarchy import MATCH_IOU, HierarchyCounts, count_hierarchy, match_by_iou
+from sohes.evaluation.hierarchy import HierarchyCounts, count_hierarchy, match_by_iou
 from sohes.evaluation.matching import Matches, match_greedy
-from sohes.evaluation.overlap import Masks, Pairs, as_array, find_pairs
-
-COCO_AREAS = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
-COCO_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """What is measured.
-
-    max_dets: how many of an image's best predictions count, rising; the metrics without a number in their name
-    use the last. iou_thresholds: T thresholds in (0, 1], rising. area_ranges: name -> (least, most) pixels of a
-    mask, both included; "all" must be there.
-    """
-
-    max_dets: tuple[int, ...] = (1, 10, 100, 1000)
-    iou_thresholds: tuple[float, ...] = COCO_THRESHOLDS
-    area_ranges: Mapping[str, tuple[float, float]] = field(default_factory=lambda: dict(COCO_AREAS))
-
-    def __post_init__(self) -> None:
-        for name, values in (("max_dets", self.max_dets), ("iou_thresholds", self.iou_thresholds)):
-            if not values or list(values) != sorted(set(values)) or values[0] <= 0:
-                raise ValueError(f"{name}: expected rising numbers above 0, got {list(values)}")
-        if self.iou_thresholds[-1] > 1:
-            raise ValueError(f"iou_thresholds: expected at most 1, got {list(self.iou_thresholds)}")
-        if "all" not in self.area_ranges:
-            raise ValueError(f"area_ranges: expected a range named 'all', got {list(self.area_ranges)}")
-
-    @property
-    def min_iou(self) -> float:
-        """Pairs below this IoU change no metric."""
-        return min(self.iou_thresholds[0], MATCH_IOU, 1 - 1e-10)
+from sohes.evaluation.overlap import Pairs, find_pairs
+from sohes.evaluation.protocol import Protocol
+from sohes.evaluation.shapes import Shapes, as_array, take
 
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """What is known of the M true masks of one image beside their pixels.
+    """The M true masks (or boxes) of one image.
 
-    areas: [M] in pixels, what the area ranges are decided by. crowd: bool [M]. parents: int64 [M], -1 for a root;
-    None where the image has no annotated hierarchy.
+    areas: float64 [M] in pixels, what the area ranges are decided by. crowd: bool [M]. categories: int64 [M], where
+    they are looked at. parents: int64 [M], -1 for a root; None where the image has no annotated hierarchy.
     """
 
+    shapes: Shapes
     areas: np.ndarray
     crowd: np.ndarray
+    categories: np.ndarray | None = None
     parents: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class ImageRecord:
-    """What is kept of an image: A area ranges, M true masks, and the D best predictions by falling score.
+class Found:
+    """The N predictions of one image. scores: float64 [N]. parents: int64 [N], -1 for a root. categories: int64 [N],
+    where they are looked at."""
 
-    num_gt: int64 [A], true masks that count. num_predictions: before the cut to D. scores: [D], float32 where
-    that is exact, else float64. outside: uint8 [A, ceil(D/8)], bits of the predictions whose own area is out of
-    the range.
+    shapes: Shapes
+    scores: np.ndarray
+    parents: np.ndarray
+    categories: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Outcomes:
+    """What became of the D best predictions of one image, or of one of its categories, by falling score.
+
+    num_gt: int64 [A], true masks that count in each area range. scores: [D], float32 where that is exact, else
+    float64. outside: uint8 [A, ceil(D/8)], bits of the predictions whose own area is out of the range.
     """
 
     num_gt: np.ndarray
-    num_predictions: int
     scores: np.ndarray
     outside: np.ndarray
     matches: Matches
+
+
+@dataclass(frozen=True, eq=False)
+class ImageRecord:
+    """What is kept of an image. num_predictions: before any cut. outcomes: by category, in a class-agnostic protocol
+    all under None."""
+
+    num_predictions: int
     hierarchy: HierarchyCounts
-
-    def outside_range(self, index: int) -> np.ndarray:
-        """bool [D]: the prediction's own area is out of this area range."""
-        return np.unpackbits(self.outside[index], count=len(self.scores)).astype(bool)
+    outcomes: dict[int | None, Outcomes]
 
 
-def score_image(
-    protocol: Protocol, gt: Masks, truth: Truth, pred: Masks, scores: np.ndarray, parents: np.ndarray
-) -> ImageRecord:
-    """Score the N predictions of one image against its M true masks. Pure.
-
-    gt, pred: both packed, or both runs. scores: float64 [N]. parents: int64 [N], -1 for a root.
+def score_image(protocol: Protocol, truth: Truth, found: Found) -> ImageRecord:
+    """Score the predictions of one image. Pure.
 
     Raises ValueError where the sizes differ, a score is not finite, or the true parents are no forest.
     """
-    if pred.size != gt.size:
-        raise ValueError(f"expected predictions of size {gt.size}, got {pred.size}")
-    order = _rank_by_score(scores, protocol.max_dets[-1])  # [D]
-    pairs = find_pairs(pred, gt, truth.crowd, order, protocol.min_iou)
+    if found.shapes.size != truth.shapes.size:
+        raise ValueError(f"expected predictions of size {truth.shapes.size}, got {found.shapes.size}")
+    if not np.isfinite(found.scores).all():
+        raise ValueError(f"expected finite scores, got {found.scores[~np.isfinite(found.scores)][0]}")
+    order = np.argsort(-found.scores, kind="stable")  # [N], of equals the lower index first
+    best = order[: protocol.max_dets[-1]]  # [D]
+    everything = np.arange(len(truth.crowd))  # [M]
+    outcomes: dict[int | None, Outcomes] = {}
+    pairs = None
+    if protocol.class_aware:
+        for category in np.union1d(truth.categories, found.categories).tolist():
+            rows = order[found.categories[order] == category][: protocol.max_dets[-1]]
+            columns = np.flatnonzero(truth.categories == category)
+            outcomes[category] = _score_some(protocol, truth, found, rows, columns)[0]
+    else:
+        outcomes[None], pairs = _score_some(protocol, truth, found, best, everything)
 
+    hierarchy = HierarchyCounts()
+    if truth.parents is not None:
+        if pairs is None:
+            pairs = find_pairs(take(found.shapes, best), truth.shapes, truth.crowd, protocol.min_iou)
+        match = match_by_iou(pairs, len(truth.crowd), truth.crowd)  # [M], into best
+        match = np.append(best, -1)[match]  # [M], into the predictions as given
+        hierarchy = count_hierarchy(match, truth.parents, found.parents, truth.crowd)
+    return ImageRecord(len(found.scores), hierarchy, outcomes)
+
+
+def _score_some(
+    protocol: Protocol, truth: Truth, found: Found, rows: np.ndarray, columns: np.ndarray
+) -> tuple[Outcomes, Pairs]:
+    """The predictions ``rows`` (int64 [D], by falling score) against the true masks ``columns`` (int64 [m])."""
+    every_column = len(columns) == len(truth.crowd)
+    pred, gt = take(found.shapes, rows), truth.shapes if every_column else take(truth.shapes, columns)
+    crowd, gt_areas = truth.crowd[columns], truth.areas[columns]  # [m] each
+    pairs = find_pairs(pred, gt, crowd, protocol.min_iou)
     ranges = np.array(list(protocol.area_ranges.values()), np.float64)[:, :, None]  # [A, 2, 1]
     low, high = ranges[:, 0], ranges[:, 1]  # [A, 1] each
-    gt_ignored = truth.crowd | (truth.areas < low) | (truth.areas > high)  # [A, M]
-    areas = as_array(pred.areas)[order]  # [D]
-    single = scores[order].astype(np.float32)  # [D]
-    return ImageRecord(
+    gt_ignored = crowd | (gt_areas < low) | (gt_areas > high)  # [A, m]
+    pred_areas = as_array(pred.areas)  # [D]
+    outcomes = Outcomes(
         num_gt=(~gt_ignored).sum(1),
-        num_predictions=len(scores),
-        scores=single if (single == scores[order]).all() else scores[order],
-        outside=np.packbits((areas < low) | (areas > high), axis=1),
-        matches=match_greedy(pairs, gt_ignored, truth.crowd, np.array(protocol.iou_thresholds)),
-        hierarchy=_score_hierarchy(truth, pairs, order, parents),
+        scores=compact(found.scores[rows]),
+        outside=np.packbits((pred_areas < low) | (pred_areas > high), axis=1),
+        matches=match_greedy(pairs, gt_ignored, crowd, protocol.capped_thresholds),
     )
+    return outcomes, pairs
 
 
-def _rank_by_score(scores: np.ndarray, limit: int) -> np.ndarray:
-    """Indices int64 [D] of the ``limit`` highest scores, highest first, of equals the lower index."""
-    if not np.isfinite(scores).all():
-        raise ValueError(f"expected finite scores, got {scores[~np.isfinite(scores)][0]}")
-    return np.argsort(-scores, kind="stable")[:limit]
-
-
-def _score_hierarchy(truth: Truth, pairs: Pairs, order: np.ndarray, parents: np.ndarray) -> HierarchyCounts:
-    if truth.parents is None:
-        return HierarchyCounts()
-    match = match_by_iou(pairs, len(truth.crowd), truth.crowd)  # [M], into order
-    match = np.append(order, -1)[match]  # [M], into the predictions as given
-    return count_hierarchy(match, truth.parents, parents, truth.crowd)
+def compact(scores: np.ndarray) -> np.ndarray:
+    """float64 [D] as float32 where no digit is lost."""
+    single = scores.astype(np.float32)  # [D]
+    return single if (single == scores).all() else scores

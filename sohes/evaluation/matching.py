@@ -1,90 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""COCO's greedy matching of the predictions of one image, for all IoU thresholds and area ranges in one pass.
-
-One (area range, IoU threshold) is a *lane*: lane ``a * T + t``. A set of lanes is a Python integer with one bit a
-lane, so that what COCO does lane by lane is done here with a few bit operations a pair.
-"""
+"""COCO's greedy matching of the predictions of one image, for all IoU thresholds and area ranges in one pass."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 
+from sohes._binary import find_binary
 from sohes.evaluation.overlap import Pairs
+from sohes.evaluation.reference import matching as reference
+from sohes.evaluation.reference.matching import Matches
 
+__all__ = ["Matches", "match_greedy"]
 
-@dataclass(frozen=True, eq=False)
-class Matches:
-    """What became of the predictions that some lane matched; all others are unmatched in every lane.
-
-    pred: int64 [R], rising. hit, ignored: uint8 [R, ceil(A*T/8)], lanes (bit ``l % 8`` of byte ``l // 8``) in
-    which the prediction is matched to a mask that counts, or to one that is ignored.
-    """
-
-    pred: np.ndarray
-    hit: np.ndarray
-    ignored: np.ndarray
-
-    def lane(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """(hit, ignored), bool [R] each, of one lane."""
-        byte, bit = divmod(index, 8)
-        return (self.hit[:, byte] >> bit & 1).astype(bool), (self.ignored[:, byte] >> bit & 1).astype(bool)
+LANES_OF_KERNEL = 64
 
 
 def match_greedy(pairs: Pairs, gt_ignored: np.ndarray, crowd: np.ndarray, iou_thresholds: np.ndarray) -> Matches:
-    """pairs of predictions (indices by falling score) and masks; ``gt_ignored`` bool [A, M], ``crowd`` bool [M].
+    """pairs of predictions (indices by falling score) and masks; ``gt_ignored`` bool [A, M], ``crowd`` bool [M];
+    ``iou_thresholds`` float64 [T], rising. See ``reference.matching``, which defines it."""
+    binary = find_binary().module
+    if binary is None or gt_ignored.shape[0] * len(iou_thresholds) > LANES_OF_KERNEL:
+        return reference.match_greedy(pairs, gt_ignored, crowd, iou_thresholds)
+    return _match_lanes(binary, pairs, gt_ignored, crowd, iou_thresholds)
 
-    In each lane, every prediction in turn takes the free mask of largest IoU at or above the threshold, of equals
-    the last one; ignored masks are taken only when no other is to be had; a crowd is never used up. (COCO's
-    ``evaluateImg``, whose thresholds are capped just under 1.)
 
-    ``iou_thresholds``: float64 [T], rising.
-    """
-    num_thresholds, num_ranges = len(iou_thresholds), len(gt_ignored)
-    num_bytes = -(-num_thresholds * num_ranges // 8)
-    row = (1 << num_thresholds) - 1  # every threshold, of one area range
-    shifts = [num_thresholds * a for a in range(num_ranges)]
-    every = sum(row << shift for shift in shifts)
-    skip = [
-        sum(row << s for s, ignored in zip(shifts, column, strict=True) if ignored) for column in gt_ignored.T.tolist()
-    ]
-    free = [every ^ lanes for lanes in skip]  # per mask: lanes in which it counts and is not taken
-    spare = list(skip)  # per mask: lanes in which it is ignored and not taken
-    keep = crowd.tolist()
-    reach = [sum(((1 << met) - 1) << shift for shift in shifts) for met in range(num_thresholds + 1)]
-
-    order = np.lexsort((-pairs.gt, -pairs.iou, pairs.pred))  # best pair of each prediction first
-    pred, gt, iou = pairs.pred[order], pairs.gt[order].tolist(), pairs.iou[order]
-    lanes_of = [
-        reach[met] for met in np.searchsorted(np.minimum(iou_thresholds, 1 - 1e-10), iou, side="right").tolist()
-    ]
-    preds, starts = np.unique(pred, return_index=True)
-    stops = np.append(starts, len(pred))[1:]
-
-    matched: list[int] = []
-    hits, misses = bytearray(), bytearray()
-    for index, start, stop in zip(preds.tolist(), starts.tolist(), stops.tolist(), strict=True):
-        want = every  # lanes in which this prediction has no mask yet
-        for k in range(start, stop):
-            taken = want & lanes_of[k] & free[gt[k]]
-            free[gt[k]] ^= taken
-            want ^= taken
-        hit = every ^ want
-        ignored = 0
-        for k in range(start, stop):
-            taken = want & lanes_of[k] & spare[gt[k]]
-            if taken and not keep[gt[k]]:
-                spare[gt[k]] ^= taken
-            want ^= taken
-            ignored |= taken
-        if hit or ignored:
-            matched.append(index)
-            hits += hit.to_bytes(num_bytes, "little")
-            misses += ignored.to_bytes(num_bytes, "little")
-    shape = (len(matched), num_bytes)
-    return Matches(
-        np.array(matched, np.int64),
-        np.frombuffer(bytes(hits), np.uint8).reshape(shape),
-        np.frombuffer(bytes(misses), np.uint8).reshape(shape),
-    )
+def _match_lanes(
+    binary: ModuleType, pairs: Pairs, gt_ignored: np.ndarray, crowd: np.ndarray, iou_thresholds: np.ndarray
+) -> Matches:
+    room = len(pairs.pred)
+    matches = Matches(np.empty(room, np.int64), np.empty((room, 8), np.uint8), np.empty((room, 8), np.uint8))
+    scratch = np.empty((3, len(crowd)), np.int64)
+    found = (matches.pred, matches.hit, matches.ignored)
+    count = binary.match_lanes(pairs.pred, pairs.gt, pairs.iou, gt_ignored, crowd, iou_thresholds, scratch, *found)
+    num_bytes = -(-gt_ignored.shape[0] * len(iou_thresholds) // 8)
+    # Copies: the rest of the room is let go.
+    return Matches(found[0][:count].copy(), found[1][:count, :num_bytes].copy(), found[2][:count, :num_bytes].copy())

@@ -1,81 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which predictions overlap which true masks enough to matter, and how much: the pairs that matching works on."""
+"""Which predictions overlap which true shapes enough to matter, and how much: the pairs that matching works on."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
-import torch
 
-from sohes.evaluation.runs import RunMasks, intersect
-from sohes.masks import PackedMasks
-from sohes.ops.mask_overlap import mask_overlap
+from sohes._binary import find_binary
+from sohes.evaluation.reference.pairs import Pairs, box_pairs, mask_pairs
+from sohes.evaluation.shapes import Boxes, RunMasks, Shapes
 
-Masks = PackedMasks | RunMasks
+__all__ = ["Pairs", "find_pairs"]
 
 
-@dataclass(frozen=True, eq=False)
-class Pairs:
-    """P pairs of a prediction and a true mask, in no particular order.
+def find_pairs(pred: Shapes, gt: Shapes, crowd: np.ndarray, min_iou: float) -> Pairs:
+    """Every pair of IoU >= ``min_iou`` > 0 between N predicted and M true shapes of the same kind.
 
-    pred, gt: int64 [P], indices. iou: float64 [P]; for a crowd the share of the prediction inside it, as in COCO.
+    crowd: bool [M].
     """
-
-    pred: np.ndarray
-    gt: np.ndarray
-    iou: np.ndarray
-
-
-def find_pairs(pred: Masks, gt: Masks, crowd: np.ndarray, order: np.ndarray, min_iou: float) -> Pairs:
-    """Every pair of IoU >= ``min_iou`` > 0 between ``pred[order]`` and ``gt``.
-
-    pred: N masks; gt: M masks, both packed or both runs. crowd: bool [M]. order: int64 [D], the predictions that
-    count; ``Pairs.pred`` points into it. Boxes and areas first rule out the pairs that cannot reach ``min_iou``.
-    """
-    pred_areas, gt_areas = as_array(pred.areas)[order], as_array(gt.areas)  # [D], [M]
-    most = _bound_shared(as_array(pred.boxes)[order], pred_areas, as_array(gt.boxes), gt_areas)  # [D, M]
-    rows, columns = np.nonzero(iou_of(most, pred_areas[:, None], gt_areas, crowd) >= min_iou)  # [P] each
-    if isinstance(pred, RunMasks):
-        shared = intersect(pred, gt, order[rows], columns)  # [P]
-    else:
-        shared = _intersect_packed(pred, gt, order[rows], columns)  # [P]
-    iou = iou_of(shared, pred_areas[rows], gt_areas[columns], crowd[columns])  # [P]
-    enough = iou >= min_iou
-    return Pairs(rows[enough], columns[enough], iou[enough])
+    if isinstance(pred, Boxes):
+        return box_pairs(pred, gt, crowd, min_iou)
+    binary = find_binary().module
+    if isinstance(pred, RunMasks) and binary is not None:
+        return _run_pairs(binary, pred, gt, crowd, min_iou)
+    return mask_pairs(pred, gt, crowd, min_iou)
 
 
-def iou_of(shared: np.ndarray, pred_areas: np.ndarray, gt_areas: np.ndarray, crowd: np.ndarray) -> np.ndarray:
-    """Intersections, areas and crowd flags, broadcast together -> IoU, float64; 0 where nothing is shared.
-
-    For a crowd the union is the prediction alone (COCO). One division of exact integers, so that the result is
-    pycocotools' to the last bit.
-    """
-    union = np.where(crowd, pred_areas, pred_areas + gt_areas - shared)
-    return shared / np.maximum(union, 1)
-
-
-def _bound_shared(
-    pred_boxes: np.ndarray, pred_areas: np.ndarray, gt_boxes: np.ndarray, gt_areas: np.ndarray
-) -> np.ndarray:
-    """The most pixels a pair can share, int64 [D, M]: those of the boxes' overlap, and those of the smaller mask."""
-    low = np.maximum(pred_boxes[:, None, :2], gt_boxes[:, :2])  # [D, M, 2]
-    high = np.minimum(pred_boxes[:, None, 2:], gt_boxes[:, 2:])  # [D, M, 2]
-    sides = np.maximum(high - low, 0)  # [D, M, 2]
-    return np.minimum(sides[..., 0] * sides[..., 1], np.minimum(pred_areas[:, None], gt_areas))
-
-
-def _intersect_packed(pred: PackedMasks, gt: PackedMasks, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """As ``runs.intersect``; only masks that stand in some pair are intersected."""
-    near_pred, row = np.unique(rows, return_inverse=True)
-    near_gt, column = np.unique(columns, return_inverse=True)
-    shared = mask_overlap(_take(pred, near_pred), _take(gt, near_gt))  # [n, m]
-    return shared.cpu().numpy()[row, column]
-
-
-def _take(masks: PackedMasks, index: np.ndarray) -> PackedMasks:
-    return masks if len(index) == len(masks) else masks[torch.from_numpy(index).to(masks.device)]
-
-
-def as_array(values: torch.Tensor | np.ndarray) -> np.ndarray:
-    return values.cpu().numpy() if isinstance(values, torch.Tensor) else values
+def _run_pairs(binary: ModuleType, pred: RunMasks, gt: RunMasks, crowd: np.ndarray, min_iou: float) -> Pairs:
+    room = len(pred) * len(gt)
+    pairs = Pairs(np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.float64))
+    sides = [[masks.starts, masks.stops, masks.bounds, masks.areas, masks.boxes] for masks in (pred, gt)]
+    count = binary.run_pairs(*sides, crowd, pred.size[0], min_iou, pairs.pred, pairs.gt, pairs.iou)
+    return Pairs(pairs.pred[:count], pairs.gt[:count], pairs.iou[:count])

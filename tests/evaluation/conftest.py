@@ -3,12 +3,14 @@
 
 import contextlib
 import io
+import json
 from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -28,6 +30,13 @@ class Image:
     gt_areas: np.ndarray
     pred: np.ndarray
     scores: np.ndarray  # float32 values
+    gt_categories: np.ndarray  # int64 [M] and [N]
+    pred_categories: np.ndarray
+    gt_boxes: np.ndarray  # float64 [M, 4] and [N, 4], x, y, width, height; not quite the masks'
+    pred_boxes: np.ndarray
+
+
+CATEGORIES = (2, 3, 7)
 
 
 def random_image(rng, max_gt=5, max_pred=9, size=(9, 11)):
@@ -59,34 +68,58 @@ def random_image(rng, max_gt=5, max_pred=9, size=(9, 11)):
     pred = np.array(pred, bool).reshape(-1, *size)
     areas = gt.sum((1, 2)) * rng.choice([1.0, 0.8], len(gt))  # annotated areas differ from the mask's, as polygons' do
     scores = rng.choice([0.125, 0.25, 0.5, 0.75], len(pred)) if rng.random() < 0.5 else rng.random(len(pred))
-    return Image(gt, rng.random(len(gt)) < 0.2, areas, pred, scores.astype(np.float32))
+    crowd = rng.random(len(gt)) < 0.2
+    # Drawn last, and from few values: boxes tie too. Some images lack some categories.
+    some = rng.choice(CATEGORIES, rng.integers(1, 4))
+    categories = [rng.choice(some, len(gt)), rng.choice(some if rng.random() < 0.8 else CATEGORIES, len(pred))]
+    boxes = [boxes_around(masks) + rng.choice([0, 0.25, 0.3], (len(masks), 4)) for masks in (gt, pred)]
+    return Image(gt, crowd, areas, pred, scores.astype(np.float32), *categories, *boxes)
 
 
-def coco_files(images):
-    """(ground truth in COCO's JSON form, list of COCO results)."""
-    truth = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "entity"}]}
+def boxes_around(dense):
+    """bool [N, H, W] -> float64 [N, 4], x, y, width, height, as pycocotools has them."""
+    rles = [coco_mask.encode(np.asfortranarray(mask, np.uint8)) for mask in dense]
+    return np.asarray(coco_mask.toBbox(rles)).reshape(-1, 4) if rles else np.zeros((0, 4))
+
+
+def coco_files(images, with_boxes=False):
+    """(ground truth in COCO's JSON form, list of COCO results). All ground truth has a box, results only where asked
+    for: pycocotools takes the area of a mask from its box if there is one."""
+    truth = {"images": [], "annotations": [], "categories": [{"id": n, "name": str(n)} for n in (1, *CATEGORIES)]}
     results = []
     for number, image in enumerate(images, start=1):
         height, width = image.gt.shape[1:]
         truth["images"].append({"id": number, "file_name": f"{number}.png", "width": width, "height": height})
-        for rle, crowd, area in zip(packed(image.gt).to_rle(), image.crowd, image.gt_areas, strict=True):
+        columns = (image.crowd, image.gt_areas, image.gt_categories, image.gt_boxes)
+        for rle, crowd, area, category, box in zip(packed(image.gt).to_rle(), *columns, strict=True):
             truth["annotations"].append(
                 {
                     "id": len(truth["annotations"]) + 1,
                     "image_id": number,
-                    "category_id": 1,
+                    "category_id": int(category),
                     "segmentation": rle,
                     "iscrowd": int(crowd),
+                    "ignore": len(truth["annotations"]) % 2,  # COCO does not look at it
                     "area": float(area),
+                    "bbox": box.tolist(),
                 }
             )
-        for rle, score in zip(packed(image.pred).to_rle(), image.scores, strict=True):
-            results.append({"image_id": number, "category_id": 1, "segmentation": rle, "score": float(score)})
+        columns = (image.scores, image.pred_categories, image.pred_boxes)
+        for rle, score, category, box in zip(packed(image.pred).to_rle(), *columns, strict=True):
+            results.append(
+                {"image_id": number, "category_id": int(category), "segmentation": rle, "score": float(score)}
+            )
+            if with_boxes:
+                results[-1]["bbox"] = box.tolist()
     return truth, results
 
 
-def run_pycocotools(truth, results, max_dets, area_ranges, use_categories=True):
-    """(precision [T, 101, A, M], recall [T, A, M]) with NaN for pycocotools' -1."""
+def run_pycocotools(truth, results, max_dets, area_ranges, class_aware=False, iou_type="segm"):
+    """(precision [T, 101, K, A, M], recall [T, K, A, M]) with NaN for pycocotools' -1."""
+    truth, results = json.loads(json.dumps([truth, results]))  # it writes into them
+    if iou_type == "segm":
+        for result in results:
+            result.pop("bbox", None)  # else it decides the area
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = {"info": {}, **truth}
@@ -97,15 +130,42 @@ def run_pycocotools(truth, results, max_dets, area_ranges, use_categories=True):
             found = COCO()
             found.dataset = {**truth, "annotations": []}
             found.createIndex()
-        oracle = COCOeval(coco, found, "segm")
-        oracle.params.useCats = int(use_categories)
+        oracle = COCOeval(coco, found, iou_type)
+        oracle.params.useCats = int(class_aware)
         oracle.params.maxDets = list(max_dets)
         oracle.params.areaRng = [list(limits) for limits in area_ranges.values()]
         oracle.params.areaRngLbl = list(area_ranges)
         oracle.evaluate()
         oracle.accumulate()
-    precision, recall = oracle.eval["precision"][:, :, 0], oracle.eval["recall"][:, 0]
+    precision, recall = oracle.eval["precision"], oracle.eval["recall"]
     return np.where(precision < 0, np.nan, precision), np.where(recall < 0, np.nan, recall)
+
+
+def assert_equal_bits(evaluator, precision, recall, categories=(1, *CATEGORIES), message=""):
+    """That an evaluator has pycocotools' numbers (as ``run_pycocotools`` returns them), and its means."""
+    seen = [categories.index(c) for c in evaluator.categories] if evaluator.protocol.class_aware else [0]
+    others = np.delete(np.arange(precision.shape[2]), seen)
+    assert np.isnan(precision[:, :, others]).all()
+    for m, k in enumerate(evaluator.protocol.max_dets):
+        if seen:
+            np.testing.assert_array_equal(evaluator.precision(k), precision[..., m][:, :, seen], err_msg=message)
+            np.testing.assert_array_equal(evaluator.recall(k), recall[..., m][:, seen], err_msg=message)
+    expected = {f"AR@{k}": recall[:, :, 0, m] for m, k in enumerate(evaluator.protocol.max_dets)}
+    for a, suffix in enumerate(("", "-small", "-medium", "-large")):
+        expected[f"AP{suffix}"] = precision[:, :, :, a, -1]
+        if a:
+            expected[f"AR{suffix}"] = recall[:, :, a, -1]
+    expected |= {"AP50": precision[0, :, :, 0, -1], "AP75": precision[5, :, :, 0, -1]}
+    summary = evaluator.summary()
+    for name, values in expected.items():
+        defined = values[~np.isnan(values)]  # the mean of what is defined, as COCOeval.summarize takes it
+        mean = np.mean(defined) if defined.size else np.nan
+        assert summary[name] == mean or (np.isnan(summary[name]) and np.isnan(mean)), (
+            name,
+            summary[name],
+            mean,
+            message,
+        )
 
 
 def packed(dense):
@@ -120,7 +180,9 @@ def forest_of(image):
 def run_evaluator(images, max_dets, area_ranges, **options):
     evaluator = Evaluator(max_dets, area_ranges=area_ranges, **options)
     for number, image in reversed(list(enumerate(images, start=1))):  # the order of adding must not matter
-        evaluator.add(number, packed(image.gt), forest_of(image), crowd=image.crowd, gt_areas=image.gt_areas)
+        categories = {"gt_categories": image.gt_categories, "pred_categories": image.pred_categories}
+        truth = {"crowd": image.crowd, "gt_areas": image.gt_areas}
+        evaluator.add(number, packed(image.gt), forest_of(image), **truth, **categories)
     return evaluator
 
 
@@ -152,6 +214,14 @@ def run_literally(images, max_dets, area_ranges, iou_thresholds):
     return precision, recall
 
 
+def in_category_order(image):
+    """The image as pycocotools without categories goes through it, which decides ties."""
+    gt, pred = np.argsort(image.gt_categories, kind="stable"), np.argsort(image.pred_categories, kind="stable")
+    sides = {name: gt for name in ("gt", "crowd", "gt_areas", "gt_categories", "gt_boxes")}
+    sides |= {name: pred for name in ("pred", "scores", "pred_categories", "pred_boxes")}
+    return Image(**{name: getattr(image, name)[index] for name, index in sides.items()})
+
+
 def _dense_iou(image):
     gt, pred = (masks.reshape(len(masks), -1).astype(np.int64) for masks in (image.gt, image.pred))
     shared = pred @ gt.T
@@ -180,5 +250,17 @@ def _match(image, iou, low, high, threshold):
 @pytest.fixture(scope="session")
 def tools():
     """The functions above, for test files that cannot import their neighbour."""
-    shared = (Image, random_image, coco_files, run_pycocotools, packed, forest_of, run_evaluator, run_literally)
-    return SimpleNamespace(TINY_AREAS=TINY_AREAS, **{item.__name__: item for item in shared})
+    shared = (
+        Image,
+        random_image,
+        boxes_around,
+        in_category_order,
+        coco_files,
+        run_pycocotools,
+        packed,
+        forest_of,
+        run_evaluator,
+        run_literally,
+    )
+    shared += (assert_equal_bits,)
+    return SimpleNamespace(TINY_AREAS=TINY_AREAS, CATEGORIES=CATEGORIES, **{item.__name__: item for item in shared})

@@ -23,48 +23,31 @@ def forest(dense, scores):
     return Forest(masks, torch.tensor(scores, dtype=torch.float32), torch.full((len(masks),), -1))
 
 
-@pytest.mark.parametrize("first_seed", range(0, 240, SEEDS_A_TEST))
-def test_equals_pycocotools_to_the_last_bit(tools, first_seed):
+@pytest.mark.parametrize(
+    ("first_seed", "class_aware"), [(seed, False) for seed in range(0, 240, SEEDS_A_TEST)] + [(300, True)]
+)
+def test_equals_pycocotools_to_the_last_bit(tools, first_seed, class_aware):
     for seed in range(first_seed, first_seed + SEEDS_A_TEST):
         rng = np.random.default_rng(seed)
         images = [tools.random_image(rng) for _ in range(rng.integers(1, 5))]
-        evaluator = tools.run_evaluator(images, MAX_DETS, tools.TINY_AREAS)
-        precision, recall = tools.run_pycocotools(*tools.coco_files(images), MAX_DETS, tools.TINY_AREAS)
-        for m, k in enumerate(MAX_DETS):
-            np.testing.assert_array_equal(evaluator.precision(k), precision[..., m], err_msg=f"seed {seed}")
-            np.testing.assert_array_equal(evaluator.recall(k), recall[..., m], err_msg=f"seed {seed}")
-        summary = evaluator.summary()
-        for a, suffix in enumerate(("", "-small", "-medium", "-large")):
-            assert_same(summary["AR" + suffix if suffix else "AR@100"], coco_mean(recall[:, a, -1]))
-            assert_same(summary["AP" + suffix], coco_mean(precision[:, :, a, -1]))
-        assert_same(summary["AP50"], coco_mean(precision[0, :, 0, -1]))
-        assert_same(summary["AP75"], coco_mean(precision[5, :, 0, -1]))
-
-
-def coco_mean(values):
-    """The mean of what is defined, as COCOeval.summarize takes it."""
-    defined = values[~np.isnan(values)]
-    return np.mean(defined) if defined.size else np.nan
-
-
-def assert_same(ours, theirs):
-    assert ours == theirs or (np.isnan(ours) and np.isnan(theirs)), (ours, theirs)
+        if not class_aware:
+            images = [tools.in_category_order(image) for image in images]
+        evaluator = tools.run_evaluator(images, MAX_DETS, tools.TINY_AREAS, class_aware=class_aware)
+        oracle = tools.run_pycocotools(*tools.coco_files(images), MAX_DETS, tools.TINY_AREAS, class_aware)
+        tools.assert_equal_bits(evaluator, *oracle, message=f"seed {seed}")
 
 
 def test_default_protocol_equals_pycocotools_with_1000_predictions(tools):
     rng = np.random.default_rng(7)
     images = [tools.random_image(rng, max_gt=12, max_pred=60, size=(130, 110)) for _ in range(4)]
-    crowded = tools.random_image(rng, max_gt=8, max_pred=0, size=(24, 20))
-    crowded.pred = np.stack([crowded.gt[i % len(crowded.gt)] & (rng.random((24, 20)) > 0.3) for i in range(1100)])
-    crowded.scores = rng.random(1100).astype(np.float32)
-    images.append(crowded)
+    crowded = tools.random_image(rng, max_gt=8, max_pred=1100, size=(24, 20))
+    while len(crowded.pred) < 1000:
+        crowded = tools.random_image(rng, max_gt=8, max_pred=1100, size=(24, 20))
+    images = [tools.in_category_order(image) for image in [*images, crowded]]
     limits = (1, 10, 100, 1000)
     areas = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
     evaluator = tools.run_evaluator(images, limits, None)
-    precision, recall = tools.run_pycocotools(*tools.coco_files(images), limits, areas)
-    for m, k in enumerate(limits):
-        np.testing.assert_array_equal(evaluator.precision(k), precision[..., m])
-        np.testing.assert_array_equal(evaluator.recall(k), recall[..., m])
+    tools.assert_equal_bits(evaluator, *tools.run_pycocotools(*tools.coco_files(images), limits, areas))
     assert evaluator.summary()["masks_per_image"] == sum(len(image.pred) for image in images) / 5
 
 
@@ -73,14 +56,18 @@ def test_plain_loops_agree_on_more_than_255_masks_and_1000_predictions(tools):
     gt = rectangles(rng, 300)
     pred = gt[rng.integers(300, size=1200)] & (rng.random((1200, 14, 15)) > 0.15)
     scores = rng.random(1200).astype(np.float32)
-    dense = tools.Image(gt, rng.random(300) < 0.05, gt.sum((1, 2)).astype(float), pred, scores)
+    one_category = [np.zeros(len(masks), np.int64) for masks in (gt, pred)]
+    boxes = [tools.boxes_around(masks) for masks in (gt, pred)]
+    areas = gt.sum((1, 2)).astype(float)
+    dense = tools.Image(gt, rng.random(300) < 0.05, areas, pred, scores, *one_category, *boxes)
     images = [dense] + [tools.random_image(rng, size=(14, 15)) for _ in range(3)]
     thresholds, limits = (0.5, 0.75), (10, 1000)
     evaluator = tools.run_evaluator(images, limits, tools.TINY_AREAS, iou_thresholds=thresholds)
     precision, recall = tools.run_literally(images, limits, tools.TINY_AREAS, thresholds)
     for m, k in enumerate(limits):
-        np.testing.assert_allclose(evaluator.precision(k), precision[..., m], rtol=1e-15)  # no eps in the loops
-        np.testing.assert_array_equal(evaluator.recall(k), recall[..., m])
+        ours = evaluator.precision(k)[:, :, 0]
+        np.testing.assert_allclose(ours, precision[..., m], rtol=1e-15)  # no eps in the loops
+        np.testing.assert_array_equal(evaluator.recall(k)[:, 0], recall[..., m])
 
 
 def rectangles(rng, count):
@@ -115,7 +102,7 @@ def test_keys_of_the_default_summary():
     assert list(Evaluator().summary()) == [
         *("AR@1000", "AR@100", "AR@10", "AR@1", "AR-small", "AR-medium", "AR-large"),
         *("AP", "AP50", "AP75", "AP-small", "AP-medium", "AP-large"),
-        *("parent_recall", "ancestor_f1", "num_images", "masks_per_image"),
+        *("parent_recall", "ancestor_f1", "level_accuracy", "edit_similarity", "num_images", "masks_per_image"),
     ]
 
 
@@ -134,7 +121,7 @@ def test_a_crowd_is_neither_missed_nor_used_up():
     evaluator = Evaluator()
     crowd_and_one = PackedMasks.from_dense(bars(30, 10))
     evaluator.add(1, crowd_and_one, forest(bars(9, 20, 25), [0.3, 0.9, 0.8]), crowd=[True, False])
-    assert evaluator.recall(1000)[0, 0] == 1
+    assert evaluator.recall(1000)[0, 0, 0] == 1
     assert evaluator.summary()["AP50"] == pytest.approx(
         1, rel=1e-15
     )  # the two inside the crowd are not false positives

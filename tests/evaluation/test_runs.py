@@ -5,9 +5,12 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from sohes.evaluation import runs
 from sohes.evaluation.overlap import find_pairs
-from sohes.evaluation.runs import intersect, read_runs
+from sohes.evaluation.reference import runs
+from sohes.evaluation.reference.pairs import mask_pairs
+from sohes.evaluation.reference.runs import intersect
+from sohes.evaluation.runs import read_runs
+from sohes.evaluation.shapes import take
 from sohes.masks import PackedMasks
 
 
@@ -64,7 +67,7 @@ def test_plain_run_lengths_and_empty_runs():
     masks = read_runs([[0, 20], [20], [2, 0, 3, 4, 0, 1, 10]], (4, 5))
     assert masks.areas.tolist() == [20, 0, 5]
     assert masks.boxes.tolist() == [[0, 0, 5, 4], [0, 0, 0, 0], [1, 0, 3, 4]]
-    assert np.diff(masks.first).tolist() == [1, 0, 2]
+    assert np.diff(masks.bounds).ravel().tolist() == [1, 0, 2]
 
 
 def test_large_images_need_64_bits():
@@ -99,12 +102,16 @@ def test_pairs_of_runs_equal_pairs_of_packed_masks(seed):
     pred, gt = random_masks(rng, 30, (13, 11)), random_masks(rng, 12, (13, 11))
     pred[:8] = gt[rng.integers(12, size=8)] & (rng.random((8, 13, 11)) > 0.1)
     crowd, order = rng.random(12) < 0.3, rng.permutation(30)[:20]
+    as_packed, as_runs = PackedMasks.from_dense(pred), read_runs(encode(pred), (13, 11))
+    gt_packed, gt_runs = PackedMasks.from_dense(gt), read_runs(encode(gt), (13, 11))
     found = [
-        find_pairs(make(pred), make(gt), crowd, order, 0.3)
-        for make in (PackedMasks.from_dense, lambda masks: read_runs(encode(masks), (13, 11)))
+        find_pairs(take(as_packed, order), gt_packed, crowd, 0.3),
+        find_pairs(take(as_runs, order), gt_runs, crowd, 0.3),
+        mask_pairs(take(as_runs, order), gt_runs, crowd, 0.3),
     ]
-    for ours, theirs in zip(*(vars(pairs).values() for pairs in found), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for values in zip(*(vars(pairs).values() for pairs in found), strict=True):
+        for value in values[1:]:
+            np.testing.assert_array_equal(value, values[0])
     rles = [[{"size": [13, 11], "counts": counts} for counts in encode(masks)] for masks in (pred[order], gt)]
     iou = coco_mask.iou(*rles, crowd.astype(np.uint8))
     np.testing.assert_array_equal(found[0].iou, iou[iou >= 0.3])

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // pybind11 type caster: torch.Tensor -> TensorView through the tensor's own Python attributes, so that the
-// module links against no torch and one binary serves every version of it.
+// module links against no torch and one binary serves every version of it. Also what has the buffer protocol
+// (a numpy array, bytes), as a view of its memory; the caller keeps it alive, as an argument of the call is.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -32,6 +33,50 @@ inline const std::pair<PyObject*, DType>* dtype_table() {
   return table;
 }
 
+inline bool find_dtype(const Py_buffer& buffer, DType& dtype) {
+  const char* format = buffer.format == nullptr ? "B" : buffer.format;
+  if (format[0] == '\0' || format[1] != '\0') return false;  // of several fields, or not in native order
+  switch (format[0]) {
+    case '?':
+      dtype = DType::kBool;
+      return true;
+    case 'B':
+      dtype = DType::kUInt8;
+      return true;
+    case 'f':
+      dtype = DType::kFloat32;
+      return true;
+    case 'd':
+      dtype = DType::kFloat64;
+      return true;
+    case 'i':
+    case 'l':
+    case 'q':
+      dtype = buffer.itemsize == 8 ? DType::kInt64 : DType::kInt32;
+      return true;
+    default:
+      return false;
+  }
+}
+
+inline bool load_buffer(PyObject* source, TensorView& value) {
+  Py_buffer buffer;
+  if (PyObject_GetBuffer(source, &buffer, PyBUF_STRIDED_RO | PyBUF_FORMAT) != 0) {
+    PyErr_Clear();
+    return false;
+  }
+  const bool fits = buffer.ndim <= kMaxDims && find_dtype(buffer, value.dtype);
+  for (int i = 0; fits && i < buffer.ndim; ++i) {
+    value.shape[i] = buffer.shape[i];
+    value.stride[i] = buffer.strides[i] / buffer.itemsize;
+  }
+  value.data = buffer.buf;
+  value.ndim = fits ? buffer.ndim : 0;
+  value.device = kCpu;
+  PyBuffer_Release(&buffer);
+  return fits;
+}
+
 }  // namespace sohes::detail
 
 namespace pybind11::detail {
@@ -41,6 +86,7 @@ struct type_caster<sohes::TensorView> {
   PYBIND11_TYPE_CASTER(sohes::TensorView, const_name("torch.Tensor"));
 
   bool load(handle source, bool /*convert*/) {
+    if (PyObject_CheckBuffer(source.ptr()) != 0) return sohes::detail::load_buffer(source.ptr(), value);
     if (source.is_none() || !hasattr(source, "data_ptr")) return false;
     const object dtype = source.attr("dtype");
     const auto* row = sohes::detail::dtype_table();

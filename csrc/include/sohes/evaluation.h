@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+// Evaluation of predicted masks from COCO JSON: the file's bytes are read once and become runs, pairs and
+// matches, without a Python object for each annotation. The Python of sohes/evaluation/reference defines
+// every result; these are its twins to the last bit. What they do not understand (string ids, polygons,
+// broken JSON) they decline, and the reference reads it or says what is wrong. Nothing is allocated, results
+// are bitwise repeatable, tensors are contiguous. All functions are safe to call from many threads.
+#pragma once
+
+#include <array>
+
+#include "sohes/tensor_view.h"
+
+namespace sohes {
+
+// Walks over the objects of a JSON array, from the first character of one, and groups those that follow each
+// other with the same "image_id". text uint8 [B]; begin in 0..B. Group k: groups[k] (int64 [K, 5]) holds the
+// first byte of its first object, the byte past its last, first byte and byte past the value of "image_id",
+// and the number of objects. Returns {groups, place after the last object understood, whether some object has
+// an "annotator" (0 or 1)}. Stops at the end of the array or of the text, at K groups, and before an object
+// that has no number or string as "image_id", is no strict ASCII JSON, or nests deeper than 32.
+std::array<int64_t, 3> coco_groups(const TensorView& text, int64_t begin, const TensorView& groups);
+
+// Columns of coco_records. `kHas` holds the kHas... bits of what an annotation has; all else is 0 where
+// absent.
+enum CocoColumn : int {
+  kHas,
+  kId,
+  kParent,
+  kCategory,
+  kAnnotator,
+  kCrowd,
+  kHeight,
+  kWidth,
+  kCounts,
+  kCountsEnd
+};
+constexpr int kCocoColumns = 10;
+enum CocoNumber : int { kScore, kArea, kBox };  // a box takes four
+constexpr int kCocoNumbers = 6;
+enum CocoHas : int {
+  kHasId = 1,
+  kHasParentKey = 2,
+  kHasParent = 4,  // not null
+  kHasCategory = 8,
+  kHasAnnotator = 16,
+  kHasScore = 32,
+  kHasArea = 64,
+  kHasBox = 128,
+  kHasRle = 256,  // "size" of two, and "counts" a string: text[kCounts..kCountsEnd], \\ is one backslash
+  kHasSegmentation = 512,  // of any other form
+  kHasCrowd = 1024,
+};
+
+// The annotations of one image: text uint8 [B] of N objects with commas between -> columns int64
+// [N, kCocoColumns], numbers float64 [N, kCocoNumbers]. Returns false unless there are exactly N, each
+// understood in full.
+bool coco_records(const TensorView& text, const TensorView& columns, const TensorView& numbers);
+
+// Compressed COCO RLE, mask n at text[places[n, 0]..places[n, 1]] (places int64 [N, 2], any strides), where
+// `escaped` says that a backslash is written twice, as in JSON -> runs of set pixels starts, stops int64 [C]
+// of all masks; bounds int64 [N, 2], the first run of each and the one past its last; areas int64 [N]; boxes
+// int64 [N, 4] (x0, y0, x1, y1, half-open, zeros for an empty mask). C is at least half the characters of all
+// masks. Returns -1, or the first mask that is no RLE of height * width pixels, past which nothing is
+// written.
+int64_t rle_runs(const TensorView& text, const TensorView& places, bool escaped, int64_t height,
+                 int64_t width, const TensorView& starts, const TensorView& stops, const TensorView& bounds,
+                 const TensorView& areas, const TensorView& boxes);
+
+// N masks as rle_runs leaves them; bounds may name any runs in any order.
+struct RunMasksView {
+  TensorView starts, stops, bounds, areas, boxes;
+};
+
+// Pairs of masks with IoU >= min_iou > 0, by rising pred, then gt: out_pred, out_gt int64 and iou float64,
+// room for N * M of each. crowd bool [M]: there IoU is |p & g| / |p|. Returns how many. Boxes and areas rule
+// out most pairs before a run is looked at.
+int64_t run_pairs(const RunMasksView& pred, const RunMasksView& gt, const TensorView& crowd, int64_t height,
+                  double min_iou, const TensorView& out_pred, const TensorView& out_gt,
+                  const TensorView& iou);
+
+// COCO's greedy matching of pairs in the order of run_pairs, in all lanes (area range a, threshold t: lane
+// a * T + t) at once; at most 64. pred, gt int64 [P], iou float64 [P]; ignored bool [A, M], crowd bool [M];
+// thresholds float64 [T], rising. For each prediction that some lane matched: out_pred int64 [R], hit and
+// spare uint8 [R, 8] (lane l is bit l % 8 of byte l / 8), room for every prediction. scratch int64 [3, M].
+// Returns R.
+int64_t match_lanes(const TensorView& pred, const TensorView& gt, const TensorView& iou,
+                    const TensorView& ignored, const TensorView& crowd, const TensorView& thresholds,
+                    const TensorView& scratch, const TensorView& out_pred, const TensorView& hit,
+                    const TensorView& spare);
+
+}  // namespace sohes

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Masks as the runs of their COCO RLE, in numpy: read many at once, measured and intersected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from sohes.evaluation.shapes import RunMasks
+from sohes.ops.reference.mask_rle import Counts, compress
+
+# Few enough at a time that the arrays in between stay in the cache, and memory does not follow the number of masks.
+CHARACTERS_AT_A_TIME = 1 << 15
+RUNS_AT_A_TIME = 1 << 15
+
+
+def as_texts(counts: Sequence[Counts]) -> list[bytes]:
+    """RLE ``counts`` in any of their forms, compressed."""
+    return [one.encode() if isinstance(one, str) else _as_bytes(one) for one in counts]
+
+
+def read_runs(texts: Sequence[bytes], size: tuple[int, int]) -> RunMasks:
+    """N compressed RLEs of one size.
+
+    Raises ValueError, naming the mask by its index, where counts are no RLE or do not add up to H * W.
+    """
+    parts = []
+    for part in _split(np.array([len(text) for text in texts], np.int64), CHARACTERS_AT_A_TIME):
+        parts.append(_read_some(texts[part], size, part.start))
+    if len(parts) == 1:
+        return parts[0]
+    base = np.cumsum([0] + [len(part.starts) for part in parts])
+    bounds = np.concatenate([part.bounds + low for part, low in zip(parts, base, strict=False)])
+    columns = zip(*((part.starts, part.stops, part.areas, part.boxes) for part in parts), strict=True)
+    starts, stops, areas, boxes = (np.concatenate(column) for column in columns)
+    return RunMasks(size, starts, stops, bounds, areas, boxes)
+
+
+def _read_some(texts: Sequence[bytes], size: tuple[int, int], index: int) -> RunMasks:
+    """``read_runs`` of the masks from ``index`` on."""
+    table, row_bounds = _decompress(texts, index)  # [rows, 2], [N + 1]
+    ends = np.cumsum(table.sum(1))  # [rows], where the set run stops, all masks in one line
+    line = np.append(0, ends)[row_bounds]  # [N + 1]
+    _check(table, row_bounds, np.diff(line), size, index)
+    is_set = table[:, 1] > 0  # [rows]
+    stops = (ends - np.repeat(line[:-1], np.diff(row_bounds)))[is_set]  # [R]
+    starts = stops - table[is_set, 1]  # [R]
+    first = np.append(0, np.cumsum(is_set))[row_bounds]  # [N + 1]
+    areas = np.diff(np.append(0, np.cumsum(table[:, 1]))[row_bounds])  # [N]
+    return RunMasks(
+        size, starts, stops, np.stack((first[:-1], first[1:]), 1), areas, _boxes(starts, stops, first, size)
+    )
+
+
+def intersect(a: RunMasks, b: RunMasks, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Pixels that mask ``rows[p]`` of ``a`` and mask ``columns[p]`` of ``b`` share, int64 [P].
+
+    ``C(x)``, the set pixels of b before pixel x, is linear between the ends of b's runs. A run of a from s to e
+    shares ``C(e) - C(s)`` pixels. All masks of b stand in one line, one image's pixels apart. (Interpolation is exact:
+    its slopes are 0 and 1.)
+    """
+    num_pixels = a.size[0] * a.size[1]
+    shared = np.zeros(len(rows), np.int64)  # [P]
+    of_b, _, counts = _runs_in_line(b.bounds)
+    if len(of_b) == 0:
+        return shared
+    shift = np.repeat(np.arange(len(b)) * num_pixels, counts)  # [runs of b]
+    starts, stops = b.starts[of_b], b.stops[of_b]
+    ends = np.stack((starts + shift, stops + shift), 1).ravel()  # [2 * runs of b]
+    covered = np.cumsum(np.stack((np.zeros_like(starts), stops - starts), 1).ravel())  # C at ends
+    num_runs = (a.bounds[:, 1] - a.bounds[:, 0])[rows]  # [P]
+    todo = np.flatnonzero(num_runs)  # [p]
+    for part in _split(num_runs[todo], RUNS_AT_A_TIME):
+        pairs = todo[part]  # [p]
+        run, begin, per_pair = _runs_in_line(a.bounds[rows[pairs]])
+        shift = np.repeat(columns[pairs] * num_pixels, per_pair)  # [runs]
+        gain = np.interp(a.stops[run] + shift, ends, covered) - np.interp(a.starts[run] + shift, ends, covered)
+        shared[pairs] = np.add.reduceat(gain, begin)
+    return shared
+
+
+def _runs_in_line(bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(all runs of masks with these ``bounds`` one after the other, where each mask's begin there, how many)."""
+    counts = bounds[:, 1] - bounds[:, 0]  # [n]
+    begin = np.cumsum(counts) - counts  # [n]
+    return np.arange(counts.sum()) + np.repeat(bounds[:, 0] - begin, counts), begin, counts
+
+
+def _split(amounts: np.ndarray, limit: int) -> list[slice]:
+    """Consecutive slices that hold about ``limit`` in all, or one item; one empty slice of no items."""
+    chunk = np.cumsum(amounts) // limit
+    cuts = [0, *(np.flatnonzero(np.diff(chunk)) + 1).tolist(), len(amounts)]
+    return [slice(low, high) for low, high in pairwise(cuts)]
+
+
+def _as_bytes(counts: bytes | Sequence[int]) -> bytes:
+    return counts if isinstance(counts, bytes) else compress(np.asarray(counts, np.int64)).encode("ascii")
+
+
+def _decompress(counts: Sequence[bytes], index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Run lengths int64 [rows, 2], unset and set in turn, and the rows of each mask, int64 [N + 1].
+
+    A character minus 48 is a group: five bits of the number, least first; 32 says that another group follows; the
+    last is signed. From a mask's fourth run on, the number is the difference to the run two before. So in two columns
+    the runs are sums downwards. A mask with an odd number of runs ends with a set run of 0.
+    """
+    groups = np.frombuffer(b"".join(counts), np.uint8) - np.uint8(48)  # [characters], wraps below 48
+    char_bounds = np.cumsum([0] + [len(one) for one in counts])  # [N + 1]
+    ends = np.flatnonzero(groups < 32)  # [runs], last group of each number
+    bounds = np.searchsorted(ends, char_bounds)  # [N + 1], the runs of each mask
+    _refuse_broken(groups, ends, bounds, char_bounds, index)
+    runs = (groups[ends].astype(np.int64) ^ 16) - 16  # [runs]
+    digits = np.diff(ends, prepend=-1)  # [runs]
+    longer = np.flatnonzero(digits > 1)
+    for k in range(1, digits.max(initial=0)):  # from the most significant group down
+        longer = longer[digits[longer] > k]
+        runs[longer] = (runs[longer] << 5) | (groups[ends[longer] - k] & 31)
+
+    num_rows = (np.diff(bounds) + 1) // 2  # [N]
+    row_bounds = np.append(0, np.cumsum(num_rows))  # [N + 1]
+    is_run = np.ones(2 * row_bounds[-1], bool)
+    is_run[2 * row_bounds[1:][np.diff(bounds) % 2 == 1] - 1] = False
+    table = np.zeros(len(is_run), np.int64)
+    table[is_run] = runs
+    table = table.reshape(-1, 2)  # [rows, 2]
+    top, num_rows = row_bounds[:-1][num_rows > 0], num_rows[num_rows > 0]
+    first_runs = table[top, 0]  # no difference is taken to a mask's very first run
+    table[top, 0] = 0
+    above = np.cumsum(table, axis=0)  # [rows, 2]
+    above -= np.repeat(above[top] - table[top], num_rows, axis=0)
+    above[top, 0] = first_runs
+    # The padding of an odd mask took the sum of its column.
+    above.ravel()[~is_run] = 0
+    return above, row_bounds
+
+
+def _refuse_broken(
+    groups: np.ndarray, ends: np.ndarray, bounds: np.ndarray, char_bounds: np.ndarray, index: int
+) -> None:
+    if groups.max(initial=0) > 63:
+        index += np.searchsorted(char_bounds, np.flatnonzero(groups > 63)[0], side="right") - 1
+        raise ValueError(f"mask {index}: counts is not a compressed RLE string")
+    last = np.append(-1, ends)[bounds[1:]]  # [N], where the last number of a mask or one before it ends
+    cut = np.flatnonzero((np.diff(char_bounds) > 0) & (last != char_bounds[1:] - 1))
+    if len(cut):
+        raise ValueError(f"mask {index + cut[0]}: counts is cut short")
+
+
+def _check(table: np.ndarray, row_bounds: np.ndarray, totals: np.ndarray, size: tuple[int, int], index: int) -> None:
+    if table.min(initial=0) < 0:
+        row = np.flatnonzero((table < 0).any(1))[0]
+        index += np.searchsorted(row_bounds, row, side="right") - 1
+        raise ValueError(f"mask {index}: counts hold a negative run length, {table[row].min()}")
+    wrong = np.flatnonzero(totals != size[0] * size[1])
+    if len(wrong):
+        raise ValueError(
+            f"mask {index + wrong[0]}: run lengths add up to {totals[wrong[0]]}, expected {size[0]} x {size[1]} = "
+            f"{size[0] * size[1]}"
+        )
+
+
+def _boxes(starts: np.ndarray, stops: np.ndarray, first: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """int64 [N, 4]. A run that goes on into the next column touches the top and the bottom."""
+    boxes = np.zeros((len(first) - 1, 4), np.int64)
+    full = np.flatnonzero(np.diff(first))  # [n], masks with a pixel
+    if len(full) == 0:
+        return boxes
+    head, tail = first[full], first[full + 1] - 1  # [n] each, first and last run
+    left, right = starts // size[0], (stops - 1) // size[0]  # [R] each, first and last column of the run
+    low = np.where(left == right, starts - left * size[0], 0)  # [R]
+    high = np.where(left == right, stops - left * size[0], size[0])  # [R]
+    boxes[full, 0], boxes[full, 2] = left[head], right[tail] + 1
+    boxes[full, 1], boxes[full, 3] = np.minimum.reduceat(low, head), np.maximum.reduceat(high, head)
+    return boxes
