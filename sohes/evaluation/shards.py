@@ -53,7 +53,6 @@ class Shards:
                     "delete it or choose another"
                 )
         else:
-            folder.mkdir(parents=True, exist_ok=True)
             write_whole(file, json.dumps(described, indent=1) + "\n")
         return cls(folder)
 
