@@ -16,14 +16,20 @@ import tyro
 
 from sohes import config as configuration
 from sohes.cli import fail_clearly, parse
+from sohes.config import ExploreConfig
 from sohes.data.photo_pack import write_pack
 from sohes.data.photos import PhotoSet
 from sohes.data.sources import ImageList, list_images
 from sohes.engine.distributed import World, find_world, on_main, process_group
 from sohes.engine.run import Run, RunError
+from sohes.labels.features import build_extractor
 from sohes.phases.pretrain import pretrain
 from sohes.pretrain_config import PretrainConfig, get_preset
+from sohes.report import write_report
+from sohes.report.features import write_feature_pictures
 from sohes.train import pick_device, start_run
+
+_NUM_PICTURES = 8
 
 
 @dataclass
@@ -74,8 +80,17 @@ def pretrain_run(args: Arguments, device: torch.device, world: World) -> Run:
         run.log(reason)
     run.log(f"{len(photos)} photos, preset {config.preset}, device {device}, seed {config.seed}")
     pretrain(run, config, photos, device, world)
-    run.log(f"backbone: {run.weights('pretrain')}")
+    on_main(lambda: report(run, photos))
     return run
+
+
+def report(run: Run, photos: PhotoSet) -> None:
+    """Pictures of what the patches' features tell apart, beside the loss curves."""
+    weights = run.weights("pretrain")
+    extractor = build_extractor(ExploreConfig(features=str(weights), facet="output", side=256))
+    chosen = [k * len(photos) // _NUM_PICTURES for k in range(min(_NUM_PICTURES, len(photos)))]
+    write_feature_pictures(run.path, extractor, [photos.photo(index) for index in chosen])
+    run.log(f"backbone: {weights}; report: {write_report(run.path)}")
 
 
 def pack_photos(args: Arguments) -> None:

@@ -75,6 +75,11 @@ class PhotoSet:
     def __len__(self) -> int:
         return len(self.names)
 
+    def photo(self, index: int) -> Tensor:
+        """Photo `index` as it lies in its canvas, uint8 [3, h, w]."""
+        h, w = self.sizes[index].tolist()
+        return self.images[index, :, :h, :w]
+
     def batch(self, indices: Sequence[int]) -> PhotoBatch:
         chosen = torch.tensor(indices)
         return PhotoBatch([self.names[i] for i in indices], self.images[chosen], self.sizes[chosen])

@@ -9,6 +9,7 @@ from pathlib import Path
 from sohes.engine.console import format_seconds
 from sohes.files import write_whole
 from sohes.report.charts import NUM_COLORS
+from sohes.report.features import features_section
 from sohes.report.photos import GROUND_TRUTH, MISSES, VIEWS, Overlay, Photo, PhotoPanels, collect_photos
 from sohes.report.record import RunRecord, read_run, status_counts
 from sohes.report.sections import (
@@ -51,6 +52,7 @@ def render(run: RunRecord, panels: PhotoPanels, trees: TreePanels) -> str:
         results_section(run),
         photos_section(panels),
         trees_section(trees),
+        features_section(run.path),
         training_section(run),
         labels_section(run),
         time_section(run),

@@ -90,6 +90,9 @@ def test_two_processes_share_the_work(photos, tmp_path):
 
 def test_backbone_opens_in_timm(photos, tmp_path):
     state = run(tmp_path, photos, "--num-steps", "2")
+    report = (tmp_path / "report.html").read_text()
+    assert report.count('<figure class="pair">') == 6
+    assert "total loss" in report
     vit = timm.create_model(f"local-dir:{tmp_path / 'weights' / 'pretrain'}", pretrained=True)
     assert vit.patch_embed.patch_size == (8, 8)
     assert vit.num_prefix_tokens == 5

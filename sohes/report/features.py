@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Patch features as pictures: the first three principal components of some photos' features, as red, green and blue."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from sohes.labels.features import FeatureExtractor
+
+FOLDER = "features"
+
+
+def pca_pictures(features: Sequence[Tensor]) -> list[Tensor]:
+    """Features [h, w, C] of several photos -> uint8 [3, h, w] each, by components that all photos share.
+
+    The 2nd and the 98th percentile of each component become black and full colour. Features of fewer than three
+    channels leave the last colours black.
+    """
+    rows = torch.cat([one.flatten(0, 1) for one in features]).double()  # [M, C]
+    rows = rows - rows.mean(0)
+    _, vectors = torch.linalg.eigh(rows.T @ rows)  # columns, eigenvalues rising
+    axes = vectors[:, -3:].flip(1)  # [C, 3]
+    axes = axes * torch.where(axes.sum(0) < 0, -1.0, 1.0)  # eigenvectors have no sign of their own
+    parts = rows @ axes  # [M, 3]
+    low, high = torch.quantile(parts, 0.02, dim=0), torch.quantile(parts, 0.98, dim=0)
+    scaled = ((parts - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).mul(255).round().to(torch.uint8)
+    pictures = []
+    for one, colors in zip(features, scaled.split([one.shape[0] * one.shape[1] for one in features]), strict=True):
+        colors = F.pad(colors, (0, 3 - colors.shape[1]))
+        pictures.append(colors.view(*one.shape[:2], 3).permute(2, 0, 1).contiguous())
+    return pictures
+
+
+def write_feature_pictures(run: Path, extractor: FeatureExtractor, photos: Sequence[Tensor]) -> None:
+    """Write photos, uint8 [3, H, W] each, and their components into `features/` of a run."""
+    pictures = pca_pictures(extractor([extractor.view(photo) for photo in photos]))
+    folder = run / FOLDER
+    folder.mkdir(exist_ok=True)
+    for index, (photo, picture) in enumerate(zip(photos, pictures, strict=True)):
+        size = (photo.shape[2], photo.shape[1])
+        components = Image.fromarray(picture.permute(1, 2, 0).numpy())
+        components.resize(size, Image.Resampling.NEAREST).save(folder / f"{index}-pca.png")
+        Image.fromarray(photo.permute(1, 2, 0).contiguous().numpy()).save(folder / f"{index}-photo.png")
+
+
+def features_section(run: Path) -> str:
+    """The pictures of `features/`, pairs of photo and components; "" where there are none."""
+    figures = []
+    for path in sorted((run / FOLDER).glob("*-photo.png"), key=lambda path: int(path.name.partition("-")[0])):
+        number = path.name.partition("-")[0]
+        pair = (path, path.with_name(f"{number}-pca.png"))
+        images = "".join(f'<img src="{_uri(one)}" alt="{escape(one.stem)}">' for one in pair if one.is_file())
+        figures.append(f'<figure class="pair">{images}</figure>')
+    if not figures:
+        return ""
+    note = "Photos, and the first three principal components of their patches' features as red, green and blue."
+    return f'<section><h2>Features</h2><p class="note">{note}</p><div class="row">{"".join(figures)}</div></section>'
+
+
+def _uri(path: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
