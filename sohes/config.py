@@ -86,14 +86,15 @@ class ExploreConfig:
     max_masks: int = 100
     """Masks kept per image, best scores first. [ours]"""
     shard_size: int = 100
-    """Images per file of labels; a killed run loses at most one. [ours]"""
+    """Images per file of labels, >= 1; a killed run loses at most one. [ours]"""
     max_failures: int = 100
-    """With more unreadable images than this, the phase ends with an error, after everything is written. [ours]"""
+    """With more unreadable images than this, >= 0, the phase ends with an error, after everything is written. [ours]"""
     num_workers: int = 0
-    """Threads that decode and label, an image each; 0: one per CPU. Labels do not depend on it. [ours]"""
+    """Threads that decode and label, an image each, >= 0; 0: one per CPU of this process's share. Labels do not depend
+    on it. [ours]"""
     patience: float = 3600.0
-    """Of several processes: seconds without a new file of labels from the others until waiting ends with an error.
-    [ours]"""
+    """Of several processes: seconds without a new file of labels from the others until waiting ends with an error,
+    >= 0. [ours]"""
 
 
 @dataclass

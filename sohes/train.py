@@ -53,6 +53,9 @@ class Arguments:
     resume: bool = False
     """Go on with the run in --out, from its files. Its settings are taken from there; of them, `phases` and `engine`
     may change, and the number of processes. Jobs that torchrun or SLURM start again go on by themselves."""
+    part: tuple[int, int] | None = None
+    """K N, with --phases explore: make the Kth of N parts of the labels, K from 0 to N - 1, as in an array job. Jobs
+    share nothing but --out and run in any order, also one after the other; the last one finishes the phase."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train: auto takes a GPU if there is one."""
 
@@ -76,7 +79,8 @@ def train_run(args: Arguments, device: torch.device, world: World) -> Run:
     """
     config = args.config
     check_config(config, world.size)
-    check_inputs(config)
+    check_part(args, world)
+    given = check_inputs(config)
     on_main(lambda: start_run(args, world))
     run = Run(args.out, world.is_main)
     run.log(f"run folder {run.path}, preset {config.preset}, device {device}, seed {config.seed}")
@@ -84,12 +88,16 @@ def train_run(args: Arguments, device: torch.device, world: World) -> Run:
         run.log(f"{world.size} processes, {config.engine.sharding}, start {world.restarts + 1}")
 
     on_main(lambda: draw_scenes(run, config))
-    images, ground_truth = find_data(run, config)
+    images, ground_truth = find_data(run, config, given)
     for phase in PHASES:
         if phase not in config.phases:
             continue
         if phase == "explore":
-            explore(images, run.path, config.explore, world=world, log=run.log)
+            labelling = world if args.part is None else World(*args.part)
+            summary = explore(images, run.path, config.explore, world=labelling, wait=args.part is None, log=run.log)
+            if not summary.is_complete:
+                run.log("explore: parts of other jobs are still missing; the last job finishes the phase")
+                return run
         elif run.is_trained(phase):
             run.log(f"{phase}: trained before, see {run.weights(phase)}")
         elif phase == "instruct":
@@ -103,8 +111,11 @@ def train_run(args: Arguments, device: torch.device, world: World) -> Run:
 
 
 def start_run(args: Arguments, world: World) -> None:
-    """Make the run folder, or find what is in it. A launcher that starts a job again means to go on with it."""
-    again = world.restarts > 0 and (args.out / "config.json").is_file()
+    """Make the run folder, or find what is in it.
+
+    A launcher that starts a job again means to go on with it; so do the jobs that make the parts of one phase.
+    """
+    again = (world.restarts > 0 or args.part is not None) and (args.out / "config.json").is_file()
     run = open_run(args.out, args.config, args.resume or again)
     write_json(run.path / "env.json", collect_env())
     run.log.close()
@@ -130,14 +141,24 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def check_inputs(config: Config) -> None:
-    """Find wrong paths before anything is written."""
+def check_part(args: Arguments, world: World) -> None:
+    """Raises RunError when --part does not fit."""
+    if args.part is None:
+        return
+    part, count = args.part
+    if not 0 <= part < count:
+        raise RunError(f"--part {part} {count}: expected the first from 0 to one below the second")
+    if args.config.phases != ("explore",) or world.size > 1:
+        raise RunError("--part: expected --phases explore, in jobs of one process each")
+
+
+def check_inputs(config: Config) -> ImageList | None:
+    """Find wrong paths before anything is written. Returns the photos, if any are given."""
     if not config.phases:
         raise RunError(f"--phases: name at least one of {', '.join(PHASES)}")
-    if config.images:
-        list_images(config.images)
     if config.eval is not None:
         find_ground_truth(config.eval)
+    return list_images(config.images) if config.images else None
 
 
 def draw_scenes(run: Run, config: Config) -> None:
@@ -151,10 +172,10 @@ def draw_scenes(run: Run, config: Config) -> None:
     run.log(f"{scenes.num_train} scenes drawn to learn from")
 
 
-def find_data(run: Run, config: Config) -> tuple[ImageList, GroundTruth | None]:
-    """The photos to learn from, and the ground truth to score on."""
+def find_data(run: Run, config: Config, given: ImageList | None) -> tuple[ImageList, GroundTruth | None]:
+    """The photos to learn from, those given or drawn scenes, and the ground truth to score on."""
     drawn = run.path / "scenes"
-    images = list_images(config.images or drawn / "train" / "images")
+    images = given or list_images(drawn / "train" / "images")
     if config.eval is not None:
         return images, find_ground_truth(config.eval)
     return images, None if config.images else find_ground_truth(drawn / "eval")

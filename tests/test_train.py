@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -115,23 +116,62 @@ def test_segment_with_the_weights_of_a_run(finished, tmp_path):
 
 
 def test_photos_as_the_world_has_them(tmp_path):
-    """A nested folder with odd names, sizes and modes, and one broken file: it is told in the manifest."""
+    """One command over a nested folder with odd names, sizes, modes and archives; what is broken is in the manifest."""
     photos = tmp_path / "Fotos für alle" / "2026 (neu)"
     photos.mkdir(parents=True)
     scene = Image.fromarray(draw_scene(1, 96).image.permute(1, 2, 0).numpy())
     scene.save(photos / "eins.JPG", "JPEG")
     scene.convert("L").resize((120, 50)).save(photos / "grau.png")
     scene.convert("CMYK").save(photos / "druck.tif")
+    scene.resize((33, 70)).save(photos / "写真 1.webp")
     (photos / "kaputt.jpg").write_bytes((photos / "eins.JPG").read_bytes()[:300])
+    with tarfile.open(tmp_path / "Fotos für alle" / "sa_000000.tar", "w") as tar:
+        tar.add(photos / "eins.JPG", "./sa_1.jpg")
+        tar.addfile(tarfile.TarInfo("./sa_1.json"))  # empty: it is not read
+    (tmp_path / "Fotos für alle" / "sa_000001.tar").write_bytes(b"\0" * 300)
+    extra = tmp_path / "extra.tar"
+    with tarfile.open(extra, "w") as tar:
+        tar.add(photos / "grau.png", "grau.png")
     out = tmp_path / "run"
-    assert run_main(*MICRO, "--images", tmp_path / "Fotos für alle", "--out", out) == 0
+    assert run_main(*MICRO, "--images", tmp_path / "Fotos für alle", extra, "--out", out) == 0
     rows = [json.loads(line) for line in (out / "labels" / "manifest.jsonl").read_text().splitlines()]
-    status = {Path(row["file_name"]).name: row["status"] for row in rows}
-    assert set(status) == {"eins.JPG", "grau.png", "druck.tif", "kaputt.jpg"}
-    assert status["kaputt.jpg"].startswith("failed")
-    assert status["eins.JPG"] == "ok"
+    status = {row["file_name"].removeprefix("Fotos für alle/"): row["status"] for row in rows}
+    failed = {name: value for name, value in status.items() if value.startswith("failed: ")}
+    assert set(failed) == {"2026 (neu)/kaputt.jpg", "sa_000001.tar"}
+    assert "cut short" in failed["sa_000001.tar"]
+    good = {"eins.JPG", "grau.png", "druck.tif", "写真 1.webp"}
+    assert set(status) - set(failed) == {f"2026 (neu)/{n}" for n in good} | {
+        "sa_000000.tar/sa_1.jpg",
+        "extra.tar/grau.png",
+    }
+    assert status["2026 (neu)/eins.JPG"] == status["sa_000000.tar/sa_1.jpg"] == "ok"
     assert not (out / "results.json").exists()  # there was nothing to score on
+    assert (out / "weights" / "correct" / "model.safetensors").is_file()
+    assert "<h2>Merge trees</h2>" in (out / "report.html").read_text()
+
+
+def test_labels_made_in_parts(finished, tmp_path, capsys):
+    """Jobs that share nothing but the folder, one after the other; the last one finishes the phase."""
+    photos = finished / "scenes" / "train" / "images"
+    command = ["--images", photos, "--phases", "explore", "--explore.shard-size", "1", "--device", "cpu"]
+    out = tmp_path / "run"
+    for part in ("2", "0", "2"):  # a part that has been made may be asked for again
+        assert run_main(*command, "--out", out, "--part", part, "3") == 0
+        assert "parts of other jobs are still missing" in capsys.readouterr().err
+        assert not (out / "labels" / "manifest.jsonl").exists()
+    assert run_main(*command, "--out", out, "--part", "1", "3", "--explore.max-failures", "7") == 0
+    assert len((out / "labels" / "manifest.jsonl").read_text().splitlines()) == 4
     assert (out / "report.html").is_file()
+    assert run_main(*command, "--out", tmp_path / "whole") == 0
+    ours, theirs = ({p.name: p.read_bytes() for p in (run / "labels").iterdir()} for run in (out, tmp_path / "whole"))
+    assert ours == theirs
+    capsys.readouterr()
+    assert run_main(*command, "--out", out, "--part", "1", "3", "--explore.max-masks", "7") == 2
+    assert "was started with other settings: explore.max_masks" in capsys.readouterr().err
+    assert run_main(*command, "--out", out, "--part", "3", "3") == 2
+    assert "--part 3 3: expected the first from 0 to one below the second" in capsys.readouterr().err
+    assert run_main("--out", out, "--part", "0", "3") == 2
+    assert "--part: expected --phases explore" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -34,12 +34,13 @@ class LaunchError(SohesError, ValueError):
 @dataclass(frozen=True)
 class World:
     """rank: of this process, 0 .. size - 1. local_rank: among the processes of this machine. restarts: how often the
-    launcher has started this job again."""
+    launcher has started this job again. local_size: processes on this machine, 1 where the launcher does not say."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     restarts: int = 0
+    local_size: int = 1
 
     @property
     def is_main(self) -> bool:
@@ -63,11 +64,14 @@ def find_world(environment: Mapping[str, str] | None = None) -> World:
     env = os.environ if environment is None else environment
     if "RANK" in env and "WORLD_SIZE" in env:
         restarts = _number(env, "TORCHELASTIC_RESTART_COUNT", 0)
-        world = World(_number(env, "RANK"), _number(env, "WORLD_SIZE"), _number(env, "LOCAL_RANK", 0), restarts)
+        local_rank, local_size = _number(env, "LOCAL_RANK", 0), _number(env, "LOCAL_WORLD_SIZE", 1)
+        world = World(_number(env, "RANK"), _number(env, "WORLD_SIZE"), local_rank, restarts, local_size)
     elif "SLURM_STEP_NUM_TASKS" in env:
         restarts = _number(env, "SLURM_RESTART_COUNT", 0)
         tasks = _number(env, "SLURM_STEP_NUM_TASKS")
-        world = World(_number(env, "SLURM_PROCID"), tasks, _number(env, "SLURM_LOCALID"), restarts)
+        # Tasks of each node, as in `8(x2),4`; steps are even where it matters.
+        local_size = int(re.match(r"\d*", env.get("SLURM_STEP_TASKS_PER_NODE", "")).group() or 1)
+        world = World(_number(env, "SLURM_PROCID"), tasks, _number(env, "SLURM_LOCALID"), restarts, local_size)
     else:
         return World()
     if not 0 <= world.rank < world.size or not 0 <= world.local_rank <= world.rank:

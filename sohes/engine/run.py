@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,11 +15,13 @@ from sohes import config as configuration
 from sohes.config import Config, Phase
 from sohes.engine.console import RunLog
 from sohes.errors import SohesError
+from sohes.files import write_whole
 
 if TYPE_CHECKING:  # an optional package, loaded where it is asked for
     from torch.utils.tensorboard import SummaryWriter
 
-_FREE = ("phases", "engine.")  # settings that may change from one start of a run to the next
+# Settings that may change from one start of a run to the next.
+_FREE = ("phases", "engine.", "explore.max_failures", "explore.num_workers", "explore.patience")
 
 
 class RunError(SohesError, ValueError):
@@ -29,15 +30,7 @@ class RunError(SohesError, ValueError):
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all; missing folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write_text(path, json.dumps(value, indent=1) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write under a temporary name, then rename: readers never see half a file."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    write_whole(path, json.dumps(value, indent=1) + "\n")
 
 
 @dataclass
@@ -149,7 +142,7 @@ def _drop_rows(path: Path, phase: Phase, start_step: int) -> None:
             continue  # the line a kill cut short
         if row["phase"] != phase or row["step"] < start_step:
             kept.append(line)
-    _write_text(path, "".join(line + "\n" for line in kept))
+    write_whole(path, "".join(line + "\n" for line in kept))
 
 
 def open_run(path: Path, config: Config, resume: bool) -> Run:

@@ -33,6 +33,8 @@ def test_the_world_comes_from_the_launcher():
     torchrun = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "TORCHELASTIC_RESTART_COUNT": "2"}
     assert find_world(torchrun) == World(3, 4, 1, restarts=2)
     assert find_world(SLURM) == World(5, 8, 1)
+    assert find_world(torchrun | {"LOCAL_WORLD_SIZE": "2"}).local_size == 2
+    assert find_world(SLURM | {"SLURM_STEP_TASKS_PER_NODE": "4(x2),1"}).local_size == 4
     assert find_world(SLURM | torchrun) == World(3, 4, 1, restarts=2)  # torchrun started by srun
     assert find_world(SLURM | {"SLURM_RESTART_COUNT": "1"}).restarts == 1  # a requeued job
 
