@@ -23,6 +23,9 @@ struct Problem {
   bool in_place;
   DType value_dtype, point_dtype;
   int64_t value_size, point_size;  // bytes of an element
+  // Null, or [Q, 2] in the type computed in: `locations` are then offsets in pixels from it, and `weights`
+  // logits of a softmax over all points.
+  const void* reference;
   const void *value, *locations, *weights, *grad_output;
   void *output, *grad_value, *grad_locations, *grad_weights;
 };

@@ -12,6 +12,8 @@
 // All points of a query are placed side by side (lanes are points), then each gathers its corners (lanes are
 // channels). Forward reads 4*D elements of value a point, from cache; backward also reads and writes 4*D of
 // grad_value.
+#include <cmath>
+#include <limits>
 #include <type_traits>
 #include <utility>
 
@@ -30,32 +32,9 @@
 namespace sohes::deform::SOHES_ISA {
 
 #include "convert.h"
+#include "rows.h"
 #include "simd.h"
-
-// Queries that rows are fetched ahead of use. Those of one head lie K rows apart, too far for the hardware to
-// guess.
-constexpr int64_t kAhead = 8;
-
-// Rows of one head: position s is at data + s * stride.
-template <typename Element>
-struct Rows {
-  Element* data;
-  int64_t stride;
-};
-
-// Brings the row that is read or written kAhead queries later into the cache; harmless beyond the end of the
-// tensor.
-template <int kWrite>
-SOHES_INLINE void fetch_row(const Problem& p, const void* tensor, int64_t query, int64_t bytes) {
-  const char* row = static_cast<const char*>(tensor) + (query + kAhead * p.K) * bytes;
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i, kWrite);
-}
-
-template <int kWrite>
-SOHES_INLINE void fetch_points(const Problem& p, const void* locations, const void* weights, int64_t query) {
-  fetch_row<kWrite>(p, locations, query, 2 * p.num_points * p.point_size);
-  fetch_row<kWrite>(p, weights, query, p.num_points * p.point_size);
-}
+#include "softmax.h"
 
 // T: the type computed in. Stored: that of value, output and grad_output where rows are read from the tensors
 // themselves (Problem::direct); T where they are packed first.
@@ -82,9 +61,9 @@ struct Kernel {
     T weight[4][kLanes];  // attention times bilinear
   };
 
-  static SOHES_INLINE Axis place(Vec location, Vec size, IntVec int_size) {
+  // x: in pixels, 0 at the centre of the first.
+  static SOHES_INLINE Axis place(Vec x, Vec size, IntVec int_size) {
     const IntVec zero = {}, last = int_size - 1;
-    Vec x = location * size - T(0.5);
     // Written so that NaN fails the test and lands outside; the bounds keep the conversion to integer
     // defined.
     x = V::select(x > V::fill(T(-2)), x, V::fill(T(-2)));
@@ -103,13 +82,17 @@ struct Kernel {
     return axis;
   }
 
-  static SOHES_INLINE void place_both(const T* locations, const PointTable<T>& table, int first, Axis& x,
-                                      Axis& y) {
+  // reference: null, or the (x, y) from which `locations` are offsets in pixels.
+  static SOHES_INLINE void place_both(const T* locations, const T* reference, const PointTable<T>& table,
+                                      int first, Axis& x, Axis& y) {
     const Vec a = V::load(locations + 2 * first), b = V::load(locations + 2 * first + kLanes);
-    x = place(V::template shuffle<typename V::template EveryOther<0>>(a, b), V::load(table.width + first),
-              V::load(table.int_width + first));
-    y = place(V::template shuffle<typename V::template EveryOther<1>>(a, b), V::load(table.height + first),
-              V::load(table.int_height + first));
+    const Vec width = V::load(table.width + first), height = V::load(table.height + first);
+    Vec px = V::template shuffle<typename V::template EveryOther<0>>(a, b);
+    Vec py = V::template shuffle<typename V::template EveryOther<1>>(a, b);
+    px = (reference ? reference[0] * width + px : px * width) - T(0.5);
+    py = (reference ? reference[1] * height + py : py * height) - T(0.5);
+    x = place(px, width, V::load(table.int_width + first));
+    y = place(py, height, V::load(table.int_height + first));
   }
 
   static SOHES_INLINE void corners(const Axis& x, const Axis& y, Vec attention, const PointTable<T>& table,
@@ -179,8 +162,10 @@ struct Kernel {
   }
 
   // The gradients of kLanes locations (x and y in turn) and weights from the dots of their corners.
-  static SOHES_INLINE void point_gradients(const Axis& x, const Axis& y, Vec attention, Vec width, Vec height,
-                                           const T (&dots)[4][kLanes], T* grad_locations, T* grad_weights) {
+  // `scale_x` and `scale_y`: pixels that a unit of location moves a point.
+  static SOHES_INLINE void point_gradients(const Axis& x, const Axis& y, Vec attention, Vec scale_x,
+                                           Vec scale_y, const T (&dots)[4][kLanes], T* grad_locations,
+                                           T* grad_weights) {
     const Vec zero = {};
     // Beside the map lies zero: a clamped corner must not count.
     const Vec d00 = V::select(x.inside0 & y.inside0, V::load(dots[0]), zero);
@@ -190,8 +175,8 @@ struct Kernel {
     const Vec top = x.factor0 * d00 + x.factor1 * d01, bottom = x.factor0 * d10 + x.factor1 * d11;
     V::store(grad_weights, y.factor0 * top + y.factor1 * bottom);
     // The slope along one axis is the difference of its pixels, mixed along the other. Zero factors drop out.
-    const Vec slope_x = attention * width * (y.factor0 * (d01 - d00) + y.factor1 * (d11 - d10));
-    const Vec slope_y = attention * height * (x.factor0 * (d10 - d00) + x.factor1 * (d11 - d01));
+    const Vec slope_x = attention * scale_x * (y.factor0 * (d01 - d00) + y.factor1 * (d11 - d10));
+    const Vec slope_y = attention * scale_y * (x.factor0 * (d10 - d00) + x.factor1 * (d11 - d01));
     V::store(grad_locations, V::template shuffle<typename V::template Interleave<0>>(slope_x, slope_y));
     V::store(grad_locations + kLanes,
              V::template shuffle<typename V::template Interleave<1>>(slope_x, slope_y));
@@ -273,6 +258,22 @@ struct Kernel {
     return static_cast<const Stored*>(p.grad_output) + query * p.D;
   }
 
+  // The points of one query, readable to the padded length.
+  struct Query {
+    const T *locations, *weights, *reference;
+
+    SOHES_INLINE Query(const Problem& p, const PointTable<T>& table, const Scratch<T>& scratch, int64_t q,
+                       int64_t query)
+        : locations(point_row(p, p.locations, query, 2, scratch.points)), reference(nullptr) {
+      T* buffer = scratch.points + 2 * p.padded_points;
+      weights = point_row(p, p.weights, query, 1, buffer);
+      if (p.reference == nullptr) return;
+      reference = static_cast<const T*>(p.reference) + 2 * q;
+      Softmax<T, kBytes>::forward(weights, table.int_width, p.num_points, buffer);
+      weights = buffer;
+    }
+  };
+
   // The points [first, first + kLanes) of a query: their corners.
   struct Placed {
     Axis x, y;
@@ -280,11 +281,10 @@ struct Kernel {
     Vec attention;
     int count;
 
-    SOHES_INLINE Placed(const Problem& p, const PointTable<T>& table, const T* locations, const T* weights,
-                        int first)
-        : attention(V::load(weights + first)),
+    SOHES_INLINE Placed(const Problem& p, const PointTable<T>& table, const Query& query, int first)
+        : attention(V::load(query.weights + first)),
           count(p.num_points - first < kLanes ? p.num_points - first : kLanes) {
-      place_both(locations, table, first, x, y);
+      place_both(query.locations, query.reference, table, first, x, y);
       corners(x, y, attention, table, first, points);
     }
   };
@@ -297,12 +297,11 @@ struct Kernel {
     for (int64_t q = first_query; q < end_query; ++q) {
       const int64_t query = (b * p.Q + q) * p.K + k;
       fetch_points<0>(p, p.locations, p.weights, query);
-      const T* locations = point_row(p, p.locations, query, 2, scratch.points);
-      const T* weights = point_row(p, p.weights, query, 1, scratch.points + 2 * p.padded_points);
+      const Query points(p, table, scratch, q, query);
       fetch_row<1>(p, p.output, query, p.D * p.value_size);
       T* out = is_output ? static_cast<T*>(p.output) + query * p.D : scratch.channels;
       for (int first = 0; first < p.num_points; first += kLanes) {
-        const Placed placed(p, table, locations, weights, first);
+        const Placed placed(p, table, points, first);
         slices<kMaxVectors>(vectors, 0, [&](auto count, int64_t d) SOHES_LAMBDA {
           gather<count>(placed.points, placed.count, {rows.data + d, rows.stride}, first > 0, out + d);
         });
@@ -327,22 +326,24 @@ struct Kernel {
     for (int64_t q = 0; q < p.Q; ++q) {
       const int64_t query = (b * p.Q + q) * p.K + k;
       fetch_points<0>(p, p.locations, p.weights, query);
-      const T* locations = point_row(p, p.locations, query, 2, scratch.points);
-      const T* weights = point_row(p, p.weights, query, 1, scratch.points + 2 * p.padded_points);
+      const Query points(p, table, scratch, q, query);
       fetch_row<0>(p, p.grad_output, query, p.D * p.value_size);
       fetch_points<1>(p, p.grad_locations, p.grad_weights, query);
       const Stored* grad = grad_row(p, query, scratch.channels);
       for (int first = 0; first < p.num_points; first += kLanes) {
-        const Placed placed(p, table, locations, weights, first);
+        const Placed placed(p, table, points, first);
         T dots[4][kLanes] = {};
         slices<kMaxVectors>(vectors, 0, [&](auto count, int64_t d) SOHES_LAMBDA {
           scatter<count>(placed.points, placed.count, grad + d, {rows.data + d, rows.stride},
                          {grad_rows.data + d, grad_rows.stride}, dots);
         });
-        point_gradients(placed.x, placed.y, placed.attention, V::load(table.width + first),
-                        V::load(table.height + first), dots, grad_locations + 2 * first,
-                        grad_weights + first);
+        const Vec one = V::fill(T(1));
+        point_gradients(placed.x, placed.y, placed.attention,
+                        points.reference ? one : V::load(table.width + first),
+                        points.reference ? one : V::load(table.height + first), dots,
+                        grad_locations + 2 * first, grad_weights + first);
       }
+      if (points.reference) Softmax<T, kBytes>::backward(points.weights, p.num_points, grad_weights);
       store_row(p.grad_locations, p.point_dtype, query * p.num_points * 2, p.num_points * 2, grad_locations);
       store_row(p.grad_weights, p.point_dtype, query * p.num_points, p.num_points, grad_weights);
     }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -220,8 +221,8 @@ void run(const Problem& p, bool backward, const std::vector<int64_t>& spatial_sh
 }
 
 void check(const Problem& p, const TensorView& value, const std::vector<int64_t>& spatial_shapes,
-           const TensorView& locations, const TensorView& weights, const TensorView& workspace, bool backward,
-           int num_threads) {
+           const TensorView& locations, const TensorView& weights, const std::optional<TensorView>& reference,
+           const TensorView& workspace, bool backward, int num_threads) {
   int64_t area = 0;
   for (size_t i = 0; i + 1 < spatial_shapes.size(); i += 2) area += spatial_shapes[i] * spatial_shapes[i + 1];
   require(area == p.S, "spatial_shapes do not sum to the positions of value");
@@ -233,6 +234,10 @@ void check(const Problem& p, const TensorView& value, const std::vector<int64_t>
   require(value.is_contiguous() && locations.is_contiguous() && weights.is_contiguous(),
           "expected contiguous inputs");
   require(locations.dtype == weights.dtype, "sampling_locations and attention_weights differ in dtype");
+  require(!reference ||
+              (reference->is_contiguous() && reference->numel() == 2 * p.Q &&
+               reference->dtype == (p.value_dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32)),
+          "reference_points do not fit");
   const Plan plan = make_plan(p, backward, num_threads);
   require(workspace.dtype == DType::kUInt8 && workspace.numel() >= workspace_bytes(p, plan),
           "workspace is too small");
@@ -259,14 +264,17 @@ int64_t ms_deform_attn_workspace(const TensorView& value, const TensorView& atte
 
 void ms_deform_attn_cpu(const TensorView& value, const std::vector<int64_t>& spatial_shapes,
                         const TensorView& sampling_locations, const TensorView& attention_weights,
-                        const TensorView& output, const TensorView& workspace, int num_threads) {
+                        const std::optional<TensorView>& reference_points, const TensorView& output,
+                        const TensorView& workspace, int num_threads) {
   require(value.ndim == 4 && attention_weights.ndim == 5,
           "expected value [B, S, K, D] and weights [B, Q, K, L, P]");
   Problem p = make_problem(value, attention_weights);
-  check(p, value, spatial_shapes, sampling_locations, attention_weights, workspace, false, num_threads);
+  check(p, value, spatial_shapes, sampling_locations, attention_weights, reference_points, workspace, false,
+        num_threads);
   require(output.is_contiguous() && output.dtype == value.dtype && output.numel() == p.B * p.Q * p.K * p.D,
           "output does not fit");
   p.value = value.data, p.locations = sampling_locations.data, p.weights = attention_weights.data;
+  p.reference = reference_points ? reference_points->data : nullptr;
   p.output = output.data;
   dispatch(p, false, spatial_shapes, workspace, num_threads);
 }
@@ -274,13 +282,15 @@ void ms_deform_attn_cpu(const TensorView& value, const std::vector<int64_t>& spa
 void ms_deform_attn_backward_cpu(const TensorView& grad_output, const TensorView& value,
                                  const std::vector<int64_t>& spatial_shapes,
                                  const TensorView& sampling_locations, const TensorView& attention_weights,
+                                 const std::optional<TensorView>& reference_points,
                                  const TensorView& grad_value, const TensorView& grad_locations,
                                  const TensorView& grad_weights, const TensorView& workspace,
                                  int num_threads) {
   require(value.ndim == 4 && attention_weights.ndim == 5,
           "expected value [B, S, K, D] and weights [B, Q, K, L, P]");
   Problem p = make_problem(value, attention_weights);
-  check(p, value, spatial_shapes, sampling_locations, attention_weights, workspace, true, num_threads);
+  check(p, value, spatial_shapes, sampling_locations, attention_weights, reference_points, workspace, true,
+        num_threads);
   require(grad_output.is_contiguous() && grad_output.dtype == value.dtype &&
               grad_output.numel() == p.B * p.Q * p.K * p.D,
           "grad_output does not fit");
@@ -291,6 +301,7 @@ void ms_deform_attn_backward_cpu(const TensorView& grad_output, const TensorView
             "a gradient does not fit its input");
   }
   p.value = value.data, p.locations = sampling_locations.data, p.weights = attention_weights.data;
+  p.reference = reference_points ? reference_points->data : nullptr;
   p.grad_output = grad_output.data, p.grad_value = grad_value.data;
   p.grad_locations = grad_locations.data, p.grad_weights = grad_weights.data;
   dispatch(p, true, spatial_shapes, workspace, num_threads);

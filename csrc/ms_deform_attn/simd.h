@@ -73,6 +73,29 @@ struct Simd {
   }
   static SOHES_INLINE void store_bits(void* to, HalfBits v) { __builtin_memcpy(to, &v, sizeof(v)); }
 
+  // exp of numbers not above 0, to 2 units in the last place; below -87 it is exp(-87). NaN stays NaN.
+  static SOHES_INLINE Vec exp(Vec x) {
+    if constexpr (sizeof(T) == 8) {
+      for (int i = 0; i < kLanes; ++i) x[i] = std::exp(x[i]);
+      return x;
+    } else {
+      // x = n ln 2 + r with whole n: the sum with 1.5 * 2^23 rounds, and holds n in its low bits. exp(r) is
+      // the polynomial of Cephes.
+      const Vec lowest = fill(T(-87));
+      x = select(x < lowest, lowest, x);
+      const Vec shifted = x * T(1.44269504088896341) + T(12582912);
+      const Vec n = shifted - T(12582912);
+      const Vec r = (x - n * T(0.693359375)) - n * T(-2.12194440e-4);
+      Vec sum = fill(T(1.9875691500e-4));
+      for (const double c :
+           {1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1}) {
+        sum = sum * r + T(c);
+      }
+      const Vec power = (Vec)(((IntVec)shifted << 23) + (Int{127} << 23));  // 2^n: n stays in the top bits
+      return (sum * r * r + r + T(1)) * power;
+    }
+  }
+
   // Lanes of (a, b) picked by a constant function of the lane: an index below kLanes is of a, else of b.
   template <typename Pick, int... kLane>
   static SOHES_INLINE Vec shuffle(Vec a, Vec b, std::integer_sequence<int, kLane...>) {
@@ -108,6 +131,25 @@ struct Simd {
   template <int kRun>
   static SOHES_INLINE Vec fold(Vec a, Vec b) {
     return shuffle<HalfRuns<kRun, 0>>(a, b) + shuffle<HalfRuns<kRun, 1>>(a, b);
+  }
+
+  // Every lane becomes the largest, or the sum, of all lanes.
+  template <int kReach>
+  struct Across {
+    static constexpr int at(int i) { return i ^ kReach; }
+  };
+  template <int kReach = kLanes / 2>
+  static SOHES_INLINE Vec largest(Vec v) {
+    const Vec other = shuffle<Across<kReach>>(v, v);
+    v = select(v > other, v, other);
+    if constexpr (kReach > 1) v = largest<kReach / 2>(v);
+    return v;
+  }
+  template <int kReach = kLanes / 2>
+  static SOHES_INLINE Vec total(Vec v) {
+    v += shuffle<Across<kReach>>(v, v);
+    if constexpr (kReach > 1) v = total<kReach / 2>(v);
+    return v;
   }
 
   // Adds the sums over lanes of four vectors to `to[0], to[stride], to[2*stride], to[3*stride]`.

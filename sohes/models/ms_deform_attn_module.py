@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The multi-scale deformable attention layer around `sohes.ops.ms_deform_attn`."""
+"""The multi-scale deformable attention layer around `sohes.ops.ms_deform_attn_fused`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from sohes.ops.ms_deform_attn import ms_deform_attn
+from sohes.ops.ms_deform_attn_fused import ms_deform_attn_fused
 
 
 def reference_points(shapes: list[tuple[int, int]], device: torch.device) -> Tensor:
@@ -91,12 +90,7 @@ class MSDeformAttn(nn.Module):
         if valid is not None:
             value = value.masked_fill(~valid[..., None], 0.0)
         value = value.unflatten(-1, (K, -1))  # [B, S, K, D]
-        # Coordinates and weights stay in float32 beside half values: a half cannot tell cells of a large map apart.
-        precise = torch.promote_types(query.dtype, torch.float32)
-        offsets = self.sampling_offsets(query).to(precise).view(B, Q, K, L, P, 2)
-        size = torch.tensor([(width, height) for height, width in shapes], dtype=precise, device=query.device)
-        locations = reference[None, :, None, None, None, :] + offsets / size[:, None, :]  # [B, Q, K, L, P, 2]
-        weights = self.attention_weights(query).to(precise).view(B, Q, K, L * P)
-        weights = F.softmax(weights, dim=-1).view(B, Q, K, L, P)
-        out = ms_deform_attn(value, shapes, locations, weights)  # [B, Q, K*D]
+        offsets = self.sampling_offsets(query).view(B, Q, K, L, P, 2)
+        logits = self.attention_weights(query).view(B, Q, K, L, P)
+        out = ms_deform_attn_fused(value, shapes, reference, offsets, logits)  # [B, Q, K*D]
         return self.output_proj(out)

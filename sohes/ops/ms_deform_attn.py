@@ -49,60 +49,61 @@ def ms_deform_attn(
     if is_castable and torch.is_autocast_enabled(device_type):
         value = value.to(torch.get_autocast_dtype(device_type))
         sampling_locations, attention_weights = sampling_locations.float(), attention_weights.float()
-    _check(value, spatial_shapes, sampling_locations, attention_weights)
+    check_inputs("ms_deform_attn", value, spatial_shapes, sampling_locations, attention_weights)
     flat_shapes = [side for shape in spatial_shapes for side in shape]
     return FORWARD(value, flat_shapes, sampling_locations, attention_weights, backend)
 
 
-def _check(value: Tensor, spatial_shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> None:
+def check_inputs(
+    op: str,
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    locations: Tensor,
+    weights: Tensor,
+    names: tuple[str, str] = ("sampling_locations", "attention_weights"),
+) -> None:
+    """Raise ValueError where the inputs of the operator `op` do not fit; `names` are those of the last two."""
+    points_name, weights_name = names
     if value.ndim != 4:
-        raise ValueError(f"ms_deform_attn: expected value [B, S, K, D], got {list(value.shape)}")
+        raise ValueError(f"{op}: expected value [B, S, K, D], got {list(value.shape)}")
     B, S, K, D = value.shape
     if locations.ndim != 6 or locations.shape[5] != 2:
-        raise ValueError(f"ms_deform_attn: expected sampling_locations [B, Q, K, L, P, 2], got {list(locations.shape)}")
+        raise ValueError(f"{op}: expected {points_name} [B, Q, K, L, P, 2], got {list(locations.shape)}")
     L, P = locations.shape[3:5]
     if locations.shape[0] != B or locations.shape[2] != K or len(spatial_shapes) != L:
         raise ValueError(
-            f"ms_deform_attn: sampling_locations {list(locations.shape)} do not fit value {list(value.shape)} "
+            f"{op}: {points_name} {list(locations.shape)} do not fit value {list(value.shape)} "
             f"with {len(spatial_shapes)} levels: expected [{B}, Q, {K}, {len(spatial_shapes)}, P, 2]"
         )
     if weights.shape != locations.shape[:-1]:
-        raise ValueError(
-            f"ms_deform_attn: expected attention_weights {list(locations.shape[:-1])}, got {list(weights.shape)}"
-        )
+        raise ValueError(f"{op}: expected {weights_name} {list(locations.shape[:-1])}, got {list(weights.shape)}")
     if K == 0 or D == 0 or L == 0 or P == 0:
-        raise ValueError(
-            f"ms_deform_attn: expected at least one head, channel, level and point, got K={K}, D={D}, L={L}, P={P}"
-        )
+        raise ValueError(f"{op}: expected at least one head, channel, level and point, got K={K}, D={D}, L={L}, P={P}")
     area = 0
     for height, width in spatial_shapes:
         if height < 1 or width < 1:
-            raise ValueError(f"ms_deform_attn: expected levels of at least 1x1, got {list(spatial_shapes)}")
+            raise ValueError(f"{op}: expected levels of at least 1x1, got {list(spatial_shapes)}")
         area = area + height * width
     if area != S:
-        raise ValueError(
-            f"ms_deform_attn: spatial_shapes {list(spatial_shapes)} hold {area} positions, but value has {S}"
-        )
+        raise ValueError(f"{op}: spatial_shapes {list(spatial_shapes)} hold {area} positions, but value has {S}")
     if value.dtype not in DTYPES:
-        raise ValueError(f"ms_deform_attn: expected value of a floating dtype, got {value.dtype}")
+        raise ValueError(f"{op}: expected value of a floating dtype, got {value.dtype}")
     allowed = (value.dtype,) if value.dtype not in reference.HALF_TYPES else (value.dtype, torch.float32)
     if locations.dtype not in allowed or weights.dtype != locations.dtype:
         raise ValueError(
-            f"ms_deform_attn: expected sampling_locations and attention_weights both {' or '.join(map(str, allowed))} "
+            f"{op}: expected {points_name} and {weights_name} both {' or '.join(map(str, allowed))} "
             f"beside a value of {value.dtype}, got {locations.dtype} and {weights.dtype}"
         )
     if not value.device == locations.device == weights.device:
-        raise ValueError(
-            f"ms_deform_attn: expected one device, got {value.device}, {locations.device} and {weights.device}"
-        )
+        raise ValueError(f"{op}: expected one device, got {value.device}, {locations.device} and {weights.device}")
 
 
-def _fake_forward(value: Tensor, spatial_shapes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
+def fake_forward(value: Tensor, spatial_shapes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
     # Also the output of the kernels, which write every element.
     return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
 
 
-def _fake_backward(
+def fake_backward(
     grad_output: Tensor, value: Tensor, spatial_shapes: list[int], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (value, locations, weights))
@@ -113,44 +114,53 @@ FORWARD = define_op(
     "(Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights, "
     'str backend="auto") -> Tensor',
     reference=reference.ms_deform_attn,
-    fake=_fake_forward,
+    fake=fake_forward,
 )
 BACKWARD = define_op(
     "ms_deform_attn_backward",
     "(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, "
     'Tensor attention_weights, str backend="auto") -> (Tensor, Tensor, Tensor)',
     reference=reference.ms_deform_attn_backward,
-    fake=_fake_backward,
+    fake=fake_backward,
 )
 
 
-def _cpp_forward(value: Tensor, spatial_shapes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
+def cpp_forward(
+    value: Tensor, spatial_shapes: list[int], locations: Tensor, weights: Tensor, reference_points: Tensor | None = None
+) -> Tensor:
+    """Run the C++ kernel; with reference points [Q, 2] as `sohes.ops.ms_deform_attn_fused` says."""
     module, threads = require_binary(), torch.get_num_threads()
     value, locations, weights = value.contiguous(), locations.contiguous(), weights.contiguous()
-    output = _fake_forward(value, spatial_shapes, locations, weights)
+    output = fake_forward(value, spatial_shapes, locations, weights)
     num_bytes = module.ms_deform_attn_workspace(value, weights, False, threads)
     workspace = torch.empty(num_bytes, dtype=torch.uint8)
-    module.ms_deform_attn(value, spatial_shapes, locations, weights, output, workspace, threads)
+    module.ms_deform_attn(value, spatial_shapes, locations, weights, reference_points, output, workspace, threads)
     return output
 
 
-def _cpp_backward(
-    grad_output: Tensor, value: Tensor, spatial_shapes: list[int], locations: Tensor, weights: Tensor
+def cpp_backward(
+    grad_output: Tensor,
+    value: Tensor,
+    spatial_shapes: list[int],
+    locations: Tensor,
+    weights: Tensor,
+    reference_points: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Run the C++ kernel; with reference points as `cpp_forward`."""
     module, threads = require_binary(), torch.get_num_threads()
     inputs = [t.contiguous() for t in (value, locations, weights)]
-    grads = _fake_backward(grad_output, value, spatial_shapes, locations, weights)
+    grads = fake_backward(grad_output, value, spatial_shapes, locations, weights)
     num_bytes = module.ms_deform_attn_workspace(inputs[0], inputs[2], True, threads)
     workspace = torch.empty(num_bytes, dtype=torch.uint8)
     module.ms_deform_attn_backward(
-        grad_output.contiguous(), inputs[0], spatial_shapes, *inputs[1:], *grads, workspace, threads
+        grad_output.contiguous(), inputs[0], spatial_shapes, *inputs[1:], reference_points, *grads, workspace, threads
     )
     return grads
 
 
 def _cuda_forward(value: Tensor, spatial_shapes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
     value, locations, weights = value.contiguous(), locations.contiguous(), weights.contiguous()
-    output = _fake_forward(value, spatial_shapes, locations, weights)
+    output = fake_forward(value, spatial_shapes, locations, weights)
     with torch.cuda.device(value.device):
         stream = torch.cuda.current_stream().cuda_stream
         require_binary().ms_deform_attn_cuda(value, spatial_shapes, locations, weights, output, stream)
@@ -184,8 +194,8 @@ def _triton(name: str) -> Callable[..., Any]:
     return run
 
 
-FORWARD.add_backend("cpp", _cpp_forward, why_not_cpp)
-BACKWARD.add_backend("cpp", _cpp_backward, why_not_cpp)
+FORWARD.add_backend("cpp", cpp_forward, why_not_cpp)
+BACKWARD.add_backend("cpp", cpp_backward, why_not_cpp)
 FORWARD.add_backend("cuda", _cuda_forward, why_not_cuda)
 BACKWARD.add_backend("cuda", _cuda_backward, why_not_cuda)
 FORWARD.add_backend("triton", _triton("ms_deform_attn"), why_not_triton)

@@ -72,6 +72,26 @@ def make_inputs(case, dtype=torch.float32, point_dtype=None, seed=0, device="cpu
     )
 
 
+def make_raw_inputs(case, dtype=torch.float32, point_dtype=None, seed=0, device="cpu"):
+    """(value, spatial_shapes, reference_points, sampling_offsets, attention_logits, grad_output)"""
+    value, shapes, locations, _, grad_output = make_inputs(case, dtype, seed=seed, device=device)
+    generator = torch.Generator().manual_seed(seed + 1)
+    offsets = 2 * torch.randn(locations.shape, generator=generator)  # pixels
+    logits = torch.randn(locations.shape[:-1], generator=generator)
+    if case.queries is None:
+        centers = [
+            torch.cartesian_prod((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w).flip(-1)
+            for h, w in case.shapes
+        ]
+        reference_points = torch.cat(centers)
+    else:
+        reference_points = torch.rand(case.queries, 2, generator=generator)
+    point_dtype = point_dtype or dtype
+    precise = torch.promote_types(dtype, torch.float32)
+    points = (offsets.to(device, point_dtype), logits.to(device, point_dtype))
+    return (value, shapes, reference_points.to(device, precise), *points, grad_output)
+
+
 def pure_pytorch(value, spatial_shapes, sampling_locations, attention_weights):
     """One grid_sample a level, all samples side by side, then the weighted sum: how models do it without a kernel."""
     B, _, K, D = value.shape

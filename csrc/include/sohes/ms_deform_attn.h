@@ -23,14 +23,19 @@ namespace sohes {
 int64_t ms_deform_attn_workspace(const TensorView& value, const TensorView& attention_weights, bool backward,
                                  int num_threads);
 
+// With reference_points [Q, 2] (float32, float64 for float64), here and in the backward: sampling_locations
+// are offsets from them in pixels of their level, and attention_weights logits of a softmax over all points
+// of a query and head.
 void ms_deform_attn_cpu(const TensorView& value, const std::vector<int64_t>& spatial_shapes,
                         const TensorView& sampling_locations, const TensorView& attention_weights,
-                        const TensorView& output, const TensorView& workspace, int num_threads);
+                        const std::optional<TensorView>& reference_points, const TensorView& output,
+                        const TensorView& workspace, int num_threads);
 
 // Deterministic at any number of threads: one thread owns the whole gradient of one (batch, head).
 void ms_deform_attn_backward_cpu(const TensorView& grad_output, const TensorView& value,
                                  const std::vector<int64_t>& spatial_shapes,
                                  const TensorView& sampling_locations, const TensorView& attention_weights,
+                                 const std::optional<TensorView>& reference_points,
                                  const TensorView& grad_value, const TensorView& grad_locations,
                                  const TensorView& grad_weights, const TensorView& workspace,
                                  int num_threads);

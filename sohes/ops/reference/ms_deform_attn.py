@@ -79,6 +79,34 @@ def ms_deform_attn_backward(
     )
 
 
+def place_points(
+    spatial_shapes: list[int], reference_points: Tensor, sampling_offsets: Tensor, attention_logits: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Sampling locations and attention weights from the raw outputs of a layer.
+
+    reference_points [Q, 2] in the dtype computed in, sampling_offsets [B, Q, K, L, P, 2] in pixels,
+    attention_logits [B, Q, K, L, P] -> locations [B, Q, K, L, P, 2], weights [B, Q, K, L, P] in that dtype.
+    """
+    dtype = reference_points.dtype
+    offsets = sampling_offsets.to(dtype) / _level_sizes(spatial_shapes, reference_points)[:, None]
+    locations = reference_points[:, None, None, None] + offsets  # [B, Q, K, L, P, 2]
+    return locations, attention_logits.to(dtype).flatten(3).softmax(-1).view_as(attention_logits)
+
+
+def raw_gradients(
+    spatial_shapes: list[int], weights: Tensor, grad_locations: Tensor, grad_weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of sampling_offsets and attention_logits from those of what `place_points` made of them."""
+    grad_offsets = grad_locations / _level_sizes(spatial_shapes, weights)[:, None]  # [B, Q, K, L, P, 2]
+    mean = (weights * grad_weights).sum((3, 4), keepdim=True)  # [B, Q, K, 1, 1]
+    return grad_offsets, weights * (grad_weights - mean)
+
+
+def _level_sizes(spatial_shapes: list[int], like: Tensor) -> Tensor:
+    """(width, height) of each level: [L, 2]."""
+    return torch.tensor(spatial_shapes, dtype=like.dtype, device=like.device).view(-1, 2).flip(1)
+
+
 def _compute_dtype(value: Tensor) -> torch.dtype:
     return torch.float32 if value.dtype in HALF_TYPES else value.dtype
 
