@@ -204,8 +204,10 @@ class Evaluator:
         return sorted(self._records.items(), key=lambda item: _sort_key(item[0]))
 
 
-def _sort_key(image_id: Hashable) -> tuple[str, Hashable]:
-    return type(image_id).__name__, image_id  # so that 3 and "3" can stand in one set
+def _sort_key(image_id: Hashable) -> list[tuple[str, Hashable]]:
+    """So that 3 and "3" can stand in one set, also as annotators of one image."""
+    parts = image_id if isinstance(image_id, tuple) else (image_id,)
+    return [(type(part).__name__, part) for part in parts]
 
 
 def _per_mask(name: str, values: PerMask | None, count: int, dtype: type) -> np.ndarray:

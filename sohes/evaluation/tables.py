@@ -8,14 +8,21 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from sohes.evaluation.evaluator import Evaluator
+from sohes.evaluation.protocol import IouType
+from sohes.files import whole_file
 
 COMPARED = (
     *("AR@1000", "AR@100", "AR@10", "AR-small", "AR-medium", "AR-large"),
     *("AP", "AP50", "parent_recall", "ancestor_f1", "masks_per_image"),
 )
 COUNTS = ("num_images", "masks_per_image", "true_masks", "predicted_masks")  # not fractions
+SHARED = ("image", *COUNTS)  # the same whether masks or boxes are compared
 
 Metrics = Mapping[str, float | None]
+Evaluators = Mapping[IouType, Evaluator]
 
 
 def format_results(results: Mapping[str, Metrics]) -> str:
@@ -31,21 +38,56 @@ def format_summary(metrics: Metrics) -> str:
     return _align([[name, _text(name, value)] for name, value in metrics.items()])
 
 
-def to_json(metrics: Metrics) -> str:
-    """JSON of one set of metrics; NaN becomes null."""
-    return json.dumps({name: _or_none(value) for name, value in metrics.items()}, indent=1) + "\n"
+def summarize(evaluators: Evaluators) -> dict[str, float]:
+    """``Evaluator.summary`` of each IoU type in one; what is said of boxes begins with ``box-``."""
+    results: dict[str, float] = {}
+    for iou_type, evaluator in evaluators.items():
+        results |= _named(iou_type, evaluator.summary())
+    return results
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, float | str]]) -> None:
-    """One line for each row under a line of names; a metric that is not defined is empty."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else [])
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({name: _or_none(value) for name, value in row.items()})
+def granularity(evaluators: Evaluators) -> dict[str, list[dict[str, float]]]:
+    """``Evaluator.granularity`` of each IoU type, as ``granularity`` and ``box-granularity``."""
+    return {_prefix(iou_type) + "granularity": evaluator.granularity() for iou_type, evaluator in evaluators.items()}
 
 
-def _or_none(value: float | str | None) -> float | str | None:
+def per_image(evaluators: Evaluators) -> list[dict[str, float | str]]:
+    """``Evaluator.per_image`` of each IoU type, one row for each image."""
+    tables = [[_named(iou_type, row) for row in evaluator.per_image()] for iou_type, evaluator in evaluators.items()]
+    return [{name: value for row in rows for name, value in row.items()} for rows in zip(*tables, strict=True)]
+
+
+def to_json(metrics: Mapping[str, Any]) -> str:
+    """JSON of one set of metrics; NaN becomes null, also within lists and dictionaries."""
+    return json.dumps(_or_none(metrics), indent=1) + "\n"
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, float | str]]) -> None:
+    """A table, as JSON lines where the name ends in .jsonl, else as CSV under a line of names. A metric that is not
+    defined is null, or empty."""
+    with whole_file(path) as file:
+        if path.suffix == ".jsonl":
+            file.writelines(json.dumps(_or_none(row)) + "\n" for row in rows)
+        else:
+            writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(map(_or_none, rows))
+
+
+def _prefix(iou_type: IouType) -> str:
+    return "" if iou_type == "mask" else "box-"
+
+
+def _named(iou_type: IouType, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """With names that say what is compared, but for what is the same for masks and boxes."""
+    return {name if name in SHARED else _prefix(iou_type) + name: value for name, value in metrics.items()}
+
+
+def _or_none(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _or_none(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_or_none(one) for one in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 

@@ -223,7 +223,7 @@ def in_category_order(image):
 
 
 def _dense_iou(image):
-    gt, pred = (masks.reshape(len(masks), -1).astype(np.int64) for masks in (image.gt, image.pred))
+    gt, pred = (masks.reshape(len(masks), masks.shape[1] * masks.shape[2]).astype(np.int64) for masks in (image.gt, image.pred))
     shared = pred @ gt.T
     union = np.where(image.crowd, pred.sum(1)[:, None], pred.sum(1)[:, None] + gt.sum(1) - shared)
     return shared / np.maximum(union, 1)

@@ -153,9 +153,37 @@ def test_per_image_rows():
     assert [(row["true_masks"], row["predicted_masks"]) for row in rows] == [(1, 0), (2, 1)]
 
 
+def test_granularity_is_recall_of_the_first_masks(tools):
+    rng = np.random.default_rng(12)
+    images = [tools.random_image(rng, max_pred=40) for _ in range(5)]
+    evaluator = tools.run_evaluator(images, (3, 25), None)
+    curve = evaluator.granularity()
+    assert [row["max_dets"] for row in curve] == [1, 2, 5, 10, 20, 25]
+    for row in curve:
+        k = row["max_dets"]
+        assert row["AR"] == tools.run_evaluator(images, (k,), None).summary()[f"AR@{k}"]
+        assert row["masks_per_image"] == np.mean([min(k, len(image.pred)) for image in images])
+        assert row["AR50"] == evaluator.recall(k)[0, 0, 0]
+    aware = tools.run_evaluator(images, (3, 25), None, class_aware=True).granularity()
+    assert aware[0]["masks_per_image"] == np.mean([len(set(image.pred_categories.tolist())) for image in images])
+    assert [row["max_dets"] for row in Evaluator().granularity()] == [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
+
+
+def test_boxes_in_memory_are_those_around_the_masks(tools):
+    rng = np.random.default_rng(13)
+    images = [tools.in_category_order(tools.random_image(rng)) for _ in range(6)]
+    truth, results = tools.coco_files(images)
+    for record, box in zip(truth["annotations"], [b for i in images for b in tools.boxes_around(i.gt)], strict=True):
+        record["bbox"] = box.tolist()
+    evaluator = tools.run_evaluator(images, MAX_DETS, tools.TINY_AREAS, iou_type="box")
+    oracle = tools.run_pycocotools(truth, results, MAX_DETS, tools.TINY_AREAS, iou_type="bbox")
+    tools.assert_equal_bits(evaluator, *oracle)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"iou_type": "segm"}, "iou_type: expected 'mask' or 'box', got 'segm'"),
         ({"max_dets": (0, 5)}, r"max_dets: expected rising numbers above 0, got \[0, 5\]"),
         ({"max_dets": ()}, r"max_dets: expected rising numbers above 0, got \[\]"),
         ({"iou_thresholds": (0.7, 0.5)}, r"iou_thresholds: expected rising numbers above 0, got \[0.7, 0.5\]"),

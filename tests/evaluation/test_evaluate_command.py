@@ -34,11 +34,27 @@ def test_prints_and_writes(files, tmp_path, capsys):
     assert lines["AR-large"] == "n/a"
     assert (lines["parent_recall"], lines["num_images"], lines["masks_per_image"]) == ("100.0", "1", "2.0")
     written = json.loads(out.read_text())
-    assert list(written) == list(lines)
+    assert list(written) == [*lines, "granularity"]
+    assert written["granularity"][-1] == {"max_dets": 100, "masks_per_image": 2, "AR": 1, "AR50": 1}
     assert (written["AR@100"], written["AR-large"], written["ancestor_f1"]) == (1, None, 1)
     with table.open() as file:
         (row,) = csv.DictReader(file)
     assert (row["image"], row["AR@1"], row["AR-large"], row["true_masks"]) == ("1", "0.5", "", "2")
+
+
+def test_boxes_and_categories_on_request(files, tmp_path, capsys):
+    """The file has no categories and no boxes: boxes are those around the masks, and categories are missed."""
+    table = tmp_path / "table.jsonl"
+    assert main([*files, "--iou-type", "both", "--threads", "2", "--per-image", str(table)]) == 0
+    lines = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert (lines["AR@1000"], lines["box-AR@1000"], lines["box-parent_recall"]) == ("100.0", "100.0", "100.0")
+    (row,) = map(json.loads, table.read_text().splitlines())
+    assert (row["image"], row["true_masks"], row["box-AR@1"], row["box-AR-large"]) == ("1", 2, 0.5, None)
+    assert main([*files, "--iou-type", "box"]) == 0
+    lines = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert "AR@1000" not in lines
+    assert lines["box-AR@1000"] == "100.0"
+    assert "image 1: expected a number as category_id of every annotation" in refused([*files, "--class-aware"], capsys)
 
 
 def refused(arguments, capsys):
@@ -61,6 +77,7 @@ def test_bad_files_are_one_line_and_exit_code_2(files, tmp_path, capsys):
     [
         (["--max-dets", "0"], "--max-dets: expected different numbers from 1 up, got [0]"),
         (["--max-dets", "5", "5"], "--max-dets: expected different numbers from 1 up, got [5, 5]"),
+        (["--threads", "0"], "--threads 0: expected at least 1"),
         (["--out", "nowhere/results.json"], "nowhere/results.json: the folder nowhere does not exist"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sohes.evaluation import Evaluator
-from sohes.evaluation.hierarchy import HierarchyCounts, ancestor_chains, match_by_iou
+from sohes.evaluation.hierarchy import HierarchyCounts, ancestor_chains, count_hierarchy, match_by_iou
 from sohes.evaluation.overlap import Pairs
 from sohes.forest import Forest
 from sohes.masks import PackedMasks
@@ -22,15 +22,25 @@ def masks(*spans):
     return PackedMasks.from_dense(np.concatenate([(x >= low) & (x < high) for low, high in spans]))
 
 
-def score(
+def score_all(
     spans, parents, *, gt=(WHOLE, LEFT, RIGHT, TIP), gt_parents=TRUE_PARENTS, scores=None, crowd=None, max_dets=(9,)
 ):
     evaluator = Evaluator(max_dets)
     scores = torch.ones(len(spans)) if scores is None else torch.tensor(scores)
     pred = Forest(masks(*spans), scores, torch.tensor(parents))
     evaluator.add(1, masks(*gt), pred, gt_parents=gt_parents, crowd=crowd)
-    summary = evaluator.summary()
+    return evaluator.summary()
+
+
+def score(spans, parents, **options):
+    """(parent recall, ancestor F1)"""
+    summary = score_all(spans, parents, **options)
     return summary["parent_recall"], summary["ancestor_f1"]
+
+
+def score_contracted(spans, parents, **options):
+    """(level accuracy, edit similarity)"""
+    return tuple(score_all(spans, parents, **options)[name] for name in ("level_accuracy", "edit_similarity"))
 
 
 def test_the_true_forest_scores_one():
@@ -123,7 +133,53 @@ def test_ancestor_chains():
         ancestor_chains(np.array([5, -1]), [1])
 
 
+def test_levels_and_edits_of_the_contracted_forests():
+    every = [WHOLE, LEFT, RIGHT, TIP]
+    assert score_contracted(every, TRUE_PARENTS) == (1, 1)
+    assert score_contracted(every, [-1, 0, 0, 0]) == (3 / 4, 3 / 4)  # the tip hangs from the whole: one move
+    assert score_contracted(every, [-1, 0, 0, 2]) == (1, 3 / 4)  # from the right: as deep, but elsewhere
+    assert score_contracted(every, [-1, 0, 1, 1]) == (3 / 4, 3 / 4)  # the right hangs from the left
+    # Right moves on top: the whole and all below it are one deeper, but only two masks hang elsewhere.
+    assert score_contracted(every, [2, 0, -1, 1]) == (0, 2 / 4)
+    assert score_contracted(every, [-1, -1, -1, -1]) == (1 / 4, 1 / 4)
+
+
+def test_levels_nobody_drew_and_masks_nobody_found_are_contracted_away():
+    inner = (2, 58)  # IoU 56/60 with the whole, which fits better
+    assert score_contracted([WHOLE, inner, LEFT, RIGHT, TIP], [-1, 0, 1, 1, 2]) == (1, 1)
+    assert score_contracted([WHOLE, TIP], [-1, 0]) == (1, 1)  # the left part between them was not found
+    assert score_contracted([LEFT, TIP], [-1, -1]) == (1 / 2, 1 / 2)
+    assert all(map(math.isnan, score_contracted([(62, 64)], [-1])))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_edit_similarity_is_the_distance_in_moves(seed):
+    """Hanging masks elsewhere, one at a time, ever under any mask that is not below: fewest moves by search."""
+    rng = np.random.default_rng(seed)
+    count = 4
+    forests = [[int(rng.integers(-1, index)) for index in range(count)] for _ in range(2)]
+    shuffle = rng.permutation(count)
+    start, goal = tuple(forests[0]), [-1] * count
+    for index, parent in enumerate(forests[1]):
+        goal[shuffle[index]] = -1 if parent < 0 else int(shuffle[parent])
+    distance, seen, front = 0, {start}, {start}
+    while tuple(goal) not in front:
+        front = {moved for forest in front for moved in moves(forest)} - seen
+        seen |= front
+        distance += 1
+    counts = count_hierarchy(np.arange(count), np.array(goal), np.array(start), np.zeros(count, bool))
+    assert (counts.matched - counts.parents_right, counts.matched) == (distance, count)
+
+
+def moves(forest):
+    for mask in range(len(forest)):
+        for parent in range(-1, len(forest)):
+            chain = [] if parent < 0 else [parent, *ancestor_chains(np.array(forest), [parent])[0]]
+            if mask not in chain:
+                yield (*forest[:mask], parent, *forest[mask + 1 :])
+
+
 def test_counts_add_up():
-    total = HierarchyCounts(1, 1, 2, 3, 1) + HierarchyCounts(3, 1, 0, 1, 0)
-    assert total == HierarchyCounts(4, 2, 2, 4, 1)
-    assert (total.parent_recall, total.ancestor_f1) == (0.5, 2 / 6)
+    total = HierarchyCounts(1, 1, 2, 3, 1, 5, 2, 1) + HierarchyCounts(3, 1, 0, 1, 0, 5, 1, 4)
+    assert total == HierarchyCounts(4, 2, 2, 4, 1, 10, 3, 5)
+    assert list(total.metrics().values()) == [0.5, 2 / 6, 0.3, 0.5]
