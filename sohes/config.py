@@ -16,6 +16,7 @@ from sohes.config_io import ConfigError, from_dict
 from sohes.config_io import to_dict as to_dict  # callers find it here, beside the classes
 
 Phase = Literal["explore", "instruct", "correct"]
+BaselineName = Literal["felzenszwalb", "slic-tree", "box-grid", "tree-oracle"]
 PHASES: tuple[Phase, ...] = ("explore", "instruct", "correct")
 
 

@@ -12,9 +12,8 @@ from typing import Literal
 
 import torch
 
-from sohes.baselines.run import BaselineName, make_baseline, predict_dataset
 from sohes.cli import fail_clearly, parse
-from sohes.config import BaselineConfig, ExploreConfig, load
+from sohes.config import BaselineConfig, BaselineName, ExploreConfig, load
 from sohes.engine.console import Progress
 from sohes.engine.distributed import World, find_world, on_main, process_group
 from sohes.evaluation import BadInput, Plan, score
@@ -145,6 +144,12 @@ def find_truth(args: Arguments) -> Path:
     with _progress(f"read {args.dataset}") as on_image:
         convert_dataset(dataset, truth, args.num_images, on_image)
     if args.baseline is not None:
+        # Here, as phase 1's features take seconds to import.
+        from sohes.baselines.run import make_baseline, predict_dataset
+            make_baseline,
+            predict_dataset,
+        )  # here, as phase 1's features take long to import
+
         explore = ExploreConfig() if args.explore is None else load(args.explore / "config.json").explore
         baseline = make_baseline(args.baseline, BaselineConfig(), explore)
         keys = choose_evenly(dataset.keys(), args.num_images)

@@ -6,13 +6,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
 from sohes.baselines.classical import box_grid_forest, felzenszwalb_forest, import_segmentation, slic_tree_forest
 from sohes.baselines.tree_oracle import tree_oracle_forest
-from sohes.config import BaselineConfig, ExploreConfig
+from sohes.config import BaselineConfig, BaselineName, ExploreConfig
 from sohes.data.coco import to_rle, write_coco_stream
 from sohes.errors import SohesError
 from sohes.evaluation.datasets.base import DataSet, Sample
@@ -20,7 +20,6 @@ from sohes.forest import Forest
 from sohes.labels.features import build_extractor
 from sohes.masks import PackedMasks
 
-BaselineName = Literal["felzenszwalb", "slic-tree", "box-grid", "tree-oracle"]
 Baseline = Callable[[Tensor, Sample], Forest]
 """A photo uint8 [3, H, W] and what is true of it -> masks. Only the oracle looks at the truth."""
 

@@ -223,7 +223,8 @@ def in_category_order(image):
 
 
 def _dense_iou(image):
-    gt, pred = (masks.reshape(len(masks), masks.shape[1] * masks.shape[2]).astype(np.int64) for masks in (image.gt, image.pred))
+    num_pixels = image.gt.shape[1] * image.gt.shape[2]
+    gt, pred = (masks.reshape(len(masks), num_pixels).astype(np.int64) for masks in (image.gt, image.pred))
     shared = pred @ gt.T
     union = np.where(image.crowd, pred.sum(1)[:, None], pred.sum(1)[:, None] + gt.sum(1) - shared)
     return shared / np.maximum(union, 1)
