@@ -146,9 +146,6 @@ def find_truth(args: Arguments) -> Path:
     if args.baseline is not None:
         # Here, as phase 1's features take seconds to import.
         from sohes.baselines.run import make_baseline, predict_dataset
-            make_baseline,
-            predict_dataset,
-        )  # here, as phase 1's features take long to import
 
         explore = ExploreConfig() if args.explore is None else load(args.explore / "config.json").explore
         baseline = make_baseline(args.baseline, BaselineConfig(), explore)
