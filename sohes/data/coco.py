@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""COCO JSON in and out: label sets held as compact bytes, and files written whole or not at all."""
+"""COCO JSON in and out: label sets that stay on disk until asked for, and files written whole or not at all."""
 
+import itertools
 import json
 import os
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +15,12 @@ import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
+from sohes.data.coco_records import has_keys, read_spans, scan_coco, shorten
 from sohes.data.errors import DataError, DataNotFoundError
 from sohes.files import whole_file
 from sohes.forest import Forest
 
 CATEGORIES = [{"id": 1, "name": "entity"}]
-IMAGE_KEYS = ("id", "file_name", "width", "height")
-ANNOTATION_KEYS = ("id", "segmentation", "score", "parent", "iscrowd", "annotator")
 
 # Of the files written here: file names that are not valid UTF-8 survive as escapes.
 _ENCODING = "ascii"
@@ -46,10 +47,9 @@ class LabelSet:
     """The images of one COCO JSON file, with their forests; or of a folder with label shards (`shard-*.json`) or
     an `annotations.json`.
 
-    Each file is parsed once; what stays in memory is one block of bytes with the JSON record of every image and its
-    annotations, and a few arrays: no Python object per annotation, and nothing that worker processes would copy by
-    merely reading it. Masks are decoded when an image is asked for. While a file is being parsed its whole content is
-    in memory as Python objects, so shards of moderate size are kinder than one huge file.
+    Each file is gone through once, in little memory. What stays is where the annotations of every image lie, about 150
+    bytes an image: no Python object per annotation, and nothing that worker processes would copy by merely reading it.
+    Annotations are read, and masks decoded, when an image is asked for; files must not change meanwhile.
 
     `annotations` may hold `score`, `parent` (an annotation id or null), `iscrowd` and `annotator`; `category_id` and
     `level` are ignored (levels follow from parents). A segmentation is an RLE (compressed or not) or polygons.
@@ -68,16 +68,20 @@ class LabelSet:
         self.source = Path(source)
         self._files = _label_files(self.source)
         self._roots = [_image_root(file) if image_root is None else Path(image_root) for file in self._files]
-        records, image_ids, files = bytearray(), [], []
-        offsets = [0]
+        records, ends, files, image_ids = bytearray(), [0], array("i"), array("q")
+        spans, span_ends = array("q"), [0]
         for index, file in enumerate(self._files):
-            for image_id, record in _image_records(file):
-                records += record
-                offsets.append(len(records))
-                image_ids.append(image_id)
+            for image in scan_coco(file):
+                records += image.text
+                ends.append(len(records))
+                spans.extend(itertools.chain.from_iterable(image.spans))
+                span_ends.append(len(spans) // 2)
                 files.append(index)
+                image_ids.append(image.image_id)
         self._records = np.frombuffer(bytes(records), dtype=np.uint8)
-        self._offsets = np.array(offsets, dtype=np.int64)
+        self._ends = np.array(ends, dtype=np.int64)
+        self._spans = np.array(spans, dtype=np.int64).reshape(-1, 2)
+        self._span_ends = np.array(span_ends, dtype=np.int64)
         self._file_of = np.array(files, dtype=np.int32)
         self.image_ids = np.array(image_ids, dtype=np.int64)
         """int64 [number of images], in the order of the set."""
@@ -95,10 +99,11 @@ class LabelSet:
         """
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of a label set of {len(self)}")
-        record = json.loads(self._records[self._offsets[index] : self._offsets[index + 1]].tobytes())
+        record = json.loads(self._records[self._ends[index] : self._ends[index + 1]].tobytes())
         size = (record["height"], record["width"])
-        annotations = record["annotations"]
+        spans = self._spans[self._span_ends[index] : self._span_ends[index + 1]].tolist()
         try:
+            annotations = read_spans(self._files[self._file_of[index]], spans)
             for annotation in annotations:
                 annotation["segmentation"] = to_rle(annotation, size)
             forest = Forest.from_coco(annotations, size)
@@ -200,53 +205,15 @@ def _image_root(file: Path) -> Path:
     return beside if beside.is_dir() else file.parent
 
 
-def _image_records(file: Path) -> Iterator[tuple[int, bytes]]:
-    """Parse one COCO file: for every image its id, and its record with its annotations as JSON bytes."""
-    try:
-        content = json.loads(file.read_bytes())
-    except ValueError as error:  # also bytes that are not UTF-8
-        raise DataError(f"{file} is not JSON: {error}") from error
-    for key in ("images", "annotations"):
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise DataError(f'{file}: expected COCO JSON, an object with a list "{key}"')
-    of_image: dict[int, list[dict]] = {}
-    for image in content["images"]:
-        if not _has(image, id=int, file_name=str, width=int, height=int):
-            raise DataError(f"{file}: expected images with id, file_name, width and height, got {_short(image)}")
-        if image["id"] in of_image:
-            raise DataError(f"{file}: image id {image['id']} occurs twice; expected every image once")
-        of_image[image["id"]] = []
-    for annotation in content["annotations"]:
-        if not _has(annotation, image_id=int) or not isinstance(annotation.get("segmentation"), dict | list):
-            raise DataError(f"{file}: expected annotations with image_id and segmentation, got {_short(annotation)}")
-        if annotation["image_id"] not in of_image:
-            raise DataError(f"{file}: {_short(annotation)} has an image_id that is not among the images")
-        kept = {key: annotation[key] for key in ANNOTATION_KEYS if key in annotation}
-        of_image[annotation["image_id"]].append(kept)
-    for image in content["images"]:
-        record = {key: image[key] for key in IMAGE_KEYS} | {"annotations": of_image[image["id"]]}
-        yield image["id"], json.dumps(record, separators=(",", ":")).encode("ascii")
-
-
-def _has(record: Any, **types: type) -> bool:
-    """Whether a JSON value is an object with these keys, of these types."""
-    return isinstance(record, dict) and all(isinstance(record.get(key), kind) for key, kind in types.items())
-
-
-def _short(record: Any) -> str:
-    text = json.dumps(record)
-    return text if len(text) <= 100 else text[:100] + "..."
-
-
 def to_rle(annotation: Mapping, size: tuple[int, int]) -> dict:
     """The segmentation of an annotation as RLE, polygons drawn into `size` (H, W). Raises DataError."""
     segmentation = annotation["segmentation"]
     if isinstance(segmentation, dict):
-        if not _has(segmentation, size=list) or "counts" not in segmentation:
-            raise DataError(f"expected an RLE with size and counts, got {_short(segmentation)}")
+        if not has_keys(segmentation, size=list) or "counts" not in segmentation:
+            raise DataError(f"expected an RLE with size and counts, got {shorten(segmentation)}")
         return segmentation
     if not segmentation:
         return {"size": size, "counts": [size[0] * size[1]]}  # no polygons: an empty mask
     if not all(isinstance(corners, list) and len(corners) >= 6 for corners in segmentation):
-        raise DataError(f"expected polygons of three corners or more, got {_short(segmentation)}")
+        raise DataError(f"expected polygons of three corners or more, got {shorten(segmentation)}")
     return coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
