@@ -57,6 +57,8 @@ def mask_from_index(index: Tensor, num_masks: int, backend: str = "auto") -> Ten
 def zero_words(num_masks: int, size: tuple[int, int]) -> Tensor:
     """int64 [N, V] of zeros on the CPU. Numpy takes them from `calloc`: large ones come as zeros from the system, and
     are not written here once more, as `torch.zeros` would."""
+    if num_masks == 0:  # of an array without elements from_numpy drops the strides, and other views of it fail
+        return torch.zeros((0, num_words(size)), dtype=torch.int64)
     return torch.from_numpy(np.zeros((num_masks, num_words(size)), np.int64))
 
 
