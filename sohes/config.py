@@ -45,9 +45,9 @@ class ExploreConfig:
     facet: Literal["key", "query", "value", "output"] = "key"
     """What of the ViT's last block is a patch's feature. [sibling: key]"""
     side: int = 480
-    """Photos are resized to about side^2 pixels, aspect ratio kept; `descriptor` does not enlarge. [ours]"""
+    """Photos are resized to about side^2 pixels, aspect ratio kept; `descriptor` does not enlarge, >= 1. [ours]"""
     patch: int = 4
-    """Side of a patch of `descriptor` in pixels; a ViT has its own. [ours]"""
+    """Side of a patch of `descriptor` in pixels; a ViT has its own, >= 1. [ours]"""
     snap_rounds: int = 2
     """Rounds in which pixels move to the neighbouring patch they resemble; 0 leaves patches square. [ours]"""
     compactness: float = 5.0
@@ -69,23 +69,23 @@ class ExploreConfig:
     cuts: Literal["adaptive", "fixed"] = "adaptive"
     """Where to cut the merge tree: `adaptive` at quantiles of its own similarities, `fixed` at `thresholds`. [ours]"""
     num_cuts: int = 64
-    """Adaptive cuts, spread evenly over the logarithm of the number of regions; 0 takes every node. [ours]"""
+    """Adaptive cuts, spread evenly over the logarithm of the number of regions; 0 takes every node, >= 0. [ours]"""
     thresholds: tuple[float, ...] = (0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
-    """Fixed cuts: similarities, falling. [sibling]"""
+    """Fixed cuts: similarities, falling, -1..1. [sibling]"""
     min_area: float = 100.0
-    """Smallest mask in pixels of an image of 480x480; scales with the image's size. [sibling: 100 px]"""
+    """Smallest mask in pixels of an image of 480x480; scales with the image's size, >= 0. [sibling: 100 px]"""
     min_pixels: int = 16
-    """Smallest mask in pixels of the photo, whatever its size. [ours]"""
+    """Smallest mask in pixels of the photo, whatever its size, >= 0. [ours]"""
     max_area: float = 0.9
-    """Largest mask as a share of the image. [sibling]"""
+    """Largest mask as a share of the image, 0..1. [sibling]"""
     max_corners: int = 2
     """Masks that hold more image corners are dropped, 0..4. [sibling: 3 or more are dropped]"""
     nms_iou: float = 0.9
-    """Of two masks with a higher IoU only one stays. [sibling]"""
+    """Of two masks with a higher IoU only one stays, 0..1. [sibling]"""
     theta_cover: float = 0.9
-    """Share of a mask that must lie in another to be its part. [sibling]"""
+    """Share of a mask that must lie in another to be its part, > 0 to 1. [sibling]"""
     max_masks: int = 100
-    """Masks kept per image, best scores first. [ours]"""
+    """Masks kept per image, best scores first, >= 1. [ours]"""
     shard_size: int = 100
     """Images per file of labels, >= 1; a killed run loses at most one. [ours]"""
     max_failures: int = 100
@@ -112,48 +112,48 @@ class ModelConfig:
     """Pixels of the model's input per patch; the ViT's own image is resized to fit, so that an /8 ViT sees half the
     size and acts as /16. 8, 16 or 32. [cited]"""
     adapter_interactions: int = 4
-    """Groups of ViT blocks between which ViT and adapter exchange features. [ViT-Adapter]"""
+    """Groups of ViT blocks between which ViT and adapter exchange features, >= 1. [ViT-Adapter]"""
     adapter_heads: int = 12
-    """Attention heads of injectors and extractors. [ViT-Adapter]"""
+    """Attention heads of injectors and extractors, >= 1. [ViT-Adapter]"""
     adapter_stem: int = 64
-    """Channels of the adapter's convolutional stem. [ViT-Adapter]"""
+    """Channels of the adapter's convolutional stem, >= 1. [ViT-Adapter]"""
     adapter_value_ratio: float = 0.5
-    """Channels of the adapter's attention values relative to the ViT's. [ViT-Adapter]"""
+    """Channels of the adapter's attention values relative to the ViT's, > 0. [ViT-Adapter]"""
     adapter_ffn_ratio: float = 0.25
-    """Hidden channels of the extractors' feed-forward layers relative to the ViT's. [ViT-Adapter]"""
+    """Hidden channels of the extractors' feed-forward layers relative to the ViT's, > 0. [ViT-Adapter]"""
     deform_points: int = 4
-    """Points a head samples per level in every deformable attention. [Deformable DETR]"""
+    """Points a head samples per level in every deformable attention, >= 1. [Deformable DETR]"""
     hidden_dim: int = 256
-    """Channels of pixel decoder and mask decoder. [Mask2Former]"""
+    """Channels of pixel decoder and mask decoder, >= 1, a multiple of `num_heads`. [Mask2Former]"""
     mask_dim: int = 256
-    """Channels of mask features and mask embeddings. [Mask2Former]"""
+    """Channels of mask features and mask embeddings, >= 1. [Mask2Former]"""
     mask_stride: Literal[1, 2, 4] = 4
     """Pixels of the input per cell of the mask maps. 4 [Mask2Former]; 2 adds the backbone's map of stride 2; 1 enlarges
     that: with `seeds`, whose masks start from the image's own colours, outlines are then as sharp as the image. [ours]
     """
     num_heads: int = 8
-    """Attention heads of pixel and mask decoder. [Mask2Former]"""
+    """Attention heads of pixel and mask decoder, >= 1. [Mask2Former]"""
     encoder_layers: int = 6
-    """Deformable-attention layers of the pixel decoder. [Mask2Former]"""
+    """Deformable-attention layers of the pixel decoder, >= 1. [Mask2Former]"""
     encoder_ffn_dim: int = 1024
-    """Hidden channels of their feed-forward layers. [Mask2Former]"""
+    """Hidden channels of their feed-forward layers, >= 1. [Mask2Former]"""
     decoder_layers: int = 9
-    """Layers of the mask decoder. [Mask2Former]"""
+    """Layers of the mask decoder, >= 1. [Mask2Former]"""
     decoder_ffn_dim: int = 2048
-    """Hidden channels of their feed-forward layers. [Mask2Former]"""
+    """Hidden channels of their feed-forward layers, >= 1. [Mask2Former]"""
     dropout: float = 0.0
-    """Dropout in both decoders. [Mask2Former]"""
+    """Dropout in both decoders, 0..1. [Mask2Former]"""
     query_init: Literal["learned", "seeds"] = "learned"
     """`learned`: free embeddings [Mask2Former]. `seeds`: queries start from the features at points of the image, and
     masks as likeness with those points; learns in a fraction of the steps. [ours]"""
     num_queries: int = 1000
-    """Learned queries. AR counts up to 1000 masks; UnSAM trains 2000. [ours]"""
+    """Learned queries, >= 1. AR counts up to 1000 masks; UnSAM trains 2000. [ours]"""
     grid_size: int = 16
-    """Cells along each side of the image, each with seeds of its own, for `seeds`. [ours]"""
+    """Cells along each side of the image, each with seeds of its own, for `seeds`, >= 1. [ours]"""
     seeds_per_cell: int = 2
-    """Seed points of a cell: its centre, then what differs most from those chosen, for `seeds`. [ours]"""
+    """Seed points of a cell: its centre, then what differs most from those chosen, for `seeds`, >= 1. [ours]"""
     num_granularities: int = 2
-    """Queries per seed point, from fine to coarse, for `seeds`. [ours]"""
+    """Queries per seed point, from fine to coarse, for `seeds`, >= 1. [ours]"""
     affinity_dim: int = 16
     """Channels of the features in which masks of `seeds` start as likeness, >= 3. [ours]"""
     ancestor_head: bool = True
@@ -167,9 +167,9 @@ class LossConfig:
     """Matching and losses of phases 2 and 3."""
 
     num_points: int = 12544
-    """Points sampled per mask for the mask losses. [sibling]"""
+    """Points sampled per mask for the mask losses, >= 1. [sibling]"""
     num_match_points: int = 12544
-    """Points sampled per image for matching. [sibling]"""
+    """Points sampled per image for matching, >= 1. [sibling]"""
     oversample_ratio: float = 3.0
     """This many times more points are drawn before the most uncertain are kept, >= 1. [Mask2Former]"""
     importance_ratio: float = 0.75
@@ -180,15 +180,15 @@ class LossConfig:
     match_layers: Literal["each", "last"] = "each"
     """`each`: every decoder layer has a matching of its own [Mask2Former]. `last`: all share the last one's. [ours]"""
     class_weight: float = 2.0
-    """Weight of the class loss, also in matching. [sibling]"""
+    """Weight of the class loss, also in matching, >= 0. [sibling]"""
     mask_weight: float = 5.0
-    """Weight of the pointwise binary cross-entropy, also in matching. [sibling]"""
+    """Weight of the pointwise binary cross-entropy, also in matching, >= 0. [sibling]"""
     dice_weight: float = 5.0
-    """Weight of the dice loss, also in matching. [sibling]"""
+    """Weight of the dice loss, also in matching, >= 0. [sibling]"""
     no_object_weight: float = 0.1
-    """Weight of queries without a mask in the class loss. [sibling]"""
+    """Weight of queries without a mask in the class loss, >= 0. [sibling]"""
     ancestor_weight: float = 1.0
-    """Weight of the ancestor loss. [ours]"""
+    """Weight of the ancestor loss, >= 0. [ours]"""
 
 
 @dataclass
@@ -198,20 +198,21 @@ class OptimConfig:
     learning_rate: float = 1e-4
     """Peak learning rate of AdamW, > 0. [sibling]"""
     backbone_factor: float = 0.1
-    """The backbone ViT learns at this share of the learning rate. [sibling]"""
+    """The backbone ViT learns at this share of the learning rate, >= 0. [sibling]"""
     weight_decay: float = 0.05
-    """Weight decay of matrices; vectors (norms, biases) and embeddings have none. [sibling]"""
+    """Weight decay of matrices; vectors (norms, biases) and embeddings have none, >= 0. [sibling]"""
     clip_norm: float = 0.01
-    """Gradients are clipped to this total norm; 0 switches clipping off. [sibling]"""
+    """Gradients are clipped to this total norm; 0 switches clipping off, >= 0. [sibling]"""
     warmup_steps: int = 20
-    """Steps of linear warm-up. [ours]"""
+    """Steps of linear warm-up, >= 0. [ours]"""
     final_factor: float = 0.01
-    """The cosine schedule ends at this share of the peak. [ours]"""
+    """The cosine schedule ends at this share of the peak, 0..1. [ours]"""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of forward passes; losses and matching stay in fp32, fp16 scales its gradients. Half types are for
     GPUs: on a CPU without matrix units they are far slower."""
     max_bad_steps: int = 10
-    """This many steps in a row with a non-finite loss end the run; a single one is reported and skipped. [ours]"""
+    """This many steps in a row with a non-finite loss end the run; a single one is reported and skipped, >= 1. [ours]
+    """
 
 
 @dataclass
@@ -225,7 +226,7 @@ class EngineConfig:
     compile: bool = False
     """Compile the layers of ViT and decoders with torch.compile."""
     checkpoint_seconds: float = 60.0
-    """Training writes a checkpoint about this often, in seconds; a killed run goes on from the newest."""
+    """Training writes a checkpoint about this often, in seconds; a killed run goes on from the newest, >= 0."""
     keep_checkpoints: int = 2
     """Checkpoints kept per phase, >= 1."""
     async_checkpoints: bool = False
@@ -241,13 +242,13 @@ class ViewConfig:
     """Training views of a photo."""
 
     size: int = 512
-    """Side of the square training view in pixels (photos are padded, never squashed). [ours]"""
+    """Side of the square training view in pixels (photos are padded, never squashed), >= 32. [ours]"""
     scale: tuple[float, float] = (0.5, 2.0)
-    """Range of the random resize, relative to fitting the photo into the view. [sibling: large-scale jitter]"""
+    """Range of the random resize, relative to fitting the photo into the view, > 0. [sibling: large-scale jitter]"""
     num_workers: int = 0
-    """Processes that decode and augment; 0 means in the training process."""
+    """Processes that decode and augment; 0 means in the training process, >= 0."""
     cache_mb: int = 256
-    """Decoded small photos kept in memory, in MB, per process."""
+    """Decoded small photos kept in memory, in MB, per process, >= 0."""
 
 
 @dataclass
@@ -257,7 +258,7 @@ class InstructConfig:
     num_steps: int = 2000
     """Optimiser steps, >= 1."""
     batch_size: int = 8
-    """Images a step, over all processes. [sibling: 16]"""
+    """Images a step, over all processes, >= 1. [sibling: 16]"""
 
 
 @dataclass
@@ -267,29 +268,29 @@ class CorrectConfig:
     num_steps: int = 1000
     """Optimiser steps, >= 1."""
     batch_size: int = 8
-    """Images a step, over all processes. [sibling: 16]"""
+    """Images a step, over all processes, >= 1. [sibling: 16]"""
     learning_rate_factor: float = 0.5
-    """Peak learning rate of this phase relative to phase 2's. [ours]"""
+    """Peak learning rate of this phase relative to phase 2's, >= 0. [ours]"""
     ema_decay: float = 0.9996
     """The teacher's momentum, 0 (the teacher is the student) to below 1. [sibling] Short runs need a smaller one: its
     memory is 1 / (1 - decay) steps."""
     student_view: Literal["strong", "weak"] = "strong"
     """What the student sees: the strong view of the teacher's crop [sibling], or the very view of the teacher."""
     label_weight: tuple[float, float] = (1.0, 0.0)
-    """Weight of the initial-label branch, from start to end by cosine; `0 0` switches it off. [sibling]"""
+    """Weight of the initial-label branch, from start to end by cosine; `0 0` switches it off, >= 0. [sibling]"""
     teacher_weight: tuple[float, float] = (2.0, 3.0)
-    """Weight of the teacher branch, from start to end by cosine; `0 0` switches it off. [sibling]"""
+    """Weight of the teacher branch, from start to end by cosine; `0 0` switches it off, >= 0. [sibling]"""
     score_thresholds: tuple[float, float, float] = (0.3, 0.5, 0.7)
-    """A teacher mask becomes a label above this score: small, medium, large. Three equal ones are one threshold, which
-    starves the small. [ours]"""
+    """A teacher mask becomes a label above this score: small, medium, large, 0..1. Three equal ones are one threshold,
+    which starves the small. [ours]"""
     size_limits: tuple[float, float] = (32.0**2, 96.0**2)
-    """Areas in pixels of the photo scaled to 640 on its long side that part small, medium and large. [COCO]"""
+    """Areas in pixels of the photo scaled to 640 on its long side that part small, medium and large, > 0. [COCO]"""
     theta_cover: float = 0.75
-    """Coverage from which a teacher mask counts as inside another. [sibling]"""
+    """Coverage from which a teacher mask counts as inside another, 0..1. [sibling]"""
     nms_iou: float = 0.9
-    """Of two teacher masks with a higher IoU only the better becomes a label; 1 keeps all. [sibling]"""
+    """Of two teacher masks with a higher IoU only the better becomes a label; 1 keeps all, 0..1. [sibling]"""
     max_labels: int = 100
-    """Teacher labels kept per image, best scores first. [ours]"""
+    """Teacher labels kept per image, best scores first, >= 1. [ours]"""
 
 
 @dataclass
@@ -297,24 +298,24 @@ class InferConfig:
     """From the model's outputs to a forest."""
 
     size: int = 512
-    """Long side to which a photo is resized for the model, in pixels."""
+    """Long side to which a photo is resized for the model, in pixels, >= 32."""
     max_masks: int = 1000
-    """At most this many masks an image. [paper: AR@1000]"""
+    """At most this many masks an image, >= 1. [paper: AR@1000]"""
     min_score: float = 0.0
     """Masks that score less are dropped, 0..1."""
     nms_iou: float = 0.9
-    """Of two masks with a higher IoU only the better stays. [sibling]"""
+    """Of two masks with a higher IoU only the better stays, 0..1. [sibling]"""
     ancestor_threshold: float = 0.5
-    """Probability from which mask i counts as an ancestor of mask j. [ours]"""
+    """Probability from which mask i counts as an ancestor of mask j, 0..1. [ours]"""
     ancestor_cover: float = 0.8
     """Share of a child that must lie in a parent which the head names, 0..1: less than for coverage alone, as a head
     that knows of a relation needs less proof. Of 0.7, 0.75, 0.8, 0.85 and 0.9 the best ancestor F1 on scenes. [ours]"""
     theta_cover: float = 0.9
-    """Share of a child that must lie in its parent where a model has no ancestor head. [sibling]"""
+    """Share of a child that must lie in its parent where a model has no ancestor head, 0..1. [sibling]"""
     min_area: int = 10
-    """Masks with fewer pixels, at the photo's own size, are dropped. [ours]"""
+    """Masks with fewer pixels, at the photo's own size, are dropped, >= 0. [ours]"""
     batch_size: int = 8
-    """Photos of one working size that go through the model together."""
+    """Photos of one working size that go through the model together, >= 1."""
 
 
 @dataclass
@@ -334,11 +335,11 @@ class BaselineConfig:
     box_grid_sides: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10)
     """The photo is tiled by k x k boxes for every k, each >= 1, and again shifted by half a box. [ours]"""
     min_pixels: int = 100
-    """Smaller masks are dropped. [sibling: phase 1 does at 480 x 480]"""
+    """Smaller masks are dropped, >= 0. [sibling: phase 1 does at 480 x 480]"""
     nms_iou: float = 0.9
-    """Of two masks with a higher IoU only the larger stays. [sibling]"""
+    """Of two masks with a higher IoU only the larger stays, 0..1. [sibling]"""
     max_masks: int = 1000
-    """Masks kept per image, the largest first. [paper: AR@1000]"""
+    """Masks kept per image, the largest first, >= 1. [paper: AR@1000]"""
 
 
 @dataclass
@@ -355,7 +356,7 @@ class Config:
     phases: tuple[Phase, ...] = PHASES
     """Phases to run; those already finished in the run folder are not done again."""
     seed: int = 0
-    """Of everything random: scenes, weights, views, sampled points."""
+    """Of everything random: scenes, weights, views, sampled points, >= 0."""
     scenes: SceneConfig = field(default_factory=SceneConfig)
     explore: ExploreConfig = field(default_factory=ExploreConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configs survive JSON, and a setting that does not exist is an error naming the nearest."""
 
+import ast
 import dataclasses
-from pathlib import Path
+import inspect
+import itertools
+import re
+import typing
 
 import pytest
 
@@ -18,17 +22,32 @@ def test_presets_survive_json(name):
     assert from_dict(Config, to_dict(preset)) == preset
 
 
-def test_every_field_has_a_docstring():
-    """`--help` is made of them."""
-    source = Path(configuration.__file__).read_text(encoding="utf-8")
-    for cls in (c for c in vars(configuration).values() if dataclasses.is_dataclass(c)):
-        for field in dataclasses.fields(cls):
-            if field.default_factory is not dataclasses.MISSING and dataclasses.is_dataclass(field.default_factory):
-                continue
-            lines = source[source.index(f"class {cls.__name__}") :].splitlines()
-            at = next(i for i, line in enumerate(lines) if line.strip().startswith(f"{field.name}:"))
-            following = "".join(lines[at : at + 12])
-            assert '"""' in following, f"{cls.__name__}.{field.name} has no docstring"
+def docstrings(cls):
+    """Field -> the docstring below it."""
+    body = ast.parse(inspect.getsource(cls)).body[0].body
+    return {
+        field.target.id: inspect.cleandoc(text.value.value)
+        for field, text in itertools.pairwise(body)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
+    }
+
+
+CONFIGS = [cls for cls in vars(configuration).values() if dataclasses.is_dataclass(cls)]
+
+
+@pytest.mark.parametrize("cls", CONFIGS, ids=lambda cls: cls.__name__)
+def test_every_field_says_what_it_means_and_its_range(cls):
+    """`--help` is made of the docstrings."""
+    told, hints = docstrings(cls), typing.get_type_hints(cls)
+    assert inspect.getdoc(cls)
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[field.name]):
+            continue
+        assert len(told[field.name]) > 10, field.name
+        kinds = {hints[field.name], *typing.get_args(hints[field.name])} - {Ellipsis, tuple}
+        if kinds & {int, float}:
+            has_range = r"[<>]=? ?-?\d|\d\.\.\d|\d.*\b(to|or)\b.*\d|\b0 (leaves|takes)"
+            assert re.search(has_range, told[field.name], re.DOTALL), f"{cls.__name__}.{field.name} names no range"
 
 
 def test_unknown_setting_names_the_nearest():
