@@ -1,26 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation beside its peers, from two JSON files on disk to the numbers, on one thread.
+"""Evaluation beside its peers, from two JSON files on disk to the numbers, and its memory.
 
-    pytest benchmarks/bench_evaluate.py                         # 4 images
+    pytest benchmarks/bench_evaluate.py                         # 20 images
     SOHES_BENCH_FULL=1 pytest benchmarks/bench_evaluate.py      # 200 images; minutes, most of them pycocotools'
 
 Every image is 640 x 480 with 30 true masks and 1000 or 300 predictions: half of them are true masks moved, scaled and
-roughened, half are strangers. faster-coco-eval takes part where it is installed.
+roughened, half are strangers. faster-coco-eval takes part where it is installed. What has to be read is stored beside
+each row as MB of JSON.
+
+The rows of memory score 200 and 2000 images in a process of their own and store its peak, in MB above what it has
+before it begins.
 """
 
 import contextlib
 import io
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from sohes.evaluation import evaluate_files
+from sohes.evaluation import score_files
 from sohes.ops.reference.mask_rle import compress
 
-NUM_IMAGES = 200 if os.environ.get("SOHES_BENCH_FULL") else 4
-ROUNDS = 1 if os.environ.get("SOHES_BENCH_FULL") else 3
+IS_FULL = bool(os.environ.get("SOHES_BENCH_FULL"))
+NUM_IMAGES = 200 if IS_FULL else 20
 HEIGHT, WIDTH, NUM_TRUE = 480, 640, 30
 MAX_DETS = (1, 10, 100, 1000)
 
@@ -69,7 +75,11 @@ def files(request, tmp_path_factory):
 
 
 def run_sohes(gt, pred):
-    return evaluate_files(gt, pred, max_dets=MAX_DETS)["AR@1000"]
+    return score_files(gt, pred, max_dets=MAX_DETS, threads=1).summary()["AR@1000"]
+
+
+def run_sohes_on_two_threads(gt, pred):
+    return score_files(gt, pred, max_dets=MAX_DETS, threads=2).summary()["AR@1000"]
 
 
 def run_pycocotools(gt, pred):
@@ -94,9 +104,64 @@ def run_coco(coco_class, eval_class, gt, pred):
     return peer.eval["recall"][:, 0, 0, -1].mean()
 
 
-@pytest.mark.parametrize("run", [run_sohes, run_faster_coco_eval, run_pycocotools])
+@pytest.mark.parametrize("run", [run_sohes, run_sohes_on_two_threads, run_faster_coco_eval, run_pycocotools])
 def test_evaluate(benchmark, files, run):
     num_predictions = 1000 if "1000" in benchmark.name else 300
     benchmark.group = f"evaluate {NUM_IMAGES} images x {num_predictions} predictions x {NUM_TRUE} masks, 640x480"
-    recall = benchmark.pedantic(run, args=files, rounds=ROUNDS, warmup_rounds=ROUNDS - 1 and 1)
+    benchmark.extra_info["MB"] = round(sum(path.stat().st_size for path in files) / 1e6, 1)
+    rounds = 7 if run in (run_sohes, run_sohes_on_two_threads) else 1 if run is run_pycocotools else 3
+    recall = benchmark.pedantic(run, args=files, rounds=rounds, warmup_rounds=int(rounds > 1))
     assert recall == pytest.approx(run_sohes(*files), rel=1e-12)
+
+
+def repeat_images(folder, files, num_images):
+    """As many images, the same ones under other ids."""
+    truth, results = (json.loads(path.read_text()) for path in files)
+    per_image = {}
+    for result in results:
+        per_image.setdefault(result["image_id"], []).append(result)
+    true_of = {}
+    for record in truth["annotations"]:
+        true_of.setdefault(record["image_id"], []).append(record)
+    ids = sorted(per_image)
+    with (folder / "pred.json").open("w") as file:
+        for number in range(num_images):
+            mine = [{**result, "image_id": number} for result in per_image[ids[number % len(ids)]]]
+            file.write(("," if number else "[") + json.dumps(mine)[1:-1])
+        file.write("]")
+    images = [{**truth["images"][0], "id": number, "file_name": f"{number}.jpg"} for number in range(num_images)]
+    records = []
+    for number in range(num_images):
+        for record in true_of[ids[number % len(ids)]]:
+            records.append({**record, "image_id": number, "id": len(records) + 1})
+    (folder / "gt.json").write_text(json.dumps({**truth, "images": images, "annotations": records}))
+    return folder / "gt.json", folder / "pred.json"
+
+
+PEAK = """
+import resource, sys
+from sohes.evaluation import score_files
+score_files(sys.argv[3], sys.argv[4])  # a warm start: buffers of one image are there
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before = peak()
+score_files(sys.argv[1], sys.argv[2]).summary()
+print(before, peak() - before)
+"""
+
+
+@pytest.mark.parametrize("num_images", [200, 2000])
+def test_memory(benchmark, tmp_path, num_images):
+    num_predictions = 1000 if IS_FULL else 300
+    benchmark.group = f"memory, {num_predictions} predictions an image"
+    small, large = tmp_path / "small", tmp_path / "large"
+    small.mkdir()
+    large.mkdir()
+    few = write_files(small, 4, num_predictions)
+    many = repeat_images(large, few, num_images)
+    command = [sys.executable, "-c", PEAK, *map(str, (*many, *few))]
+    run = benchmark.pedantic(subprocess.run, args=(command,), kwargs={"capture_output": True, "check": True}, rounds=1)
+    before, more = map(float, run.stdout.split())
+    benchmark.extra_info.update({"MB before": round(before), "MB more at the peak": round(more, 1)})
+    print(f"{num_images} images: {before:.0f} MB before, {more:.1f} MB more at the peak")
+    for path in many:
+        path.unlink()

@@ -32,14 +32,22 @@ py::dict build_info() {
   return info;
 }
 
-using Runs = std::array<TensorView, 5>;
+using Runs = std::array<TensorView, 5>;  // starts, stops, bounds, areas, boxes
+
+sohes::RunMasksView as_masks(const Runs& runs) { return {runs[0], runs[1], runs[2], runs[3], runs[4]}; }
 
 int64_t run_pairs(const Runs& pred, const Runs& gt, const TensorView& crowd, int64_t height, double min_iou,
                   const TensorView& out_pred, const TensorView& out_gt, const TensorView& iou) {
-  const auto masks = [](const Runs& runs) {
-    return sohes::RunMasksView{runs[0], runs[1], runs[2], runs[3], runs[4]};
-  };
-  return sohes::run_pairs(masks(pred), masks(gt), crowd, height, min_iou, out_pred, out_gt, iou);
+  return sohes::run_pairs(as_masks(pred), as_masks(gt), crowd, height, min_iou, out_pred, out_gt, iou);
+}
+
+std::array<int64_t, 2> rle_pairs(const TensorView& text, const TensorView& places, bool escaped,
+                                 int64_t height, int64_t width, const Runs& gt, const TensorView& crowd,
+                                 double min_iou, const TensorView& scratch, const TensorView& areas,
+                                 const TensorView& boxes, const TensorView& out_pred,
+                                 const TensorView& out_gt, const TensorView& iou) {
+  return sohes::rle_pairs(text, places, escaped, height, width, as_masks(gt), crowd, min_iou, scratch, areas,
+                          boxes, out_pred, out_gt, iou);
 }
 
 }  // namespace
@@ -53,6 +61,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("coco_records", &sohes::coco_records, ReleaseGil());
   m.def("rle_runs", &sohes::rle_runs, ReleaseGil());
   m.def("run_pairs", &run_pairs, ReleaseGil());
+  m.def("rle_pairs", &rle_pairs, ReleaseGil());
   m.def("match_lanes", &sohes::match_lanes, ReleaseGil());
 
   // --- merge_regions ---

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Masks as the runs of their RLE: read in one pass with areas and boxes, and intersected run by run.
 #include <algorithm>
+#include <utility>
 
 #include "sohes/evaluation.h"
 
@@ -107,6 +108,12 @@ Runs runs_of(const RunMasksView& masks, int64_t n) {
           bounds[1] - bounds[0]};
 }
 
+void require_masks(const RunMasksView& masks) {
+  for (const TensorView* view : {&masks.starts, &masks.stops, &masks.bounds, &masks.areas, &masks.boxes}) {
+    require(view->is_contiguous(), "expected contiguous tensors");
+  }
+}
+
 // Pixels from `from` on that both hold.
 int64_t shared_pixels(const Runs& a, const Runs& b, int64_t from) {
   int64_t i = std::upper_bound(a.stops, a.stops + a.count, from) - a.stops;
@@ -123,6 +130,70 @@ int64_t shared_pixels(const Runs& a, const Runs& b, int64_t from) {
   return shared;
 }
 
+// Collects the pairs of one prediction after the other with all true masks.
+class PairWriter {
+ public:
+  PairWriter(const RunMasksView& gt, const TensorView& crowd, int64_t height, double min_iou,
+             int64_t num_pred, const TensorView& out_pred, const TensorView& out_gt, const TensorView& iou)
+      : gt_(gt),
+        crowd_(crowd.as<bool>()),
+        height_(height),
+        min_iou_(min_iou),
+        out_pred_(out_pred.as<int64_t>()),
+        out_gt_(out_gt.as<int64_t>()),
+        iou_(iou.as<double>()) {
+    require_masks(gt);
+    const int64_t num_gt = gt.areas.shape[0];
+    require(out_pred.shape[0] >= num_pred * num_gt && out_gt.shape[0] == out_pred.shape[0] &&
+                iou.shape[0] == out_pred.shape[0] && crowd.shape[0] == num_gt && crowd.is_contiguous(),
+            "expected room for every pair");
+  }
+
+  void add(int64_t pred, const Runs& runs, int64_t area, const int64_t* box) {
+    const int64_t num_gt = gt_.areas.shape[0];
+    for (int64_t g = 0; g < num_gt; ++g) {
+      const int64_t gt_area = gt_.areas.as<int64_t>()[g];
+      const int64_t* gt_box = gt_.boxes.as<int64_t>() + 4 * g;
+      const int64_t left = std::max(box[0], gt_box[0]);
+      const int64_t across = std::min(box[2], gt_box[2]) - left;
+      const int64_t down = std::min(box[3], gt_box[3]) - std::max(box[1], gt_box[1]);
+      if (across <= 0 || down <= 0) continue;
+      // One division of exact integers: the quotient is pycocotools' to the last bit.
+      const auto ratio = [&](int64_t shared) {
+        const int64_t all = crowd_[g] ? area : area + gt_area - shared;
+        return static_cast<double>(shared) / static_cast<double>(all);
+      };
+      if (ratio(std::min({across * down, area, gt_area})) < min_iou_) continue;
+      const double value = ratio(shared_pixels(runs, runs_of(gt_, g), left * height_));
+      if (value < min_iou_) continue;
+      out_pred_[count_] = pred;
+      out_gt_[count_] = g;
+      iou_[count_] = value;
+      ++count_;
+    }
+  }
+
+  int64_t count() const { return count_; }
+
+ private:
+  const RunMasksView& gt_;
+  const bool* crowd_;
+  int64_t height_;
+  double min_iou_;
+  int64_t* out_pred_;
+  int64_t* out_gt_;
+  double* iou_;
+  int64_t count_ = 0;
+};
+
+std::pair<int64_t, int64_t> place_of(const TensorView& text, const TensorView& places, int64_t n) {
+  const int64_t* place = places.as<int64_t>() + n * places.stride[0];
+  const std::pair<int64_t, int64_t> bounds(place[0], place[places.stride[1]]);
+  require(0 <= bounds.first && bounds.first <= bounds.second && bounds.second <= text.shape[0],
+          "expected places within the text");
+  return bounds;
+}
+
 }  // namespace
 }  // namespace evaluation
 
@@ -137,11 +208,9 @@ int64_t rle_runs(const TensorView& text, const TensorView& places, bool escaped,
   const uint8_t* base = text.as<uint8_t>();
   Row row{starts.as<int64_t>(), stops.as<int64_t>(), 0};
   for (int64_t n = 0; n < places.shape[0]; ++n) {
-    const int64_t* place = places.as<int64_t>() + n * places.stride[0];
-    const int64_t begin = place[0], end = place[places.stride[1]];
-    require(0 <= begin && begin <= end && end <= text.shape[0] &&
-                row.count + (end - begin) / 2 <= starts.shape[0] && starts.shape[0] == stops.shape[0],
-            "rle_runs: expected places within the text, and room for their runs");
+    const auto [begin, end] = place_of(text, places, n);
+    require(row.count + (end - begin) / 2 <= starts.shape[0] && starts.shape[0] == stops.shape[0],
+            "rle_runs: expected room for the runs of all masks");
     BoxOfRuns box(height);
     bounds.as<int64_t>()[2 * n] = row.count;
     if (!read_one(base + begin, base + end, escaped, height * width, row, areas.as<int64_t>()[n], box))
@@ -155,42 +224,36 @@ int64_t rle_runs(const TensorView& text, const TensorView& places, bool escaped,
 int64_t run_pairs(const RunMasksView& pred, const RunMasksView& gt, const TensorView& crowd, int64_t height,
                   double min_iou, const TensorView& out_pred, const TensorView& out_gt,
                   const TensorView& iou) {
-  for (const RunMasksView* masks : {&pred, &gt}) {
-    require(masks->starts.is_contiguous() && masks->stops.is_contiguous() && masks->bounds.is_contiguous() &&
-                masks->areas.is_contiguous() && masks->boxes.is_contiguous() && crowd.is_contiguous(),
-            "run_pairs: expected contiguous tensors");
-  }
-  const int64_t num_pred = pred.areas.shape[0], num_gt = gt.areas.shape[0];
-  require(out_pred.shape[0] >= num_pred * num_gt && out_gt.shape[0] == out_pred.shape[0] &&
-              iou.shape[0] == out_pred.shape[0] && crowd.shape[0] == num_gt,
-          "run_pairs: expected room for every pair");
-  int64_t count = 0;
+  require_masks(pred);
+  const int64_t num_pred = pred.areas.shape[0];
+  PairWriter pairs(gt, crowd, height, min_iou, num_pred, out_pred, out_gt, iou);
   for (int64_t p = 0; p < num_pred; ++p) {
-    const int64_t p_area = pred.areas.as<int64_t>()[p];
-    const int64_t* p_box = pred.boxes.as<int64_t>() + 4 * p;
-    for (int64_t g = 0; g < num_gt; ++g) {
-      const int64_t g_area = gt.areas.as<int64_t>()[g];
-      const int64_t* g_box = gt.boxes.as<int64_t>() + 4 * g;
-      const int64_t left = std::max(p_box[0], g_box[0]);
-      const int64_t across = std::min(p_box[2], g_box[2]) - left;
-      const int64_t down = std::min(p_box[3], g_box[3]) - std::max(p_box[1], g_box[1]);
-      if (across <= 0 || down <= 0) continue;
-      const bool is_crowd = crowd.as<bool>()[g];
-      // One division of exact integers: the quotient is pycocotools' to the last bit.
-      const auto ratio = [&](int64_t shared) {
-        const int64_t all = is_crowd ? p_area : p_area + g_area - shared;
-        return static_cast<double>(shared) / static_cast<double>(all);
-      };
-      if (ratio(std::min({across * down, p_area, g_area})) < min_iou) continue;
-      const double value = ratio(shared_pixels(runs_of(pred, p), runs_of(gt, g), left * height));
-      if (value < min_iou) continue;
-      out_pred.as<int64_t>()[count] = p;
-      out_gt.as<int64_t>()[count] = g;
-      iou.as<double>()[count] = value;
-      ++count;
-    }
+    pairs.add(p, runs_of(pred, p), pred.areas.as<int64_t>()[p], pred.boxes.as<int64_t>() + 4 * p);
   }
-  return count;
+  return pairs.count();
+}
+
+std::array<int64_t, 2> rle_pairs(const TensorView& text, const TensorView& places, bool escaped,
+                                 int64_t height, int64_t width, const RunMasksView& gt,
+                                 const TensorView& crowd, double min_iou, const TensorView& scratch,
+                                 const TensorView& areas, const TensorView& boxes, const TensorView& out_pred,
+                                 const TensorView& out_gt, const TensorView& iou) {
+  require(text.is_contiguous() && scratch.is_contiguous() && areas.is_contiguous() && boxes.is_contiguous(),
+          "rle_pairs: expected contiguous tensors");
+  const int64_t num_pred = places.shape[0], room = scratch.shape[1];
+  PairWriter pairs(gt, crowd, height, min_iou, num_pred, out_pred, out_gt, iou);
+  const uint8_t* base = text.as<uint8_t>();
+  for (int64_t p = 0; p < num_pred; ++p) {
+    const auto [begin, end] = place_of(text, places, p);
+    require((end - begin) / 2 <= room, "rle_pairs: expected scratch for the runs of the longest mask");
+    Row row{scratch.as<int64_t>(), scratch.as<int64_t>() + room, 0};
+    BoxOfRuns box(height);
+    int64_t& area = areas.as<int64_t>()[p];
+    if (!read_one(base + begin, base + end, escaped, height * width, row, area, box)) return {p, 0};
+    box.write(boxes.as<int64_t>() + 4 * p);
+    pairs.add(p, {row.starts, row.stops, row.count}, area, boxes.as<int64_t>() + 4 * p);
+  }
+  return {-1, pairs.count()};
 }
 
 }  // namespace sohes

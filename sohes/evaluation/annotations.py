@@ -8,12 +8,14 @@ from types import ModuleType
 import numpy as np
 
 from sohes._binary import find_binary
+from sohes.evaluation.overlap import Pairs, as_arguments, first_pairs, room_for_pairs
 from sohes.evaluation.reference import annotations as reference
-from sohes.evaluation.reference.annotations import NO_PARENT, UNKNOWN_PARENT, Annotations, Want
+from sohes.evaluation.reference.annotations import NO_PARENT, UNKNOWN_PARENT, Against, Annotations, Want
 from sohes.evaluation.runs import read_runs_at
+from sohes.evaluation.shapes import MeasuredMasks
 from sohes.masks import Size
 
-__all__ = ["NO_PARENT", "UNKNOWN_PARENT", "Annotations", "Want", "read_annotations"]
+__all__ = ["NO_PARENT", "UNKNOWN_PARENT", "Against", "Annotations", "Want", "read_annotations"]
 
 # Columns and numbers of coco_records, and the bits of its first column: see csrc/include/sohes/evaluation.h.
 HAS, ID, PARENT, CATEGORY, ANNOTATOR, CROWD, HEIGHT, WIDTH, COUNTS, COUNTS_END = range(10)
@@ -46,11 +48,15 @@ def _read_natively(binary: ModuleType, text: bytes, count: int, size: Size, want
     every, some = int(np.bitwise_and.reduce(has)), int(np.bitwise_or.reduce(has))
     if (want.scores and not every & HAS_SCORE) or some & HAS_ANNOTATOR != every & HAS_ANNOTATOR:
         return None
-    masks = None
+    masks = pairs = None
     if want.masks or not every & HAS_BOX:  # a box that is not given is taken from the mask
         if not every & HAS_RLE or (columns[:, HEIGHT : WIDTH + 1] != size).any():
             return None
-        masks = read_runs_at(binary, text, columns[:, COUNTS : COUNTS_END + 1], size, escaped=True)
+        places = columns[:, COUNTS : COUNTS_END + 1]
+        if want.against is None:
+            masks = read_runs_at(binary, text, places, size, escaped=True)
+        else:
+            masks, pairs = _measure_and_pair(binary, text, places, size, want.against)
         if masks is None:
             return None
     return Annotations(
@@ -63,7 +69,21 @@ def _read_natively(binary: ModuleType, text: bytes, count: int, size: Size, want
         annotators=columns[:, ANNOTATOR].tolist() if every & HAS_ANNOTATOR else None,
         parents=_find_parents(columns),
         has_hierarchy=bool(some & HAS_PARENT_KEY),
+        pairs=pairs,
     )
+
+
+def _measure_and_pair(
+    binary: ModuleType, text: bytes, places: np.ndarray, size: Size, against: Against
+) -> tuple[MeasuredMasks | None, Pairs | None]:
+    num = len(places)
+    longest = int((places[:, 1] - places[:, 0]).max())
+    masks = MeasuredMasks(size, np.empty(num, np.int64), np.empty((num, 4), np.int64))
+    pairs = room_for_pairs(num, len(against.gt))
+    scratch = np.empty((2, longest // 2 + 1), np.int64)
+    given = (text, places, True, *size, as_arguments(against.gt), against.crowd, against.min_iou)
+    broken, count = binary.rle_pairs(*given, scratch, masks.areas, masks.boxes, pairs.pred, pairs.gt, pairs.iou)
+    return (None, None) if broken >= 0 else (masks, first_pairs(pairs, count))
 
 
 def _find_parents(columns: np.ndarray) -> np.ndarray:

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 
 from sohes.engine.distributed import World, barrier
-from sohes.evaluation.annotations import NO_PARENT, UNKNOWN_PARENT, Annotations, Want
+from sohes.evaluation.annotations import NO_PARENT, UNKNOWN_PARENT, Against, Annotations, Want
 from sohes.evaluation.coco_index import BadInput, CocoIndex, ImageId
 from sohes.evaluation.evaluator import Evaluator
 from sohes.evaluation.image import Found, Truth, score_image
 from sohes.evaluation.names import align_ids
+from sohes.evaluation.overlap import restrict
 from sohes.evaluation.protocol import IouType, Protocol
 from sohes.evaluation.shards import Scored, Shards
 
@@ -200,26 +201,29 @@ def _score_one(protocols: dict[IouType, Protocol], gt: CocoIndex, pred: CocoInde
     true = _read_truth(gt, image_id, size, want, class_aware)
     if gt.has_annotators and len(true) == 0:
         return []  # nobody drew this image
-    found = _in_category_order(pred.columns(image_id, size, replace(want, scores=True)))
+    against = Against(true.masks, true.crowd, next(iter(protocols.values())).min_iou) if want.masks else None
+    found = pred.columns(image_id, size, replace(want, scores=True, against=against))
     if class_aware:
         _need_categories(pred, image_id, found)
     parents = np.maximum(found.parents, NO_PARENT)  # one that is not here makes a root
     scored = []
-    for annotator, drawn in _by_annotator(true).items():
+    for annotator, index in _by_annotator(true).items():
+        drawn, pairs = true, found.pairs
+        if annotator is not None:
+            drawn = true.select(index)
+            pairs = pairs and restrict(pairs, np.arange(len(found)), index, (len(found), len(true)))
         if (drawn.parents == UNKNOWN_PARENT).any():
             raise BadInput(f"{gt.path}, image {image_id!r}: a parent is an annotation of another annotator")
         key = image_id if annotator is None else (image_id, annotator)
         for iou_type, protocol in protocols.items():
-            gt_shapes, pred_shapes = (side.masks if iou_type == "mask" else side.boxes for side in (drawn, found))
-            truth = Truth(
-                gt_shapes,
-                np.where(np.isnan(drawn.areas), gt_shapes.areas, drawn.areas),
-                drawn.crowd,
-                drawn.categories,
-                drawn.parents if drawn.has_hierarchy else None,
-            )
+            is_mask = iou_type == "mask"
+            gt_shapes, pred_shapes = (side.masks if is_mask else side.boxes for side in (drawn, found))
+            areas = np.where(np.isnan(drawn.areas), gt_shapes.areas, drawn.areas)
+            hierarchy = drawn.parents if drawn.has_hierarchy else None
+            truth = Truth(gt_shapes, areas, drawn.crowd, drawn.categories, hierarchy)
+            predictions = Found(pred_shapes, found.scores, parents, found.categories)
             try:
-                record = score_image(protocol, truth, Found(pred_shapes, found.scores, parents, found.categories))
+                record = score_image(protocol, truth, predictions, pairs if is_mask else None)
             except ValueError as error:
                 raise BadInput(f"{pred.path} against {gt.path}, image {image_id!r}: {error}") from error
             scored.append((iou_type, key, record))
@@ -246,19 +250,20 @@ def _need_categories(index: CocoIndex, image_id: ImageId, annotations: Annotatio
         raise BadInput(f"{index.path}, image {image_id!r}: expected a number as category_id of every annotation")
 
 
-def _by_annotator(true: Annotations) -> dict[Any, Annotations]:
-    """The true annotations of an image by who drew them; all under None where the file does not say."""
+def _by_annotator(true: Annotations) -> dict[Any, np.ndarray]:
+    """The true annotations of an image by who drew them, int64 [m], rising; all under None where the file does not
+    say."""
     if true.annotators is None:
-        return {None: true}
+        return {None: np.arange(len(true))}
     drawn: dict[Any, list[int]] = {}
     for index, annotator in enumerate(true.annotators):
         drawn.setdefault(annotator, []).append(index)
-    return {annotator: true.select(np.array(index)) for annotator, index in drawn.items()}
+    return {annotator: np.array(index) for annotator, index in drawn.items()}
 
 
-def _in_category_order(annotations: Annotations) -> Annotations:
-    """Categories do not matter, but pycocotools without them (useCats 0) goes by category, and so decides ties."""
-    categories = annotations.categories
+def _in_category_order(true: Annotations) -> Annotations:
+    """Categories may not matter, but pycocotools without them (useCats 0) goes by category, and so decides ties."""
+    categories = true.categories
     if categories is None or (categories[1:] >= categories[:-1]).all():
-        return annotations
-    return annotations.select(np.argsort(categories, kind="stable"))
+        return true
+    return true.select(np.argsort(categories, kind="stable"))

@@ -38,7 +38,7 @@ is 0. Categories play no part.
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -62,7 +62,11 @@ class HierarchyCounts:
     parents_right: int = 0
 
     def __add__(self, other: HierarchyCounts) -> HierarchyCounts:
-        return HierarchyCounts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+        return HierarchyCounts(*map(sum, zip(self.counts(), other.counts(), strict=True)))
+
+    def counts(self) -> tuple[int, ...]:
+        """In the order of the fields."""
+        return tuple(vars(self).values())
 
     @property
     def parent_recall(self) -> float:

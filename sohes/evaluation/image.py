@@ -9,9 +9,9 @@ import numpy as np
 
 from sohes.evaluation.hierarchy import HierarchyCounts, count_hierarchy, match_by_iou
 from sohes.evaluation.matching import Matches, match_greedy
-from sohes.evaluation.overlap import Pairs, find_pairs
+from sohes.evaluation.overlap import Pairs, find_pairs, restrict
 from sohes.evaluation.protocol import Protocol
-from sohes.evaluation.shapes import Shapes, as_array, take
+from sohes.evaluation.shapes import Shapes, as_array
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ class Truth:
 @dataclass(frozen=True, eq=False)
 class Found:
     """The N predictions of one image. scores: float64 [N]. parents: int64 [N], -1 for a root. categories: int64 [N],
-    where they are looked at."""
+    where they are known: they decide ties."""
 
     shapes: Shapes
     scores: np.ndarray
@@ -64,8 +64,10 @@ class ImageRecord:
     outcomes: dict[int | None, Outcomes]
 
 
-def score_image(protocol: Protocol, truth: Truth, found: Found) -> ImageRecord:
+def score_image(protocol: Protocol, truth: Truth, found: Found, pairs: Pairs | None = None) -> ImageRecord:
     """Score the predictions of one image. Pure.
+
+    pairs: those of ``find_pairs`` where they are known, of all predictions and true masks.
 
     Raises ValueError where the sizes differ, a score is not finite, or the true parents are no forest.
     """
@@ -73,48 +75,54 @@ def score_image(protocol: Protocol, truth: Truth, found: Found) -> ImageRecord:
         raise ValueError(f"expected predictions of size {truth.shapes.size}, got {found.shapes.size}")
     if not np.isfinite(found.scores).all():
         raise ValueError(f"expected finite scores, got {found.scores[~np.isfinite(found.scores)][0]}")
-    order = np.argsort(-found.scores, kind="stable")  # [N], of equals the lower index first
+    if pairs is None:
+        pairs = find_pairs(found.shapes, truth.shapes, truth.crowd, protocol.min_iou)
+    order = _rank(found)  # [N]
     best = order[: protocol.max_dets[-1]]  # [D]
     everything = np.arange(len(truth.crowd))  # [M]
     outcomes: dict[int | None, Outcomes] = {}
-    pairs = None
     if protocol.class_aware:
         for category in np.union1d(truth.categories, found.categories).tolist():
             rows = order[found.categories[order] == category][: protocol.max_dets[-1]]
             columns = np.flatnonzero(truth.categories == category)
-            outcomes[category] = _score_some(protocol, truth, found, rows, columns)[0]
+            outcomes[category] = _score_some(protocol, truth, found, pairs, rows, columns)
     else:
-        outcomes[None], pairs = _score_some(protocol, truth, found, best, everything)
+        outcomes[None] = _score_some(protocol, truth, found, pairs, best, everything)
 
     hierarchy = HierarchyCounts()
     if truth.parents is not None:
-        if pairs is None:
-            pairs = find_pairs(take(found.shapes, best), truth.shapes, truth.crowd, protocol.min_iou)
-        match = match_by_iou(pairs, len(truth.crowd), truth.crowd)  # [M], into best
+        among_best = restrict(pairs, best, everything, (len(order), len(everything)))
+        match = match_by_iou(among_best, len(truth.crowd), truth.crowd)  # [M], into best
         match = np.append(best, -1)[match]  # [M], into the predictions as given
         hierarchy = count_hierarchy(match, truth.parents, found.parents, truth.crowd)
     return ImageRecord(len(found.scores), hierarchy, outcomes)
 
 
+def _rank(found: Found) -> np.ndarray:
+    """Indices of the predictions by falling score, int64 [N]; of equals first the lower category, as pycocotools goes
+    through them also where categories do not matter, then the lower index."""
+    categories = found.categories
+    if categories is None or (categories[1:] >= categories[:-1]).all():
+        return np.argsort(-found.scores, kind="stable")
+    return np.lexsort((categories, -found.scores))
+
+
 def _score_some(
-    protocol: Protocol, truth: Truth, found: Found, rows: np.ndarray, columns: np.ndarray
-) -> tuple[Outcomes, Pairs]:
-    """The predictions ``rows`` (int64 [D], by falling score) against the true masks ``columns`` (int64 [m])."""
-    every_column = len(columns) == len(truth.crowd)
-    pred, gt = take(found.shapes, rows), truth.shapes if every_column else take(truth.shapes, columns)
+    protocol: Protocol, truth: Truth, found: Found, pairs: Pairs, rows: np.ndarray, columns: np.ndarray
+) -> Outcomes:
+    """The predictions ``rows`` (int64 [D], by falling score) against the true masks ``columns`` (int64 [m], rising)."""
     crowd, gt_areas = truth.crowd[columns], truth.areas[columns]  # [m] each
-    pairs = find_pairs(pred, gt, crowd, protocol.min_iou)
+    among = restrict(pairs, rows, columns, (len(found.scores), len(truth.crowd)))
     ranges = np.array(list(protocol.area_ranges.values()), np.float64)[:, :, None]  # [A, 2, 1]
     low, high = ranges[:, 0], ranges[:, 1]  # [A, 1] each
     gt_ignored = crowd | (gt_areas < low) | (gt_areas > high)  # [A, m]
-    pred_areas = as_array(pred.areas)  # [D]
-    outcomes = Outcomes(
+    pred_areas = as_array(found.shapes.areas)[rows]  # [D]
+    return Outcomes(
         num_gt=(~gt_ignored).sum(1),
         scores=compact(found.scores[rows]),
         outside=np.packbits((pred_areas < low) | (pred_areas > high), axis=1),
-        matches=match_greedy(pairs, gt_ignored, crowd, protocol.capped_thresholds),
+        matches=match_greedy(among, gt_ignored, crowd, protocol.capped_thresholds),
     )
-    return outcomes, pairs
 
 
 def compact(scores: np.ndarray) -> np.ndarray:

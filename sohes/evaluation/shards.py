@@ -86,7 +86,7 @@ def _flatten(scored: Scored) -> dict[str, np.ndarray]:
     return {
         "names": np.frombuffer(json.dumps(names).encode(), np.uint8),
         "images": np.array([[r.num_predictions, len(r.outcomes)] for _, _, r in scored], np.int64).reshape(-1, 2),
-        "hierarchy": np.array([dataclasses.astuple(r.hierarchy) for _, _, r in scored], np.int64),
+        "hierarchy": np.array([r.hierarchy.counts() for _, _, r in scored], np.int64),
         "has_category": np.array([c is not None for _, _, r in scored for c in r.outcomes], bool),
         "category": np.array([c or 0 for _, _, r in scored for c in r.outcomes], np.int64),
         "outcomes": np.array([[len(o.scores), len(o.matches.pred)] for o in outcomes], np.int64).reshape(-1, 2),

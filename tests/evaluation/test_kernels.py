@@ -9,7 +9,7 @@ import pytest
 
 from sohes._binary import Binary, find_binary
 from sohes.evaluation import Plan, annotations, coco_index, matching, overlap, runs, score
-from sohes.evaluation.annotations import Annotations, Want, read_annotations
+from sohes.evaluation.annotations import Against, Annotations, Want, read_annotations
 from sohes.evaluation.coco_index import CocoIndex
 from sohes.evaluation.matching import match_greedy
 from sohes.evaluation.overlap import Pairs
@@ -47,6 +47,8 @@ def flat(value):
         return [value.xywh, value.areas]
     if isinstance(value, Annotations):
         return [array for field in vars(value).values() for array in flat(field)]
+    if isinstance(value, list):
+        return [array for one in value for array in flat(one)]
     return [np.asarray(value)]
 
 
@@ -113,6 +115,24 @@ def test_annotations_equal_the_reference(binary, indent):
     assert_equal(found, reference_annotations.read_annotations(text, SIZE, want))
     assert found.parents.tolist() == [-1, 0, -1, -2]
     assert found.scores[0] == 0.1 + 0.2
+
+
+def test_predictions_compared_while_they_are_read_equal_the_reference(binary):
+    text = spelled([PLAIN[0], PLAIN[2], PLAIN[1], PLAIN[0]])
+    gt = runs.read_runs([[40, 10, 10], [0, 60], [45, 15]], SIZE)
+    against = Against(gt, np.array([False, True, False]), 0.25)
+    want = Want(scores=True, against=against)
+    found = annotations._read_natively(binary, text, 4, SIZE, want)
+    expected = reference_annotations.read_annotations(text, SIZE, want)
+    assert_equal([found.masks.areas, found.masks.boxes], [expected.masks.areas, expected.masks.boxes])
+    for name, value in vars(found.pairs).items():
+        np.testing.assert_array_equal(value, getattr(expected.pairs, name))
+    assert found.pairs.pred.tolist() == [0, 0, 0, 1, 1, 3, 3, 3]
+    assert found.pairs.iou[:3].tolist() == [6 / 20, 1, 15 / 16]
+    broken = text.replace(b"0l1", b"0l2")
+    assert annotations._read_natively(binary, broken, 4, SIZE, want) is None
+    with pytest.raises(ValueError, match="mask 1: run lengths add up to 92, expected 6 x 10 = 60"):
+        read_annotations(broken, 4, SIZE, want)
 
 
 @pytest.mark.parametrize("case", ODD)

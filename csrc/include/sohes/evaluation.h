@@ -78,6 +78,15 @@ int64_t run_pairs(const RunMasksView& pred, const RunMasksView& gt, const Tensor
                   double min_iou, const TensorView& out_pred, const TensorView& out_gt,
                   const TensorView& iou);
 
+// rle_runs and run_pairs in one go, for many masks of which few come near a true one: their runs are gone as
+// soon as they have been compared, so that they stay in the cache. scratch int64 [2, S], S at least half the
+// characters of the longest mask. Returns {as rle_runs, how many pairs}.
+std::array<int64_t, 2> rle_pairs(const TensorView& text, const TensorView& places, bool escaped,
+                                 int64_t height, int64_t width, const RunMasksView& gt,
+                                 const TensorView& crowd, double min_iou, const TensorView& scratch,
+                                 const TensorView& areas, const TensorView& boxes, const TensorView& out_pred,
+                                 const TensorView& out_gt, const TensorView& iou);
+
 // COCO's greedy matching of pairs in the order of run_pairs, in all lanes (area range a, threshold t: lane
 // a * T + t) at once; at most 64. pred, gt int64 [P], iou float64 [P]; ignored bool [A, M], crowd bool [M];
 // thresholds float64 [T], rising. For each prediction that some lane matched: out_pred int64 [R], hit and

@@ -9,21 +9,32 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from sohes.evaluation.overlap import Pairs, find_pairs
 from sohes.evaluation.runs import read_runs
-from sohes.evaluation.shapes import Boxes, RunMasks, boxes_of_masks, take
+from sohes.evaluation.shapes import Boxes, MeasuredMasks, RunMasks, boxes_of_masks, take
 from sohes.masks import Size
 from sohes.ops.reference.mask_rle import Counts
 
 NO_PARENT, UNKNOWN_PARENT = -1, -2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Against:
+    """True masks that predictions are compared with while they are read: see ``find_pairs``."""
+
+    gt: RunMasks
+    crowd: np.ndarray
+    min_iou: float
+
+
+@dataclass(frozen=True, eq=False)
 class Want:
-    """What is to be read beside the rest."""
+    """What is to be read beside the rest. against: the pairs of masks with these; masks may then be just measured."""
 
     masks: bool = True
     boxes: bool = False
     scores: bool = False
+    against: Against | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,9 +45,10 @@ class Annotations:
     float64 [N] as annotated, NaN where not. crowd: bool [N]. categories: int64 [N], None unless all have one.
     annotators: who drew each one, None where nobody is named. parents: int64 [N], the index of each one's parent,
     NO_PARENT, or UNKNOWN_PARENT for one that is not among these. has_hierarchy: some have a ``parent``, if only null.
+    pairs: where asked for.
     """
 
-    masks: RunMasks | None
+    masks: RunMasks | MeasuredMasks | None
     boxes: Boxes | None
     scores: np.ndarray | None
     areas: np.ndarray
@@ -45,16 +57,17 @@ class Annotations:
     annotators: list | None
     parents: np.ndarray
     has_hierarchy: bool
+    pairs: Pairs | None = None
 
     def __len__(self) -> int:
         return len(self.areas)
 
     def select(self, index: np.ndarray) -> Annotations:
-        """Those at ``index`` (int64 [n]), in that order; a parent that is not among them is unknown."""
+        """Those at ``index`` (int64 [n]), in that order, without pairs; a parent that is not among them is unknown."""
         place = np.full(len(self) + 2, UNKNOWN_PARENT)  # the last two answer for parents of -2 and -1
         place[index] = np.arange(len(index))
         place[-1] = NO_PARENT
-        chosen: dict = {"parents": place[self.parents[index]], "has_hierarchy": self.has_hierarchy}
+        chosen: dict = {"parents": place[self.parents[index]], "has_hierarchy": self.has_hierarchy, "pairs": None}
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name in chosen or value is None:
@@ -72,6 +85,7 @@ def read_annotations(text: bytes, size: Size, want: Want) -> Annotations:
     """JSON objects with commas between; see ``sohes.evaluation.annotations``."""
     records: list[dict] = json.loads(b"[" + text + b"]")
     given, is_given = _given_boxes(records if want.boxes else [])
+    against = want.against
     masks = _read_masks(records, size) if want.masks or not is_given.all() else None
     return Annotations(
         masks=masks,
@@ -83,10 +97,11 @@ def read_annotations(text: bytes, size: Size, want: Want) -> Annotations:
         annotators=_annotators(records),
         parents=_find_parents(records),
         has_hierarchy=any("parent" in record for record in records),
+        pairs=None if against is None else find_pairs(masks, against.gt, against.crowd, against.min_iou),
     )
 
 
-def join_boxes(given: np.ndarray, is_given: np.ndarray, masks: RunMasks | None) -> Boxes:
+def join_boxes(given: np.ndarray, is_given: np.ndarray, masks: RunMasks | MeasuredMasks | None) -> Boxes:
     """given: float64 [N, 4], the boxes annotated where ``is_given`` (bool [N]); elsewhere those around the masks."""
     areas = given[:, 2] * given[:, 3]  # [N]
     if is_given.all():
