@@ -343,6 +343,22 @@ class BaselineConfig:
 
 
 @dataclass
+class CompareConfig:
+    """The comparison of several evaluated runs."""
+
+    resamples: int = 2000
+    """Bootstrap resamples of the photos, >= 1. [ours]"""
+    level: float = 0.95
+    """Confidence of the intervals, in (0, 1). [ours]"""
+    seed: int = 0
+    """Of the resamples. [ours]"""
+    photos: int = 3
+    """Photos shown of each kind (gains, losses, best, worst), >= 0. [ours]"""
+    misses: int = 6
+    """True masks shown that no run finds, of each size, >= 0. [ours]"""
+
+
+@dataclass
 class Config:
     """A run."""
 

@@ -6,20 +6,29 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from sohes.cli import fail_clearly, parse
-from sohes.config import BaselineConfig, BaselineName, ExploreConfig, load
+from sohes.config import BaselineConfig, BaselineName, CompareConfig, ExploreConfig, load
 from sohes.engine.console import Progress
 from sohes.engine.distributed import World, find_world, on_main, process_group
 from sohes.evaluation import BadInput, Plan, score
+from sohes.evaluation.datasets.base import DataSet
 from sohes.evaluation.datasets.convert import choose_evenly, convert_dataset
 from sohes.evaluation.datasets.registry import DataSetName, open_dataset
-from sohes.evaluation.tables import format_summary, granularity, per_image, summarize, to_json, write_rows
+from sohes.evaluation.tables import (
+    format_results,
+    format_summary,
+    granularity,
+    per_image,
+    summarize,
+    to_json,
+    write_rows,
+)
 from sohes.files import write_whole
 
 
@@ -29,7 +38,7 @@ class Arguments:
     (equal to pycocotools), and how well the hierarchy agrees; docs/evaluation.md has the formulas. Prints percentages,
     n/a where a metric is not defined. Under torchrun or srun the processes share the images, see --shards."""
 
-    pred: Path
+    pred: Path | None = None
     """Predictions with scores: COCO JSON, or a bare list of COCO results. With --baseline they are written here."""
     gt: Path | None = None
     """Ground truth, COCO JSON: RLE or polygons; crowds, annotators and parents are understood."""
@@ -45,8 +54,13 @@ class Arguments:
     truth: the ceiling of phase 1), and score that."""
     explore: Path | None = None
     """Run folder whose settings of phase 1 tree-oracle takes. Default: phase 1's own defaults."""
+    compare: tuple[Path, ...] = ()
+    """Instead of --pred: files of predictions, or run folders, to set side by side in a page --out, with confidence
+    intervals and pictures. Without --gt or --dataset, the ground truth of the first run folder is taken."""
+    bootstrap: CompareConfig = field(default_factory=CompareConfig)
     out: Path | None = None
-    """Write the metrics here as JSON: fractions from 0 to 1, null where not defined, and the granularity curve."""
+    """Write the metrics here as JSON: fractions from 0 to 1, null where not defined, and the granularity curve. Of
+    --compare: the page, by default compare.html."""
     per_image: Path | None = None
     """Write a table with one line for each image here: JSON lines where the name ends in .jsonl, else CSV."""
     max_dets: tuple[int, ...] = (1, 10, 100, 1000)
@@ -68,13 +82,14 @@ def main(arguments: list[str] | None = None) -> int:
     with fail_clearly("sohes.evaluate"):
         args = parse(Arguments, given, prog="python -m sohes.evaluate")
         world = find_world()
+        check_options(args, world)
         with nullcontext() if world.size == 1 else process_group(world, torch.device("cpu")):
-            evaluate(args, world)
+            compare(args) if args.compare else evaluate(args, world)
     return 0
 
 
-def evaluate(args: Arguments, world: World) -> None:
-    """Score, print, write. Raises BadInput for everything a person can mend."""
+def check_options(args: Arguments, world: World) -> None:
+    """Raises BadInput for the first option that cannot be, or that does not go with the others."""
     if not args.max_dets or min(args.max_dets) < 1 or len(set(args.max_dets)) < len(args.max_dets):
         raise BadInput(f"--max-dets: expected different numbers from 1 up, got {list(args.max_dets)}")
     if args.threads is not None and args.threads < 1:
@@ -84,6 +99,36 @@ def evaluate(args: Arguments, world: World) -> None:
     for path in (args.out, args.per_image):
         if path is not None and not path.parent.is_dir():
             raise BadInput(f"{path}: the folder {path.parent} does not exist")
+    if (args.pred is None) == (not args.compare):
+        raise BadInput("expected either --pred FILE or --compare RUN RUN ...")
+    if (args.gt is not None and args.dataset is not None) or not (args.gt or args.dataset or args.compare):
+        raise BadInput("expected either --gt FILE or --dataset NAME --root FOLDER")
+    is_oracle = True if args.baseline == "tree-oracle" else None
+    single = args.pred
+    for option, value, other, needed in (
+        ("--root", args.root, "--dataset", args.dataset),
+        ("--dataset", args.dataset, "--root, the folder it lies in", args.root),
+        ("--num-images", args.num_images, "--dataset", args.dataset),
+        ("--baseline", args.baseline, "--dataset", args.dataset),
+        ("--explore", args.explore, "--baseline tree-oracle", is_oracle),
+        ("--baseline", args.baseline, "--pred", single),
+        ("--per-image", args.per_image, "--pred", single),
+        ("--shards", args.shards, "--pred", single),
+        ("--iou-type", None if args.iou_type == "mask" else args.iou_type, "--pred", single),
+        ("--class-aware", args.class_aware or None, "--pred", single),
+        ("a launch of several processes", True if world.size > 1 else None, "--pred", single),
+    ):
+        if value is not None and needed is None:
+            raise BadInput(f"{option} goes with {other}")
+    if args.num_images is not None and args.num_images < 1:
+        raise BadInput(f"--num-images {args.num_images}: expected at least 1")
+    settings = args.bootstrap
+    if settings.resamples < 1 or not 0 < settings.level < 1 or min(settings.photos, settings.misses) < 0:
+        raise BadInput(f"--bootstrap: expected resamples >= 1, level in (0, 1), photos and misses >= 0, got {settings}")
+
+
+def evaluate(args: Arguments, world: World) -> None:
+    """Score, print, write. Raises BadInput for everything a person can mend."""
     truth = on_main(lambda: find_truth(args))
     plan = Plan(
         max_dets=args.max_dets,
@@ -123,26 +168,12 @@ def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
 
 def find_truth(args: Arguments) -> Path:
     """The ground truth as COCO JSON, converted from a data set where one is named; runs the baseline asked for."""
-    if (args.gt is None) == (args.dataset is None):
-        raise BadInput("expected either --gt FILE or --dataset NAME --root FOLDER")
     if args.dataset is None:
-        given = {"--root": args.root, "--num-images": args.num_images, "--baseline": args.baseline}
-        for option, value in given.items():
-            if value is not None:
-                raise BadInput(f"{option} goes with --dataset")
         return args.gt
-    if args.root is None:
-        raise BadInput(f"--dataset {args.dataset} needs --root, the folder it lies in")
-    if args.num_images is not None and args.num_images < 1:
-        raise BadInput(f"--num-images {args.num_images}: expected at least 1")
-    if args.explore is not None and args.baseline != "tree-oracle":
-        raise BadInput("--explore goes with --baseline tree-oracle")
     if args.baseline is None and not args.pred.is_file():  # before a long conversion
         raise BadInput(f"{args.pred}: no such file")
     dataset = open_dataset(args.dataset, args.root)
-    truth = args.pred.with_name(f"{args.pred.stem}.{args.dataset}.json")
-    with _progress(f"read {args.dataset}") as on_image:
-        convert_dataset(dataset, truth, args.num_images, on_image)
+    truth = convert(args, dataset, args.pred)
     if args.baseline is not None:
         # Here, as phase 1's features take seconds to import.
         from sohes.baselines.run import make_baseline, predict_dataset
@@ -153,6 +184,33 @@ def find_truth(args: Arguments) -> Path:
         with _progress(args.baseline) as on_image:
             predict_dataset(baseline, args.baseline, dataset, keys, args.pred, on_image)
     return truth
+
+
+def convert(args: Arguments, dataset: DataSet, beside: Path) -> Path:
+    """The data set as COCO JSON, in a file beside `beside`."""
+    with _progress(f"read {args.dataset}") as on_image:
+        path = beside.with_name(f"{beside.stem}.{args.dataset}.json")
+        return convert_dataset(dataset, path, args.num_images, on_image)
+
+
+def compare(args: Arguments) -> None:
+    """Score all runs alike, print their scores, write the page. Raises BadInput."""
+    # Here, as what draws pages and pictures takes a second to import.
+    from sohes.report.compare_runs import compare_runs, find_predictions, photo_reader, truth_of_run
+
+    out = args.out or Path("compare.html")
+    for path in args.compare:
+        find_predictions(path)
+    if args.dataset is not None:
+        dataset = open_dataset(args.dataset, args.root)
+        truth, read_photo = convert(args, dataset, out), dataset.read_image
+    else:
+        truth = args.gt or truth_of_run(args.compare[0])
+        read_photo = photo_reader(truth)
+    plan = Plan(max_dets=args.max_dets, threads=args.threads, ignore_others=args.dataset is not None)
+    runs = compare_runs(args.compare, truth, out, args.dataset, read_photo, plan, _progress, args.bootstrap)
+    print(format_results({run.name: run.summary for run in runs}))
+    print(f"comparison: {out}")
 
 
 if __name__ == "__main__":

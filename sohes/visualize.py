@@ -133,6 +133,8 @@ def resize_forest(forest: Forest, size: tuple[int, int]) -> Forest:
     """
     if size == forest.masks.size:
         return forest
+    if len(forest) == 0:
+        return Forest(PackedMasks.empty(size), forest.scores.cpu(), forest.parents.cpu())
     height, width = forest.masks.size
     ys = ((torch.arange(size[0]) + 0.5) * height / size[0]).long().clamp(max=height - 1)  # [h]
     xs = ((torch.arange(size[1]) + 0.5) * width / size[1]).long().clamp(max=width - 1)  # [w]

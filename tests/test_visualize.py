@@ -172,3 +172,9 @@ def test_errors_name_what_is_wrong():
         draw_forest(torch.zeros(3, 12, 16), forest)
     with pytest.raises(ValueError, match=r"^image of size \(6, 8\) given with masks of size \(12, 16\)$"):
         draw_panel(torch.zeros(3, 6, 8, dtype=torch.uint8), forest)
+
+
+def test_resizing_no_masks_gives_no_masks():
+    nothing = Forest.from_coco([], (40, 30))  # decoded, as a file's image without annotations is
+    assert resize_forest(nothing, (20, 15)).masks.size == (20, 15)
+    assert len(resize_forest(nothing, (20, 15))) == 0

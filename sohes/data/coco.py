@@ -100,25 +100,13 @@ class LabelSet:
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of a label set of {len(self)}")
         record = json.loads(self._records[self._ends[index] : self._ends[index + 1]].tobytes())
-        size = (record["height"], record["width"])
         spans = self._spans[self._span_ends[index] : self._span_ends[index + 1]].tolist()
+        file = self._files[self._file_of[index]]
+        path = self._roots[self._file_of[index]] / record["file_name"]
         try:
-            annotations = read_spans(self._files[self._file_of[index]], spans)
-            for annotation in annotations:
-                annotation["segmentation"] = to_rle(annotation, size)
-            forest = Forest.from_coco(annotations, size)
+            return labelled_image(record, read_spans(file, spans), path)
         except ValueError as error:
-            file = self._files[self._file_of[index]]
             raise DataError(f"{file}, image {record['id']} ({record['file_name']}): {error}") from error
-        annotators = [annotation.get("annotator") for annotation in annotations]
-        return LabelledImage(
-            path=self._roots[self._file_of[index]] / record["file_name"],
-            image_id=record["id"],
-            forest=forest,
-            size=size,
-            crowd=torch.tensor([bool(annotation.get("iscrowd")) for annotation in annotations], dtype=torch.bool),
-            annotator=None if not annotators or None in annotators else torch.tensor(annotators, dtype=torch.int64),
-        )
 
     def __iter__(self) -> Iterator[LabelledImage]:
         return (self[index] for index in range(len(self)))
@@ -129,6 +117,24 @@ class LabelSet:
             places = np.flatnonzero(self.image_ids == image_id)[:2]
             files = " and ".join(str(self._files[self._file_of[place]]) for place in places)
             raise DataError(f"image id {image_id} occurs twice, in {files}; expected every image once")
+
+
+def labelled_image(image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]], path: Path) -> LabelledImage:
+    """The labels of one image from its records in COCO JSON; `path` is where its photo lies.
+
+    Raises ValueError when a segmentation cannot be decoded or has another size than the image.
+    """
+    size = (image["height"], image["width"])
+    rles = [{**annotation, "segmentation": to_rle(annotation, size)} for annotation in annotations]
+    annotators = [annotation.get("annotator") for annotation in annotations]
+    return LabelledImage(
+        path=path,
+        image_id=image["id"],
+        forest=Forest.from_coco(rles, size),
+        size=size,
+        crowd=torch.tensor([bool(annotation.get("iscrowd")) for annotation in annotations], dtype=torch.bool),
+        annotator=None if not annotators or None in annotators else torch.tensor(annotators, dtype=torch.int64),
+    )
 
 
 def write_coco(

@@ -113,6 +113,10 @@ class Evaluator:
             return [None]
         return sorted({category for record in self._records.values() for category in record.outcomes})
 
+    def records(self) -> list[tuple[Hashable, ImageRecord]]:
+        """(id, record) of every image, by id."""
+        return sorted(self._records.items(), key=lambda item: _sort_key(item[0]))
+
     def recall(self, max_dets: int) -> np.ndarray:
         """float64 [T, K, A]: per IoU threshold, category and area range, NaN where there is nothing to find."""
         return self._per_category(recall, max_dets, axis=1)
@@ -166,7 +170,7 @@ class Evaluator:
         """One row per image, by id: its id, its true and predicted masks, its own AR and hierarchy metrics."""
         largest, everywhere = self.protocol.max_dets[-1], self.protocol.everywhere
         rows = []
-        for image_id, record in self._sorted():
+        for image_id, record in self.records():
             outcomes = list(record.outcomes.values())
             row: dict[str, float | str] = {
                 "image": "/".join(map(str, image_id)) if isinstance(image_id, tuple) else str(image_id),
@@ -194,14 +198,11 @@ class Evaluator:
     def _per_category(self, metric: Metric, max_dets: int, axis: int) -> np.ndarray:
         """``metric`` of each category, stacked along ``axis`` as pycocotools does, so that a mean adds in its order."""
         by_category: dict[int | None, list[Outcomes]] = {category: [] for category in self.categories}
-        for _, record in self._sorted():
+        for _, record in self.records():
             for category, outcomes in record.outcomes.items():
                 by_category[category].append(outcomes)
         values = [metric(outcomes, self.protocol, max_dets) for outcomes in by_category.values()]
         return np.stack(values or [metric([], self.protocol, max_dets)], axis=axis)
-
-    def _sorted(self) -> list[tuple[Hashable, ImageRecord]]:
-        return sorted(self._records.items(), key=lambda item: _sort_key(item[0]))
 
 
 def _sort_key(image_id: Hashable) -> list[tuple[str, Hashable]]:

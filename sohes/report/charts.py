@@ -82,6 +82,52 @@ def steps_chart(categories: Sequence[str], series: Sequence[Series], title: str,
     return _svg(width, height, f"{title} after {', '.join(categories)}: {described}", *parts)
 
 
+def interval_chart(
+    rows: Sequence[tuple[str, float, float, float]],
+    title: str,
+    references: Sequence[tuple[str, float]] = (),
+    *,
+    width: int = 460,
+    left: int = 150,
+) -> str:
+    """(name, value, low, high) each as a dot with a whisker, one below the other; references as dashed lines.
+
+    Values are shares 0..1, shown as per cent. NaN as low and high: no whisker; as value: the row says so.
+    """
+    ends = [end for row in rows for end in row[1:] if math.isfinite(end)] + [value for _, value in references]
+    if not ends:
+        return ""
+    top, step = 14 * len(references) + 6, 26
+    height = top + step * len(rows) + 26
+    reach = 0.08 * (max(ends) - min(ends)) or 0.02
+    low, high = max(0.0, min(ends) - reach), min(1.0, max(ends) + reach)
+    frame = _Frame(width, height, low, high, 0, 1, left=left, right=54, top=top)
+    parts = []
+    for tick in nice_ticks(low, high, max(2, (width - left) // 70)):
+        x = f"{frame.x(tick):.1f}"
+        parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{top}" y2="{height - 22}"/>')
+        parts.append(f'<text class="tick" x="{x}" y="{height - 6}" text-anchor="middle">{100 * tick:.3g}</text>')
+    for index, (name, value) in enumerate(sorted(references, key=lambda item: -item[1])):
+        x, y = frame.x(value), 14 * index + 11
+        parts.append(f'<line class="reference" x1="{x:.1f}" x2="{x:.1f}" y1="{y + 3}" y2="{height - 22}"/>')
+        text = f"{escape(name)} {100 * value:.1f}"
+        parts.append(f'<text class="tick" x="{x - 4:.1f}" y="{y}" text-anchor="end">{text}</text>')
+    for index, (name, value, least, most) in enumerate(rows):
+        y, color = top + step * (index + 0.5), f"c{index % NUM_COLORS}"
+        label = name if len(name) <= left // 7 else name[: left // 7 - 1] + "…"
+        parts.append(f'<text class="tick" x="{left - 8}" y="{y + 4}" text-anchor="end">{escape(label)}</text>')
+        if not math.isfinite(value):
+            parts.append(f'<text class="tick" x="{left + 4}" y="{y + 4}">nothing to find</text>')
+            continue
+        known = [end for end in (least, value, most) if math.isfinite(end)]
+        points = " ".join(f"{frame.x(end):.1f},{y}" for end in known)
+        parts.append(f'<polyline class="line {color}" points="{points}"/>')
+        parts.append(f'<circle class="dot {color}" cx="{frame.x(value):.1f}" cy="{y}" r="4"/>')
+        parts.append(f'<text class="end {color}" x="{frame.x(known[-1]) + 7:.1f}" y="{y + 4}">{100 * value:.1f}</text>')
+    named = [f"{name} {100 * value:.1f}" for name, value, _, _ in rows if math.isfinite(value)]
+    return _svg(width, height, f"{title}: {'; '.join(named)}", *parts)
+
+
 def share_bar(parts: Sequence[tuple[str, float]], title: str, *, width: int = 900, height: int = 22) -> str:
     """One horizontal bar cut into shares; give the parts' names beside it, `c0` onward in order."""
     total = sum(value for _, value in parts)

@@ -65,12 +65,18 @@ def render(run: RunRecord, panels: PhotoPanels, trees: TreePanels) -> str:
         f'<p class="note problem">{escape(p)}</p>' for p in [*run.problems, *panels.problems, *trees.problems]
     )
     script = SCRIPT + (TREE_SCRIPT if trees.pictures else "")
-    style = "\n".join((CSS, TREE_CSS, color_rules(NUM_COLORS), view_rules(VIEWS), _photo_rules(panels.photos)))
+    body = problems + "".join(sections)
+    return html_page(f"{name}: SOHES run", _header(run, name), body, panels.photos, script)
+
+
+def html_page(title: str, header: str, body: str, photos: list[Photo], script: str = SCRIPT) -> str:
+    """A whole page around parts that are HTML already; `photos`: those that `body` shows by `photos_section`."""
+    style = "\n".join((CSS, TREE_CSS, color_rules(NUM_COLORS), view_rules(VIEWS), _photo_rules(photos)))
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{name}: SOHES run</title><style>{style}</style></head>"
-        f"<body><header>{_header(run, name)}</header><main>{problems}{''.join(sections)}</main>"
+        f"<title>{title}</title><style>{style}</style></head>"
+        f"<body><header>{header}</header><main>{body}</main>"
         f"<script>{script}</script></body></html>\n"
     )
 
@@ -95,8 +101,7 @@ def photos_section(panels: PhotoPanels) -> str:
         'data-unit="rem"></label></span>'
     )
     note = (
-        f"{panels.source.capitalize()}, spread evenly over the set. A child is drawn in a variation of its parent's "
-        "colour, smaller masks over larger ones."
+        f"{panels.source}. A child is drawn in a variation of its parent's colour, smaller masks over larger ones."
         + (" Misses: true masks whose best prediction has an IoU below 0.5." if has_truth else "")
     )
     photos = "".join(_photo(index, photo) for index, photo in enumerate(panels.photos))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ class _Column:
 
 @dataclass(frozen=True)
 class PhotoPanels:
-    """What could be drawn. `source` says which photos these are; `problems` what was left out and why."""
+    """What could be drawn. `source` says which photos these are, in words; `problems` what was left out and why."""
 
     source: str
     photos: list[Photo]
@@ -92,13 +92,13 @@ def collect_photos(run: RunRecord, gt_json: Path | None, image_root: Path | None
     sources = {phase: run.path / "predictions" / f"{phase}.json" for phase in PHASES}
     columns = [c for title, path in sources.items() if (c := _open_column(title, path, problems))]
     if columns:
-        source = "held-out photos"
-        gt_json = gt_json or _find_ground_truth(run)
+        source = "Held-out photos, spread evenly over the set"
+        gt_json = gt_json or find_ground_truth(run)
         truth = _open_column(GROUND_TRUTH, gt_json, problems) if gt_json else None
         columns = [truth, *columns] if truth else columns
         roots = _held_out_roots(gt_json, image_root)
     else:
-        source = "training photos"
+        source = "Training photos, spread evenly over the set"
         shards = sorted((run.path / "labels").glob("shard-*.json"))
         columns = [c for path in shards[:1] if (c := _open_column(LABELS, path, problems))]
         roots = [training_root(run, shards[0])] if columns else []
@@ -140,6 +140,14 @@ def _draw_photo(image_id: int, columns: list[_Column], roots: list[Path]) -> Pho
     path = next(iter(labelled.values())).path
     name = path.as_posix()
     photo = read_image(next((root / path for root in roots if (root / path).is_file()), roots[0] / path))
+    return draw_photo(name, photo, labelled)
+
+
+def draw_photo(name: str, photo: Tensor, labelled: Mapping[str, LabelledImage]) -> Photo:
+    """A photo, uint8 [3, H, W], with an overlay for each of its forests by title; the true one, if any, first.
+
+    Raises ValueError where masks and photo differ in size.
+    """
     small = resize_image(photo, TILE)
     size = (small.shape[1], small.shape[2])
     overlays, truth = [], None
@@ -215,7 +223,7 @@ def choose_evenly(items: Sequence[int], count: int) -> list[int]:
     return [items[(2 * k + 1) * len(items) // (2 * count)] for k in range(count)]
 
 
-def _find_ground_truth(run: RunRecord) -> Path | None:
+def find_ground_truth(run: RunRecord) -> Path | None:
     """`eval` of the configuration (a COCO file, or a folder with annotations.json), else the scenes of the run."""
     given = run.config.get("eval")
     candidates = [Path(given), Path(given) / "annotations.json"] if given else []

@@ -10,3 +10,24 @@ RECALL: tuple[tuple[str, str, tuple[float, ...]], ...] = (
     ("UnSAM", "R50, 0.4 M images", (42.0, 40.5, 37.5, 41.0, 44.5, 52.7, 29.7, 41.1)),
     ("MoSA", "R50, 0.1 M images", (43.5, 42.2, 38.4, 41.1, 48.2, 52.7, 28.4, 42.1)),
 )
+
+# Which column a data set of sohes.evaluate is to be held against.
+COLUMN_OF = {
+    "coco": "COCO",
+    "lvis": "LVIS",
+    "ade20k": "ADE20K",
+    "entityseg": "EntitySeg",
+    "sa1b": "SA-1B",
+    "partimagenet": "PartImageNet",
+    "partimagenet-parts": "PartImageNet",
+    "paco": "PACO",
+    "paco-parts": "PACO",
+}
+
+
+def published_recall(dataset: str | None) -> list[tuple[str, str, float]]:
+    """(method, scale, AR@1000 as a fraction) for a data set by its name in sohes.evaluate; [] where none is known."""
+    if dataset not in COLUMN_OF:
+        return []
+    column = DATA_SETS.index(COLUMN_OF[dataset])
+    return [(method, scale, values[column] / 100) for method, scale, values in RECALL]

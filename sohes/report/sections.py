@@ -75,7 +75,7 @@ def results_section(run: RunRecord) -> str:
     )
     return (
         f'<section><h2>Results</h2><div class="scroll">{table}</div><p class="note">{note}</p>'
-        f"{_result_charts(run.results)}{_reference()}</section>"
+        f"{_result_charts(run.results)}{reference_table()}</section>"
     )
 
 
@@ -246,7 +246,7 @@ def _result_charts(results: Mapping[str, Mapping[str, Any]]) -> str:
     return f'<div class="charts">{"".join(figures)}</div>'
 
 
-def _reference() -> str:
+def reference_table() -> str:
     head = "".join(f'<th scope="col">{name}</th>' for name in ("method", "", *published.DATA_SETS))
     rows = "".join(
         f'<tr><th scope="row">{escape(method)}</th><td class="text none">{escape(scale)}</td>'

@@ -55,6 +55,8 @@ td.text { white-space: normal; }
 td.best { font-weight: 700; }
 .group { border-left: 1px solid var(--rule); }
 .none { color: var(--faint); }
+:is(#scores, #differences) tbody > tr > * { vertical-align: top; }
+td small { display: block; font-size: 0.75rem; color: var(--soft); font-weight: 400; line-height: 1.2; }
 
 .charts { display: flex; flex-wrap: wrap; gap: 1rem 2rem; align-items: flex-end; margin: 0.8rem 0; }
 .charts figure, .curves figure { margin: 0; }
@@ -65,8 +67,10 @@ figcaption { margin: 0 0 0.1rem; }
 .chart { display: block; max-width: 100%; height: auto; }
 .chart.wide { width: 100%; height: 1.4rem; border-radius: 2px; }
 .chart text { font: 11px var(--sans); }
+.chart .end { paint-order: stroke; stroke: var(--paper); stroke-width: 3px; }
 .tick { fill: var(--soft); }
 .grid { stroke: var(--rule); stroke-width: 1; }
+.reference { stroke: var(--faint); stroke-width: 1; stroke-dasharray: 3 3; }
 polyline { fill: none; stroke-linejoin: round; }
 .line { stroke-width: 1.8; }
 .raw { stroke-width: 1; opacity: 0.28; }

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How sure a recall is, and a difference of two: bootstrap confidence intervals over photos. [ours]
+
+Every metric here is a ratio of sums over images, ``m = sum_i num_i / sum_i den_i``:
+
+- average recall: ``num_i`` is the number of true masks of image i that are found, averaged over IoU thresholds, and
+  ``den_i`` the number of true masks;
+- parent recall: true (parent, child) pairs found, and all of them;
+- ancestor F1: twice the shared ancestor pairs, and true plus predicted ones;
+- level accuracy and edit similarity: matched masks whose level or parent is right, and all matched ones (for these
+  four see ``hierarchy``).
+
+A resample draws as many photos as there are, with repetition: photo p gets the weight ``w_p``, how often it was drawn,
+and ``m* = sum_p w_p num_p / sum_p w_p den_p``. The interval reaches from the ``(1 - level) / 2`` to the
+``(1 + level) / 2`` quantile of m* over all resamples (percentile bootstrap, Efron 1979). Annotators of one photo share
+its predictions, so they are drawn together. The same weights serve every run: a difference of two runs is resampled as
+``m_b* - m_a*``, which takes out what makes a photo hard for both.
+
+Where fewer than five photos have anything to find, there is no interval: so few cannot show how photos vary.
+
+Average precision is no ratio of sums, as it ranks the predictions of all images together; it has no interval here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sohes.evaluation.average_recall import recall
+from sohes.evaluation.evaluator import Evaluator
+
+MIN_PHOTOS = 5
+
+
+@dataclass(frozen=True, eq=False)
+class PhotoSums:
+    """What the metrics of one run are made of: ``sums[name]`` is float64 [P, 2], num and den of each of P photos.
+
+    photos: their ids, as in the ground truth, in a fixed order.
+    """
+
+    photos: list[Hashable]
+    sums: dict[str, np.ndarray]
+
+    def value(self, name: str) -> float:
+        """The metric over all photos, NaN where there is nothing to find."""
+        num, den = self.sums[name].sum(0)
+        return float(num / den) if den else float("nan")
+
+    def of_photo(self, name: str) -> np.ndarray:
+        """The metric of each photo alone, float64 [P], NaN where there is nothing to find in it."""
+        num, den = self.sums[name].T
+        return np.divide(num, den, out=np.full(len(num), np.nan), where=den > 0)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A metric, or a difference of two, with its confidence interval; NaN where one is not defined."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether a difference can be told from none."""
+        return self.low > 0 or self.high < 0
+
+
+def collect_sums(evaluator: Evaluator) -> PhotoSums:
+    """The sums of ``AR@k``, ``AR-<range>`` and the hierarchy's metrics; annotators are added up.
+
+    Raises ValueError for a class-aware evaluator, whose recall is a mean over categories and no ratio of sums.
+    """
+    if evaluator.protocol.class_aware:
+        raise ValueError("expected a class-agnostic evaluator")
+    protocol, largest = evaluator.protocol, evaluator.protocol.max_dets[-1]
+    place: dict[Hashable, int] = {}
+    rows: dict[str, list[tuple[int, float, float]]] = {}
+    for key, record in evaluator.records():
+        photo = place.setdefault(key[0] if isinstance(key, tuple) else key, len(place))
+        outcomes = record.outcomes[None]
+        for k in protocol.max_dets:
+            found = np.nan_to_num(recall([outcomes], protocol, k).mean(0)) * outcomes.num_gt  # [A]
+            for a, label in enumerate(protocol.area_ranges):
+                name = f"AR@{k}" if label == "all" else f"AR-{label}"
+                if label == "all" or k == largest:
+                    rows.setdefault(name, []).append((photo, found[a], outcomes.num_gt[a]))
+        counts = record.hierarchy
+        hierarchy = {
+            "parent_recall": (counts.parent_pairs_found, counts.parent_pairs),
+            "ancestor_f1": (2 * counts.shared_ancestors, counts.true_ancestors + counts.pred_ancestors),
+            "level_accuracy": (counts.levels_right, counts.matched),
+            "edit_similarity": (counts.parents_right, counts.matched),
+        }
+        for name, pair in hierarchy.items():
+            rows.setdefault(name, []).append((photo, *pair))
+    sums = {}
+    for name, values in rows.items():
+        table = np.array(values, np.float64)  # [images, 3]
+        sums[name] = np.zeros((len(place), 2))
+        np.add.at(sums[name], table[:, 0].astype(np.int64), table[:, 1:])
+    return PhotoSums(list(place), sums)
+
+
+class Bootstrap:
+    """Resamples of P photos, shared by all runs over them.
+
+    num_resamples: B >= 1. level: of confidence, in (0, 1). Equal seeds give equal intervals.
+    """
+
+    def __init__(self, num_photos: int, num_resamples: int, level: float, seed: int) -> None:
+        chances = np.full(num_photos, 1 / num_photos)
+        rng = np.random.default_rng(seed)
+        self.weights = rng.multinomial(num_photos, chances, size=num_resamples).astype(np.float64)  # [B, P]
+        self.tails = ((1 - level) / 2, (1 + level) / 2)
+
+    def interval(self, run: PhotoSums, name: str) -> Interval:
+        return self._interval(run.value(name), self._resample(run, name), run.sums[name][:, 1])
+
+    def difference(self, run: PhotoSums, base: PhotoSums, name: str) -> Interval:
+        """Of run minus base, photo by photo the same. Raises ValueError when they are of other photos."""
+        if run.photos != base.photos:
+            raise ValueError("expected two runs over the same photos, in the same order")
+        resampled = self._resample(run, name) - self._resample(base, name)
+        both = np.minimum(run.sums[name][:, 1], base.sums[name][:, 1])
+        return self._interval(run.value(name) - base.value(name), resampled, both)
+
+    def _resample(self, run: PhotoSums, name: str) -> np.ndarray:
+        """float64 [B], NaN where a resample has nothing to find."""
+        num, den = (self.weights @ run.sums[name]).T  # [B] each
+        return np.divide(num, den, out=np.full(len(num), np.nan), where=den > 0)
+
+    def _interval(self, value: float, resampled: np.ndarray, den: np.ndarray) -> Interval:
+        defined = resampled[~np.isnan(resampled)]
+        if (den > 0).sum() < MIN_PHOTOS or len(defined) == 0:
+            return Interval(value, float("nan"), float("nan"))
+        low, high = np.quantile(defined, self.tails)
+        return Interval(value, float(low), float(high))
+
+
+def defined_metrics(runs: Sequence[PhotoSums]) -> set[str]:
+    """Metrics that have a value for some run."""
+    return {name for run in runs for name in run.sums if not np.isnan(run.value(name))}

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pictures of a comparison: photos on which runs differ most, do best and worst, and true masks that all miss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sohes.data.coco import LabelledImage, labelled_image
+from sohes.errors import SohesError
+from sohes.evaluation.bootstrap import PhotoSums
+from sohes.evaluation.coco_index import CocoIndex
+from sohes.masks import PackedMasks, mask_iou
+from sohes.report.photos import GROUND_TRUTH, Photo, PhotoPanels, draw_photo, image_uri
+from sohes.visualize import resize_image
+
+MISS_IOU = 0.5
+_RANGES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}  # COCO's, in pixels
+_CROP_SIDE = 220  # long side of a crop in pixels of the page
+_OUTLINE = torch.tensor([255, 40, 120], dtype=torch.uint8)
+_MOST_OF_A_PHOTO = 2  # misses shown of one photo and size
+
+
+@dataclass(frozen=True, eq=False)
+class PhotoSource:
+    """Where photos, true masks and predictions come from.
+
+    name: of the data, for people. truth, predictions: indexed files that agree on ids; predictions by run. read_photo:
+    file name of the truth -> uint8 [3, H, W]; raises SohesError.
+    """
+
+    name: str
+    truth: CocoIndex
+    predictions: Mapping[str, CocoIndex]
+    read_photo: Callable[[str], Tensor]
+
+    def file_name(self, photo: Hashable) -> str:
+        """As in the ground truth; the id where that has none."""
+        return str(self.truth.images[photo].get("file_name", photo))
+
+    def labels(self, photo: Hashable) -> dict[str, LabelledImage]:
+        """The true masks and every run's predictions of one photo. Raises ValueError."""
+        image = self.truth.images[photo]
+        name = self.file_name(photo)
+        indices = {GROUND_TRUTH: self.truth, **self.predictions}
+        return {title: labelled_image(image, index.annotations(photo), Path(name)) for title, index in indices.items()}
+
+
+@dataclass(frozen=True)
+class Miss:
+    """A true mask that no run covers: a crop as a data URI, its pixels, the best IoU of each run."""
+
+    photo: str
+    uri: str
+    area: int
+    best_ious: list[float]
+
+
+def choose_photos(runs: Mapping[str, PhotoSums], source: PhotoSource, count: int) -> PhotoPanels:
+    """`count` photos of each kind: largest gain and loss of the last run over the first, best and worst of all runs.
+
+    By AR at the largest number of masks; photos without a true mask take no part, and none is shown twice.
+    """
+    names, sums = list(runs), list(runs.values())
+    metric = next(iter(sums[0].sums))
+    most = max(
+        (name for name in sums[0].sums if name.startswith("AR@")), key=lambda name: int(name[3:]), default=metric
+    )
+    recalls = np.stack([run.of_photo(most) for run in sums])  # [runs, P]
+    known = ~np.isnan(recalls).any(0)
+    mean, change = recalls.mean(0), recalls[-1] - recalls[0]  # [P]
+    kinds = [("best of all runs", mean, known), ("worst of all runs", -mean, known)]
+    if len(names) > 1:
+        kinds = [
+            (f"{names[-1]} gains most on {names[0]}", change, known & (change > 0)),
+            (f"{names[-1]} loses most to {names[0]}", -change, known & (change < 0)),
+            *kinds,
+        ]
+    photos: list[Photo] = []
+    problems: list[str] = []
+    shown: set[int] = set()
+    for kind, value, allowed in kinds:
+        ranked = [p for p in np.argsort(-value, kind="stable").tolist() if allowed[p] and p not in shown]
+        for place in ranked[:count]:
+            shown.add(place)
+            photo = sums[0].photos[place]
+            scores = ", ".join(f"{name} {100 * recalls[k, place]:.1f}" for k, name in enumerate(names))
+            title = f"{kind}: {source.file_name(photo)} ({most} {scores})"
+            try:
+                photos.append(draw_photo(title, source.read_photo(source.file_name(photo)), source.labels(photo)))
+            except (SohesError, ValueError) as error:
+                problems.append(str(error))
+    return PhotoPanels("Photos on which the runs differ most, and their best and worst", photos, problems)
+
+
+def find_misses(
+    runs: Mapping[str, PhotoSums], source: PhotoSource, count: int
+) -> tuple[dict[str, list[Miss]], list[str]]:
+    """Up to `count` true masks of each size that no run covers, larger ones of a photo first; and what went wrong."""
+    misses: dict[str, list[Miss]] = {}
+    problems: dict[str, None] = {}
+    sums = list(runs.values())
+    for size, limits in _RANGES.items():
+        misses[size] = []
+        if f"AR-{size}" not in sums[0].sums:
+            continue
+        table = np.stack([run.sums[f"AR-{size}"] for run in sums])  # [runs, P, 2]
+        missed = (table[:, :, 1] - table[:, :, 0]).min(0)  # [P], of the best run
+        for place in np.argsort(-missed, kind="stable").tolist()[: 2 * count]:
+            if missed[place] <= 0 or len(misses[size]) >= count:
+                break
+            photo = sums[0].photos[place]
+            try:
+                found = _misses_of(source, photo, limits, min(_MOST_OF_A_PHOTO, count - len(misses[size])))
+            except (SohesError, ValueError) as error:
+                problems[str(error)] = None
+                continue
+            misses[size] += found
+    return misses, list(problems)
+
+
+def _misses_of(source: PhotoSource, photo: Hashable, limits: tuple[float, float], count: int) -> list[Miss]:
+    labels = source.labels(photo)
+    truth = labels.pop(GROUND_TRUTH)
+    masks = truth.forest.masks
+    ious = torch.stack([_best_iou(masks, one.forest.masks) for one in labels.values()], 1)  # [M, runs]
+    inside = (masks.areas >= limits[0]) & (masks.areas <= limits[1]) & (masks.areas > 0) & ~truth.crowd
+    chosen = (inside & (ious.max(1).values < MISS_IOU)).nonzero().flatten()  # [n]
+    chosen = chosen[masks.areas[chosen].argsort(descending=True, stable=True)][:count]
+    if len(chosen) == 0:
+        return []
+    image = source.read_photo(source.file_name(photo))
+    if tuple(image.shape[1:]) != masks.size:
+        raise ValueError(f"{source.file_name(photo)}: masks of size {masks.size}, photo of {tuple(image.shape[1:])}")
+    name = source.file_name(photo)
+    return [
+        Miss(name, image_uri(draw_crop(image, masks[m])), int(masks.areas[m]), ious[m].tolist())
+        for m in chosen.tolist()
+    ]
+
+
+def _best_iou(masks: PackedMasks, found: PackedMasks) -> Tensor:
+    """float32 [M], 0 where nothing was found."""
+    return mask_iou(masks, found).max(1).values if len(found) else torch.zeros(len(masks))
+
+
+def draw_crop(image: Tensor, mask: PackedMasks) -> Tensor:
+    """The surroundings of one mask, uint8 [3, h, w], enlarged or reduced to a crop of the page, with its outline."""
+    x0, y0, x1, y1 = mask.boxes[0].tolist()
+    margin = max(12, (max(x1 - x0, y1 - y0) + 1) // 2)
+    rows = slice(max(0, y0 - margin), min(image.shape[1], y1 + margin))
+    columns = slice(max(0, x0 - margin), min(image.shape[2], x1 + margin))
+    crop, inside = image[:, rows, columns], mask.to_dense()[0, rows, columns]  # [3, h, w], [h, w]
+    scale = max(1, _CROP_SIDE // max(crop.shape[1:]))
+    if scale > 1:  # small things pixel by pixel
+        crop = crop.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+        inside = inside.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
+    elif max(crop.shape[1:]) > _CROP_SIDE:
+        crop = resize_image(crop.contiguous(), _CROP_SIDE)
+        inside = PackedMasks.from_dense(inside[None]).resize((crop.shape[1], crop.shape[2])).to_dense()[0]
+    outline = PackedMasks.from_dense(inside[None]).boundary().to_dense()  # [1, h, w]
+    outline = F.max_pool2d(outline.float(), 3, stride=1, padding=1)[0] > 0  # three pixels wide
+    crop = crop.clone()
+    crop[:, outline] = _OUTLINE[:, None]
+    return crop
+
+
+def run_names(paths: Sequence[Path]) -> list[str]:
+    """A short name for each path: its last part, with the folder before it where two would be alike."""
+    short = [path.stem if path.is_file() else path.name for path in paths]
+    return [
+        name if short.count(name) == 1 else f"{path.resolve().parent.name}/{name}"
+        for path, name in zip(paths, short, strict=True)
+    ]
