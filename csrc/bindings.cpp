@@ -7,6 +7,7 @@
 
 #include "sohes/evaluation.h"
 #include "sohes/mask_ops.h"
+#include "sohes/merge_borders.h"
 #include "sohes/merge_regions.h"
 #include "sohes/ms_deform_attn.h"
 #include "sohes/tensor_view.h"
@@ -75,6 +76,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("merge_regions_cuda_table", &sohes::merge_regions_cuda_table);
   m.def("merge_regions_cuda", &sohes::merge_regions_cuda, ReleaseGil());
 #endif
+
+  // --- merge_borders ---
+  m.def("merge_borders", &sohes::merge_borders_cpu, ReleaseGil());
 
   // --- mask_ops ---
   m.def("mask_pack", &sohes::mask_pack, ReleaseGil());

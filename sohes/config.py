@@ -46,10 +46,26 @@ class ExploreConfig:
     """What of the ViT's last block is a patch's feature. [sibling: key]"""
     side: int = 480
     """Photos are resized to about side^2 pixels, aspect ratio kept; `descriptor` does not enlarge, >= 1. [ours]"""
+    start: Literal["basins", "patches"] = "basins"
+    """What the merge tree starts from: `basins`, pixel-sharp watershed basins into which features are pooled, merged by
+    features and border strength [ours]; or `patches` of the features' grid, merged by features alone. [paper]"""
+    basin_sigma: float = 1.5
+    """Blur in pixels before the gradient whose basins are the starting regions, > 0. [ours]"""
+    border_sigma: float = 1.0
+    """Blur in pixels before the gradient that measures the strength of borders, > 0. [ours]"""
+    border_softness: float = 10.0
+    """Step in Lab at which a border has half its full strength, > 0. [ours]"""
+    border_weight: float = 3.0
+    """Weight of border strength beside the distance of features when basins merge, >= 0. [ours]"""
+    size_exponent: float = 0.3
+    """How much basins prefer to merge small regions first, >= 0. [ours]"""
+    ward_weight: float = 0.4
+    """Scores of a second tree of basins, merged by features alone as Ward does, count this much, 0..1; 0: no second
+    tree. [ours]"""
     patch: int = 4
     """Side of a patch of `descriptor` in pixels; a ViT has its own, >= 1. [ours]"""
     snap_rounds: int = 2
-    """Rounds in which pixels move to the neighbouring patch they resemble; 0 leaves patches square. [ours]"""
+    """Rounds in which pixels of `patches` move to the neighbouring patch they resemble; 0 leaves them square. [ours]"""
     compactness: float = 5.0
     """Lab distance that counts as much as one patch side when pixels choose their patch, > 0. [ours]"""
     color_width: float = 12.0

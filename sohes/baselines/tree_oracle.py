@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ceiling of phase 1: the best masks its merge tree holds, chosen by looking at the truth.
+"""The ceiling of phase 1: the best masks its (first) merge tree holds, chosen by looking at the truth.
 
 Every node of the tree of one photo is a candidate, drawn at the photo's own resolution with the very pixels that phase
 1 would draw. True masks get different nodes; the assignment maximises the number of IoU thresholds .50:.05:.95 that are
@@ -21,8 +21,8 @@ from sohes.evaluation.protocol import COCO_THRESHOLDS
 from sohes.forest import Forest, build_forest
 from sohes.labels.draw import draw_nodes
 from sohes.labels.features import FeatureExtractor
+from sohes.labels.regions import photo_tree
 from sohes.masks import PackedMasks
-from sohes.ops.merge_regions import merge_regions
 from sohes.ops.merge_tree import MergeTree
 
 
@@ -34,10 +34,7 @@ def tree_oracle_forest(
     image: uint8 [3, H, W]. truths: true masks of the photo's size, one set per annotator, who are assigned to each on
     their own. max_masks: the best are kept.
     """
-    view = extractor.view(image)
-    (features,) = extractor([view])  # [h, w, C]
-    (tree,) = merge_regions(features)
-    patches = view.photo_patches()  # [H, W]
+    tree, patches = photo_tree(image, extractor)  # [H, W]
     best: dict[int, float] = {}  # node -> its IoU
     for masks in truths:
         for node, iou in assign_nodes(node_ious(tree, patches, masks)):

@@ -14,6 +14,8 @@ from sohes.labels.node_statistics import NodeStatistics, node_statistics
 from sohes.labels.view import View
 from sohes.ops.merge_tree import MergeTree
 
+# Filters and duplicates take some of the drawn masks away: this many times max_masks are drawn.
+_SPARE = 1.5
 # Lab difference between patches at which an edge counts half. [ours]
 _EDGE_SOFTNESS = 10.0
 # Exponents of the score's factors contrast, separation, share of the image and roundness, measured on photos. [ours]
@@ -50,6 +52,11 @@ def area_limits(size: tuple[int, int], config: ExploreConfig) -> tuple[float, fl
     return max(config.min_pixels, config.min_area * pixels / 480**2), config.max_area * pixels
 
 
+def num_drawn(config: ExploreConfig) -> int:
+    """How many candidates become masks: more than are kept, since some of them will be filtered out."""
+    return int(config.max_masks * _SPARE) + 1
+
+
 def cut_thresholds(tree: MergeTree, config: ExploreConfig) -> list[float]:
     """The similarities to cut at.
 
@@ -77,8 +84,8 @@ def node_scores(statistics: NodeStatistics, share: np.ndarray) -> np.ndarray:
     return np.exp(logarithm / sum(_EXPONENTS))
 
 
-def drop_nested_duplicates(tree: MergeTree, ids: np.ndarray, iou: float) -> np.ndarray:
-    """Of `ids` [n], best first, those whose IoU with every better one is at most `iou`.
+def drop_nested_duplicates(tree: MergeTree, ids: np.ndarray, iou: float, limit: int | None = None) -> np.ndarray:
+    """Of `ids` [n], best first, those whose IoU with every better one is at most `iou`; the first `limit` of them.
 
     Nodes are nested or apart; the IoU of nested ones is the ratio of their areas, so only the chains above and below
     a kept node need a look, as far as areas stay close.
@@ -90,6 +97,8 @@ def drop_nested_duplicates(tree: MergeTree, ids: np.ndarray, iou: float) -> np.n
     for node in ids.tolist():
         if dropped[node]:
             continue
+        if len(kept) == limit:
+            break
         kept.append(node)
         above = parents[node]
         while above >= 0 and areas[node] > iou * areas[above]:

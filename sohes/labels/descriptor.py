@@ -20,6 +20,8 @@ from sohes.labels.view import View
 
 _NUM_ORIENTATIONS = 4
 _COLOR_FREQUENCIES, _TEXTURE_FREQUENCIES, _PLACE_FREQUENCIES = 32, 16, 16
+# Of colours that are compared as they are, not summed up to distributions.
+_PLAIN_FREQUENCIES = 16
 # Lightness varies more than hue within one surface (shading), so its kernel is wider by this.
 _LIGHTNESS_WIDTH = 1.5
 
@@ -66,6 +68,11 @@ def diffuse(features: Tensor, lab: Tensor, config: ExploreConfig) -> Tensor:
         features[:, :-1] += flow_y
         features[:, 1:] -= flow_y
     return features
+
+
+def embed_color(lab: Tensor, config: ExploreConfig) -> Tensor:
+    """Colours float32 [P, 3] in Lab -> [P, 32] of norm 1: the distance of two says whether the colours differ."""
+    return _embed(lab, _color_widths(config), _PLAIN_FREQUENCIES, seed=0)
 
 
 def _conductance(difference: Tensor, contrast: float) -> Tensor:

@@ -8,34 +8,48 @@ from torch import Tensor
 
 from sohes.config import ExploreConfig
 from sohes.forest import Forest, build_forest
-from sohes.labels.candidates import Candidates, area_limits
+from sohes.labels.candidates import Candidates, area_limits, num_drawn
 from sohes.masks import PackedMasks, nms_masks
 from sohes.ops.merge_tree import MergeTree
 
-# Masks that exist unpacked at a time, so that memory does not grow with their number.
-_CHUNK = 32
-# Filters and duplicates take some of the drawn masks away: this many times max_masks are drawn.
-_SPARE = 1.5
+# Pixels written at a time when masks are drawn: bounds memory, whatever the number of masks.
+_CHUNK = 1 << 22
 
 
-def draw_nodes(tree: MergeTree, ids: Tensor, patches: Tensor) -> PackedMasks:
-    """Masks of tree nodes ids [n] at the size of patches int64 [H, W], which names the patch of every pixel."""
-    size = (patches.shape[0], patches.shape[1])
-    columns = patches.T.contiguous()  # [W, H]: the order of packed masks
-    parts = [PackedMasks.empty(size)]
-    for chunk in ids.split(_CHUNK):
-        leaves = tree.node_masks(chunk).flatten(1)  # [n, h*w]
-        parts.append(PackedMasks.from_dense(leaves[:, columns].transpose(1, 2)))
-    return PackedMasks.cat(parts)
+def draw_nodes(tree: MergeTree, ids: Tensor, leaves: Tensor) -> PackedMasks:
+    """Masks of tree nodes ids [n] at the size of leaves int64 [H, W], which names the leaf of every pixel.
+
+    With pixels in the tree's depth-first order every node is one slice of them: the work is the masks' total area.
+    """
+    size = (leaves.shape[0], leaves.shape[1])
+    starts, counts, order = (array.long() for array in tree.intervals)
+    position = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order)))  # [N], of each leaf
+    rank, bits = position[leaves.T.flatten()].sort(stable=True)  # [H*W]: bits of packed masks, column by column
+    begin = torch.searchsorted(rank, torch.arange(tree.num_leaves + 1))  # [N + 1]
+    first, last = begin[starts[ids]], begin[starts[ids] + counts[ids]]  # [n]
+    masks = PackedMasks.empty(size)
+    words = masks.words.new_zeros((len(ids), masks.words.shape[1]))  # [n, V]
+    chunks = ((last - first).cumsum(0) // _CHUNK).tolist()
+    for chunk in sorted(set(chunks)):
+        chosen = [i for i, of in enumerate(chunks) if of == chunk]
+        inside = torch.cat([bits[first[i] : last[i]] for i in chosen])
+        owner = torch.repeat_interleave(torch.tensor(chosen), (last - first)[chosen])
+        # Every bit is added once, so that adding is setting it.
+        words.view(-1).index_add_(0, owner * words.shape[1] + inside // 64, torch.ones_like(inside) << (inside % 64))
+    return PackedMasks(words, size)
 
 
 def draw_candidates(
     tree: MergeTree, candidates: Candidates, patches: Tensor, config: ExploreConfig
 ) -> tuple[PackedMasks, Tensor]:
     """Masks of the best candidates and their scores float32 [N], best first: filled, filtered, without duplicates."""
-    best = slice(0, int(config.max_masks * _SPARE) + 1)
-    masks = draw_nodes(tree, candidates.ids[best], patches).fill_holes()
-    scores = candidates.scores[best]
+    best = slice(0, num_drawn(config))
+    return select_masks(draw_nodes(tree, candidates.ids[best], patches), candidates.scores[best], config)
+
+
+def select_masks(masks: PackedMasks, scores: Tensor, config: ExploreConfig) -> tuple[PackedMasks, Tensor]:
+    """Masks with holes filled, of legal size and corners, without duplicates: the best `max_masks`, best first."""
+    masks = masks.fill_holes()
     smallest, largest = area_limits(masks.size, config)
     legal = (masks.areas >= smallest) & (masks.areas <= largest) & (masks.num_corners() <= config.max_corners)
     masks, scores = masks[legal], scores[legal]

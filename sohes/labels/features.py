@@ -24,6 +24,8 @@ from sohes.models.weights import WeightsError
 class FeatureExtractor(Protocol):
     """Turns photos into views on a grid of patches, and views into one feature per patch."""
 
+    config: ExploreConfig
+
     def view(self, image: Tensor) -> View:
         """uint8 [3, H, W] -> the photo at working size; aspect ratio kept."""
         ...
@@ -31,6 +33,11 @@ class FeatureExtractor(Protocol):
     def __call__(self, views: Sequence[View]) -> list[Tensor]:
         """Views of any sizes -> float32 [h, w, C] each."""
         ...
+
+
+def snap_rounds(config: ExploreConfig) -> int:
+    """Rounds in which pixels choose their patch: none where the regions are basins, which are sharp themselves."""
+    return config.snap_rounds if config.start == "patches" else 0
 
 
 class DescriptorExtractor:
@@ -43,7 +50,7 @@ class DescriptorExtractor:
         config = self.config
         size = fit_area((image.shape[1], image.shape[2]), config.side**2, 1, enlarge=False)
         grid = (max(1, round(size[0] / config.patch)), max(1, round(size[1] / config.patch)))
-        return make_view(image, size, grid, config.snap_rounds, config.compactness)
+        return make_view(image, size, grid, snap_rounds(config), config.compactness)
 
     def __call__(self, views: Sequence[View]) -> list[Tensor]:
         return [describe(view, self.config) for view in views]
@@ -67,7 +74,7 @@ class ViTExtractor:
         config = self.config
         size = fit_area((image.shape[1], image.shape[2]), config.side**2, self.patch, enlarge=True)
         grid = (size[0] // self.patch, size[1] // self.patch)
-        return make_view(image, size, grid, config.snap_rounds, config.compactness)
+        return make_view(image, size, grid, snap_rounds(config), config.compactness)
 
     def __call__(self, views: Sequence[View]) -> list[Tensor]:
         """Views of one grid go through the network together."""

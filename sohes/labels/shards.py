@@ -23,7 +23,7 @@ from sohes.errors import SohesError
 from sohes.files import remove_left_over, whole_file
 
 # To be raised whenever the same settings give other labels.
-LABELS_VERSION = 1
+LABELS_VERSION = 2
 
 # Settings that change how labels are made, not what they are.
 _OF_THE_RUN = ("max_failures", "num_workers", "patience")

@@ -44,13 +44,17 @@ class View:
         return (sums / self.patch_sizes).T.contiguous()
 
     def photo_patches(self) -> Tensor:
-        """`patches` at the photo's own size, int64 [H, W]: each pixel takes the nearest one by centres."""
+        """`patches` at the photo's own size, int64 [H, W]."""
+        return self.at_photo_size(self.patches)
+
+    def at_photo_size(self, labels: Tensor) -> Tensor:
+        """Labels [H, W] of the view's pixels at the photo's own size: each pixel takes the nearest one by centres."""
         height, width = self.photo_size
-        if self.patches.shape == self.photo_size:
-            return self.patches
-        rows = ((torch.arange(height) * 2 + 1) * self.patches.shape[0] // (2 * height)).to(self.patches.device)
-        columns = ((torch.arange(width) * 2 + 1) * self.patches.shape[1] // (2 * width)).to(self.patches.device)
-        return self.patches[rows[:, None], columns[None, :]]
+        if labels.shape == self.photo_size:
+            return labels
+        rows = ((torch.arange(height) * 2 + 1) * labels.shape[0] // (2 * height)).to(labels.device)
+        columns = ((torch.arange(width) * 2 + 1) * labels.shape[1] // (2 * width)).to(labels.device)
+        return labels[rows[:, None], columns[None, :]]
 
 
 def make_view(image: Tensor, size: tuple[int, int], grid: tuple[int, int], rounds: int, compactness: float) -> View:

@@ -24,9 +24,11 @@ from sohes.engine.console import Progress, RunLog, format_seconds
 from sohes.engine.distributed import World
 from sohes.errors import SohesError
 from sohes.forest import Forest
+from sohes.labels.basins import find_basins
 from sohes.labels.candidates import find_candidates
-from sohes.labels.draw import draw_candidates, make_forest
+from sohes.labels.draw import draw_candidates, make_forest, select_masks
 from sohes.labels.features import FeatureExtractor, build_extractor
+from sohes.labels.regions import basin_features, draw_regions, find_regions
 from sohes.labels.shards import LabelledFile, Row, Shards
 from sohes.ops.merge_regions import merge_regions
 
@@ -107,12 +109,20 @@ def label_image(
     clock = clock or StageClock()
     with clock("features"):
         view = extractor.view(image)
-        (features,) = extractor([view])  # [h, w, C]
-    with clock("merge"):
-        (tree,) = merge_regions(features)
-        candidates = find_candidates(tree, view, config)
-    with clock("masks"):
-        masks, scores = draw_candidates(tree, candidates, view.photo_patches(), config)
+        features = basin_features(view, extractor) if config.start == "basins" else extractor([view])[0]  # [h, w, C]
+    if config.start == "basins":
+        with clock("merge"):
+            basins = find_basins(view, features, config)
+            regions = find_regions(basins, view.photo_size, config)
+        with clock("masks"):
+            masks, scores = select_masks(*draw_regions(regions, basins.labels), config)
+            masks = masks if masks.size == view.photo_size else masks.resize(view.photo_size)
+    else:
+        with clock("merge"):
+            (tree,) = merge_regions(features)
+            candidates = find_candidates(tree, view, config)
+        with clock("masks"):
+            masks, scores = draw_candidates(tree, candidates, view.photo_patches(), config)
     with clock("forest"):
         return make_forest(masks, scores, config)
 

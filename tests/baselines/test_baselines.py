@@ -16,8 +16,8 @@ from sohes.config import BaselineConfig, ExploreConfig
 from sohes.evaluate import main
 from sohes.labels.draw import draw_nodes
 from sohes.labels.features import build_extractor
+from sohes.labels.regions import photo_tree
 from sohes.masks import PackedMasks, mask_iou
-from sohes.ops.merge_regions import merge_regions
 
 
 def two_squares(size=64):
@@ -77,10 +77,8 @@ def test_largest_first_keeps_the_limit_and_drops_tiny_and_repeated_masks():
 @pytest.fixture(scope="module")
 def tree():
     photo, masks = two_squares()
-    extractor = build_extractor(ExploreConfig())
-    view = extractor.view(photo)
-    (merged,) = merge_regions(extractor([view])[0])
-    return merged, view.photo_patches(), PackedMasks.from_dense(masks)
+    merged, leaves = photo_tree(photo, build_extractor(ExploreConfig()))
+    return merged, leaves, PackedMasks.from_dense(masks)
 
 
 def test_node_ious_are_those_of_the_drawn_masks(tree):

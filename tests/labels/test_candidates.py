@@ -81,7 +81,7 @@ def test_drawn_nodes_are_unions_of_their_patches():
 
 def test_finds_a_whole_and_its_part(two_discs):
     image, outer, inner = two_discs
-    config = ExploreConfig(max_masks=10)
+    config = ExploreConfig(max_masks=10, start="patches")
     extractor = build_extractor(config)
     view = extractor.view(image)
     (tree,) = merge_regions(extractor([view])[0])

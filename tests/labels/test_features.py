@@ -30,7 +30,7 @@ def test_descriptor_of_any_size(size):
 
 def test_descriptor_tells_surfaces_apart(two_discs):
     image, outer, inner = two_discs
-    extractor = build_extractor(ExploreConfig(place_weight=0.0))
+    extractor = build_extractor(ExploreConfig(place_weight=0.0, start="patches"))
     view = extractor.view(image)
     features = torch.nn.functional.normalize(extractor([view])[0].flatten(0, 1), dim=1)
     kind = (view.pool(torch.stack([outer, inner]).float()) > 0.5).sum(1)  # 0 gray, 1 red, 2 yellow
@@ -42,7 +42,7 @@ def test_descriptor_tells_surfaces_apart(two_discs):
 
 
 def test_constant_image_differs_by_place_only():
-    extractor = build_extractor(ExploreConfig(place_weight=0.0))
+    extractor = build_extractor(ExploreConfig(place_weight=0.0, start="patches"))
     (features,) = extractor([extractor.view(torch.full((3, 32, 32), 77, dtype=torch.uint8))])
     torch.testing.assert_close(features, features[:1, :1].expand_as(features), rtol=1e-4, atol=1e-4)
 

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+// merge_borders: greedy merging of adjacent regions by what they are like and by the strength of their common
+// border. The definition is sohes/ops/reference/merge_borders.py.
+//
+// means         float32 [N, C]   the mean feature of each starting region
+// sizes         int64 [N]        its pixels, at least 1
+// edges         int32 [E, 2]     adjacent pairs of different regions, each pair once
+// borders       float32 [E, 2]   per pair: length of the common border, and the sum of edge strength along it
+// merges        int32 [N, 2]     (lower id, higher id) of merge k, which makes region N + k; -1 past the last
+// cost          float32 [N]      at which it was merged; 0 past the last
+// shared        float32 [N, 2]   borders of that pair when it was merged; 0 past the last
+// num_merges    int32 [1]
+//
+// One thread. Equal input gives equal bits on one build; builds for other instruction sets may round sums of
+// products differently. Unlike the other kernels this one allocates: the length of its neighbour lists
+// depends on the data.
+#pragma once
+
+#include "sohes/tensor_view.h"
+
+namespace sohes {
+
+void merge_borders_cpu(const TensorView& means, const TensorView& sizes, const TensorView& edges,
+                       const TensorView& borders, double border_weight, double size_exponent,
+                       const TensorView& merges, const TensorView& cost, const TensorView& shared,
+                       const TensorView& num_merges);
+
+}  // namespace sohes

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starting regions that are sharp to the pixel: catchment basins of the colour gradient, and how they adjoin.
+
+Every pixel flows to the lowest of its 4 neighbours; pixels that end in one minimum are one basin (the watershed by
+steepest descent, Vincent and Soille 1991 in spirit). Borders of basins lie on ridges of the gradient, where edges are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sohes.config import ExploreConfig
+from sohes.labels.descriptor import embed_color
+from sohes.labels.view import View
+
+
+@dataclass(frozen=True, eq=False)
+class Basins:
+    """labels: int64 [H, W] of the view, 0..N-1. means: float32 [N, C]. sizes: int64 [N]. edges: int64 [E, 2], each
+    adjacent pair once. borders: float32 [E, 2], pixel sides between the two and summed edge strength along them."""
+
+    labels: Tensor
+    means: Tensor
+    sizes: Tensor
+    edges: Tensor
+    borders: Tensor
+
+
+def find_basins(view: View, features: Tensor | None, config: ExploreConfig) -> Basins:
+    """Basins of a view. Their features are those of a ViT, [h, w, C], pooled; or their mean colours', for None."""
+    labels = catchment_basins(color_gradient(view.lab, config.basin_sigma))  # [H, W]
+    flat = labels.flatten()
+    sizes = torch.bincount(flat)  # [N]
+    if features is None:
+        colors = torch.stack([torch.bincount(flat, channel) for channel in view.lab.flatten(1)]) / sizes  # [3, N]
+        means = embed_color(colors.T.float(), config)  # [N, 32]
+    else:
+        means = pool_features(flat, sizes, view.patches.flatten(), features.flatten(0, 1))
+    gradient = 2 * color_gradient(view.lab, config.border_sigma)  # [H, W], the step across two pixels
+    edges, borders = region_borders(labels, gradient / (gradient + config.border_softness))
+    return Basins(labels, means, sizes, edges, borders)
+
+
+def pool_features(labels: Tensor, sizes: Tensor, patches: Tensor, features: Tensor) -> Tensor:
+    """Mean over the pixels of each region, float32 [N, C], of unit-length features [h*w, C] of their patches.
+
+    labels, patches: int64 [P], of each pixel. Regions of few patches each make this a sparse product.
+    """
+    num_patches = len(features)
+    pairs, counts = torch.unique(labels * num_patches + patches, return_counts=True)
+    shares = torch.sparse_coo_tensor(
+        torch.stack([pairs // num_patches, pairs % num_patches]),
+        counts.float(),
+        (len(sizes), num_patches),
+        check_invariants=True,
+    )
+    return (shares @ F.normalize(features.float(), dim=1)) / sizes[:, None]
+
+
+def color_gradient(lab: Tensor, sigma: float) -> Tensor:
+    """Length of the gradient of lab [3, H, W] after a Gaussian blur, per pixel, float32 [H, W]."""
+    blurred = F.pad(blur(lab, sigma)[None], (1, 1, 1, 1), mode="replicate")[0]  # [3, H+2, W+2]
+    dx = (blurred[:, 1:-1, 2:] - blurred[:, 1:-1, :-2]) / 2
+    dy = (blurred[:, 2:, 1:-1] - blurred[:, :-2, 1:-1]) / 2
+    return (dx.square() + dy.square()).sum(0).sqrt()
+
+
+def blur(values: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur of [C, H, W], cut off at 3 sigma, the image's edge repeated beyond it."""
+    radius = max(1, round(3 * sigma))
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float32, device=values.device)
+    kernel = torch.exp(-offsets.square() / (2 * sigma**2))
+    kernel = (kernel / kernel.sum())[None, None]  # [1, 1, K]
+    for shape, padding in ((kernel[..., None], (0, 0, radius, radius)), (kernel[..., None, :], (radius, radius, 0, 0))):
+        padded = F.pad(values[:, None], padding, mode="replicate")  # [C, 1, ...]
+        values = F.conv2d(padded, shape)[:, 0]
+    return values
+
+
+def catchment_basins(height: Tensor) -> Tensor:
+    """Basin of every pixel of height [H, W], int64 [H, W], numbered 0..N-1 in the order of their minima.
+
+    Lower means a smaller height, or of equal heights the smaller flat index: no cycles, and few basins on a plateau.
+    """
+    rows, columns = height.shape
+    index = torch.arange(rows * columns, device=height.device).view(rows, columns)  # [H, W]
+    padded = F.pad(height[None, None], (1, 1, 1, 1), value=torch.inf)[0, 0]  # [H+2, W+2]
+    lowest, target = height, index
+    for dy, dx in ((-1, 0), (0, -1), (0, 1), (1, 0)):
+        other = padded[1 + dy : 1 + dy + rows, 1 + dx : 1 + dx + columns]  # [H, W]
+        neighbour = index + dy * columns + dx
+        lower = (other < lowest) | ((other == lowest) & (neighbour < target))
+        target = torch.where(lower, neighbour, target)
+        lowest = torch.minimum(lowest, other)
+    target = target.flatten()  # [H*W]
+    while True:
+        further = target[target]
+        if torch.equal(further, target):
+            break
+        target = further
+    is_minimum = target == index.flatten()
+    return (is_minimum.cumsum(0) - 1)[target].view(rows, columns)
+
+
+def region_borders(labels: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
+    """Pairs of regions of labels int64 [H, W] that adjoin, int64 [E, 2], sorted; their borders, float32 [E, 2].
+
+    strength: float32 [H, W]; a pixel side between two regions has the larger strength of its two pixels.
+    """
+    a = torch.cat([labels[:, :-1].flatten(), labels[:-1].flatten()])
+    b = torch.cat([labels[:, 1:].flatten(), labels[1:].flatten()])
+    right = torch.maximum(strength[:, :-1], strength[:, 1:]).flatten()
+    down = torch.maximum(strength[:-1], strength[1:]).flatten()
+    across = (a != b).nonzero()[:, 0]
+    a, b, sides = a[across], b[across], torch.cat([right, down])[across]
+    num_regions = int(labels.max()) + 1
+    keys, place = torch.unique(torch.minimum(a, b) * num_regions + torch.maximum(a, b), return_inverse=True)  # [E]
+    edges = torch.stack([keys // num_regions, keys % num_regions], 1)
+    sums = torch.bincount(place, sides.double(), minlength=len(keys))
+    borders = torch.stack([torch.bincount(place, minlength=len(keys)).double(), sums], 1)
+    return edges, borders.float()

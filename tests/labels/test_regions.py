@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from sohes.config import ExploreConfig
+from sohes.labels.basins import blur, catchment_basins, find_basins, pool_features, region_borders
+from sohes.labels.draw import draw_nodes, select_masks
+from sohes.labels.features import build_extractor
+from sohes.labels.regions import border_sums, draw_regions, find_regions, grow_tree, score_nodes
+from sohes.masks import PackedMasks, mask_iou
+
+
+def random_image(h, w, seed=0):
+    pixels = torch.rand(3, h, w, generator=torch.Generator().manual_seed(seed))
+    return (blur(pixels, 2.0) * 255).byte()
+
+
+def basins_of(image, config=None):
+    config = config or ExploreConfig()
+    return find_basins(build_extractor(config).view(image), None, config)
+
+
+def test_basins_by_hand():
+    height = torch.tensor([[3.0, 2.0, 5.0, 1.0], [4.0, 1.0, 6.0, 0.0]])
+    assert catchment_basins(height).tolist() == [[0, 0, 1, 1], [0, 0, 1, 1]]
+    assert catchment_basins(torch.zeros(3, 4)).unique().tolist() == [0]  # a plateau is one basin
+
+
+def test_every_basin_is_connected_and_holds_one_minimum():
+    height = blur(torch.rand(1, 40, 30, generator=torch.Generator().manual_seed(1)), 1.5)[0]
+    labels = catchment_basins(height)
+    assert labels.unique().tolist() == list(range(int(labels.max()) + 1))
+    lowest = ndimage.minimum_filter(height.numpy(), footprint=ndimage.generate_binary_structure(2, 1)) == height.numpy()
+    for basin in labels.unique():
+        inside = (labels == basin).numpy()
+        assert ndimage.label(inside)[1] == 1
+        assert lowest[inside].sum() == 1
+
+
+def test_blur_keeps_the_mean_of_a_constant():
+    torch.testing.assert_close(blur(torch.full((2, 9, 7), 3.0), 1.5), torch.full((2, 9, 7), 3.0))
+
+
+def test_borders_by_hand():
+    labels = torch.tensor([[0, 0, 1], [0, 2, 2]])
+    strength = torch.tensor([[0.0, 0.5, 0.25], [1.0, 0.0, 0.0]])
+    edges, borders = region_borders(labels, strength)
+    assert edges.tolist() == [[0, 1], [0, 2], [1, 2]]
+    assert borders.tolist() == [[1.0, 0.5], [2.0, 1.5], [1.0, 0.25]]
+
+
+def test_pooled_features_are_means_over_pixels():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.cat([torch.arange(5), torch.randint(0, 5, (95,), generator=generator)])
+    patches = torch.randint(0, 7, (100,), generator=generator)
+    features = torch.randn(7, 3, generator=generator)
+    got = pool_features(labels, torch.bincount(labels), patches, features)
+    unit = features / features.norm(dim=1, keepdim=True)
+    for region in range(5):
+        torch.testing.assert_close(got[region], unit[patches[labels == region]].mean(0))
+
+
+def test_drawn_intervals_are_unions_of_their_basins():
+    basins = basins_of(random_image(37, 51))
+    tree, _ = grow_tree(basins, 3.0, 0.3)
+    ids = torch.tensor([0, tree.num_leaves - 1, tree.num_leaves + 1, tree.num_nodes - 2, tree.num_nodes - 1])
+    expected = tree.node_masks(ids)[:, basins.labels]
+    assert torch.equal(draw_nodes(tree, ids, basins.labels).to_dense(), expected)
+    assert len(draw_nodes(tree, ids[:0], basins.labels)) == 0
+
+
+def test_border_sums_equal_those_of_drawn_masks():
+    basins = basins_of(random_image(21, 26))
+    tree, shared = grow_tree(basins, 3.0, 0.3)
+    length, strength = border_sums(tree, shared, basins)
+    masks = tree.node_masks(torch.arange(tree.num_nodes))  # [R, N]
+    a, b = basins.edges.T
+    crossing = (masks[:, a] != masks[:, b]).float()  # [R, E]
+    np.testing.assert_allclose(length, crossing @ basins.borders[:, 0], atol=1e-3)
+    np.testing.assert_allclose(strength, crossing @ basins.borders[:, 1], atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (3, 3), (30, 41)])
+def test_scores_are_in_range_for_any_size(size):
+    basins = basins_of(random_image(*size))
+    tree, shared = grow_tree(basins, 3.0, 0.3)
+    scores = score_nodes(tree, shared, basins)
+    assert scores.shape == (tree.num_nodes,)
+    assert ((scores > 0) & (scores <= 1)).all()
+
+
+@pytest.mark.parametrize("ward_weight", [0.0, 0.4])
+def test_finds_a_whole_and_its_part(two_discs, ward_weight):
+    image, outer, inner = two_discs
+    config = ExploreConfig(max_masks=10, ward_weight=ward_weight)
+    basins = basins_of(image, config)
+    regions = find_regions(basins, (64, 96), config)
+    assert len(regions) == 1 + (ward_weight > 0)
+    masks, scores = select_masks(*draw_regions(regions, basins.labels), config)
+    assert 2 <= len(masks) <= 10
+    assert (scores[:-1] >= scores[1:]).all()
+    iou = mask_iou(PackedMasks.from_dense(torch.stack([outer, inner])), masks)
+    assert iou[:, :4].max(1).values.min() > 0.9  # both among the best four
+    assert mask_iou(masks, masks).fill_diagonal_(0).max() <= config.nms_iou
+
+
+def test_features_of_a_network_are_pooled(two_discs):
+    image, outer, _ = two_discs
+    config = ExploreConfig()
+    view = build_extractor(config).view(image)
+    inside = view.pool(outer[None].float())[:, 0] > 0.5
+    features = torch.eye(2)[inside.long()].view(*view.grid, 2)
+    basins = find_basins(view, features, config)
+    assert basins.means.shape == (len(basins.sizes), 2)
+    torch.testing.assert_close(basins.means.sum(1), torch.ones(len(basins.sizes)))
+    shares = torch.zeros(len(basins.sizes)).index_add_(0, basins.labels.flatten(), outer.flatten().float())
+    assert (basins.means[:, 1] - shares / basins.sizes).abs().mean() < 0.1
