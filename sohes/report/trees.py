@@ -23,8 +23,8 @@ from sohes.data.images import read_image
 from sohes.errors import SohesError
 from sohes.forest import Forest
 from sohes.labels.features import FeatureExtractor, build_extractor
+from sohes.labels.regions import photo_tree
 from sohes.masks import PackedMasks, mask_iou
-from sohes.ops.merge_regions import merge_regions
 from sohes.ops.merge_tree import MergeTree
 from sohes.phases.explore import label_image
 from sohes.report.photos import TILE, choose_evenly, image_uri, png_uri, training_root
@@ -104,9 +104,7 @@ def draw_tree(
 
     Raises SohesError when the photo has too many patches.
     """
-    view = extractor.view(image)
-    (features,) = extractor([view])
-    (tree,) = merge_regions(features)
+    tree, leaves = photo_tree(image, extractor)
     if tree.num_leaves > _MAX_PATCHES:
         raise SohesError(f"{name}: {tree.num_leaves} patches are too many to show its tree")
     small = resize_image(image, TILE)  # [3, h, w]
@@ -114,7 +112,7 @@ def draw_tree(
     order, joined = layout_boundaries(tree)
     place_of = np.empty(tree.num_leaves, np.uint16)
     place_of[order] = np.arange(tree.num_leaves)
-    places = place_of[_resize_labels(view.photo_patches(), size).numpy()]  # [h, w]
+    places = place_of[_resize_labels(leaves, size).numpy()]  # [h, w]
     cuts = spread_cuts(tree, _NUM_CUTS)
     still = min(cuts, key=lambda cut: abs(cut[2] - _SHOWN_REGIONS))
     return TreePicture(
@@ -152,8 +150,8 @@ def spread_cuts(tree: MergeTree, count: int) -> list[tuple[float, int, int]]:
 
 
 def unrefined(config: ExploreConfig) -> ExploreConfig:
-    """The settings without what sharpens masks: patches stay squares."""
-    return replace(config, snap_rounds=0)
+    """The settings without what sharpens masks: square patches."""
+    return replace(config, start="patches", snap_rounds=0)
 
 
 def _draw_closeup(

@@ -16,6 +16,7 @@ from sohes.engine.console import RunLog
 from sohes.errors import SohesError
 from sohes.forest import Forest
 from sohes.labels.features import build_extractor
+from sohes.labels.regions import photo_tree
 from sohes.masks import PackedMasks
 from sohes.ops.merge_regions import merge_regions
 from sohes.phases.explore import explore
@@ -23,7 +24,7 @@ from sohes.report import write_report
 from sohes.report.photos import choose_evenly, missed_masks
 from sohes.report.trees import draw_tree, layout_boundaries, spread_cuts, unrefined
 
-CONFIG = ExploreConfig(patch=4)
+CONFIG = ExploreConfig(start="patches", patch=4)
 
 
 def inflate(text):
@@ -87,7 +88,7 @@ def test_a_tree_of_a_photo():
 
 
 def test_too_many_patches_are_told():
-    config = ExploreConfig(patch=1, snap_rounds=0, diffusion_steps=0)
+    config = ExploreConfig(start="patches", patch=1, snap_rounds=0, diffusion_steps=0)
     extractor = build_extractor(config)
     with pytest.raises(SohesError, match=r"^b\.png: 66049 patches are too many"):
         draw_tree(torch.zeros(3, 257, 257, dtype=torch.uint8), "b.png", extractor, extractor, config)
@@ -95,7 +96,7 @@ def test_too_many_patches_are_told():
 
 def test_page_of_a_run_carries_its_trees(tmp_path):
     write_scenes(tmp_path / "scenes" / "train", 5, 48, 0)
-    config = ExploreConfig(patch=4, max_masks=10)
+    config = ExploreConfig(start="patches", patch=4, max_masks=10)
     explore(tmp_path / "scenes/train/images", tmp_path, config, log=RunLog(console=False))
     (tmp_path / "config.json").write_text(json.dumps({"explore": to_dict(config)}))
     html = write_report(tmp_path, num_photos=4).read_text()
@@ -126,3 +127,19 @@ def test_choose_evenly():
     assert choose_evenly(range(10), 3) == [1, 5, 8]
     assert choose_evenly([4, 5], 7) == [4, 5]
     assert choose_evenly([], 3) == []
+
+
+def test_a_tree_of_basins():
+    image = draw_scene(3, 96).image
+    config = ExploreConfig(max_masks=10)
+    extractor = build_extractor(config)
+    picture = draw_tree(image, "a.png", extractor, build_extractor(unrefined(config)), config)
+    tree, leaves = photo_tree(image, extractor)
+    places, joined = inflate(picture.places), inflate(picture.joined)
+    assert len(joined) == tree.num_leaves - 1
+    threshold, merges, _ = picture.cuts[len(picture.cuts) // 2]
+    height, width = picture.size
+    shown = np.concatenate([[0], np.cumsum(joined >= merges)])[places].reshape(height, width)
+    scale = height // 96
+    true = tree.cut(threshold)[leaves].numpy()
+    assert same_partition(shown[scale // 2 :: scale, scale // 2 :: scale], true)
