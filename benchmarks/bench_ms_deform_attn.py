@@ -1,113 +1,144 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ms_deform_attn beside the pure PyTorch form, in one run.
+"""ms_deform_attn beside the pure PyTorch form, in one run; on a GPU beside Deformable DETR's algorithm too.
 
     OMP_NUM_THREADS=2 pytest benchmarks/bench_ms_deform_attn.py
     OMP_NUM_THREADS=1 pytest benchmarks/bench_ms_deform_attn.py     # a process of its own for each number of threads
 
 `large`: levels 128, 64, 32, all positions as queries, 8 heads of 32 channels, 4 points. `training`: the small levels of
-a smoke-test training. extra_info holds the ratio to the pure form, the rate of gathered bytes (4 corners of D channels
-a point) and the peak memory of a call beyond its inputs. On a GPU the same cases run there at B=8.
+a smoke-test training. On a GPU `large` runs at B=8. `locations`: the operator on sampling locations and weights.
+`offsets`: from what a layer gives, offsets and logits, where both sides also do the softmax and the locations.
+
+extra_info holds the ratio to each peer, the rate of gathered bytes (4 corners of D channels a point; on a GPU also as a
+share of what a copy reaches there) and the peak memory of a call beyond its inputs, with what the outputs and gradients
+themselves take.
 """
 
-import ctypes
-import os
 import statistics
-import threading
 import time
 from dataclasses import replace
 
 import pytest
 import torch
-from ms_deform_attn_cases import LARGE, TRAINING, make_inputs, pure_pytorch
+from deformable_detr_form import deformable_detr_form, why_not
+from ms_deform_attn_cases import LARGE, TRAINING, make_inputs, make_raw_inputs, pure_pytorch
+from peak_memory import peak_memory
 
 from sohes.ops.ms_deform_attn import FORWARD, ms_deform_attn
+from sohes.ops.ms_deform_attn_fused import ms_deform_attn_fused
+from sohes.ops.reference.ms_deform_attn import place_points
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 CASES = {"large": LARGE, "training": TRAINING}
-if DEVICE.type == "cuda":
-    CASES["large"] = replace(LARGE, batch=8)
-FLOAT, BFLOAT16 = torch.float32, torch.bfloat16
-PEER_MEDIANS = {}
+FLOAT = torch.float32
+PEER_RESULTS = {}
 
 
-def step(function, direction, dtype, case):
-    """A closure that runs one forward, or one forward and backward, to its end."""
-    value, shapes, locations, weights, grad_output = make_inputs(case, dtype, FLOAT, device=DEVICE)
-    leaves = [t.requires_grad_(direction == "train") for t in (value, locations, weights)]
+def pure_from_offsets(value, spatial_shapes, reference_points, offsets, logits):
+    flat = [side for shape in spatial_shapes for side in shape]
+    return pure_pytorch(value, spatial_shapes, *place_points(flat, reference_points, offsets, logits))
+
+
+FUNCTIONS = {"locations": (ms_deform_attn, pure_pytorch), "offsets": (ms_deform_attn_fused, pure_from_offsets)}
+
+
+def step(function, form, direction, dtype, case, device):
+    """(closure that runs one forward, or one forward and backward, to its end; bytes of what that gives)"""
+    make = make_inputs if form == "locations" else make_raw_inputs
+    value, shapes, *points, grad_output = make(case, dtype, FLOAT, device=device)
+    leaves = [t.requires_grad_(direction == "train") for t in (value, *points[-2:])]
 
     def run():
-        output = function(value, shapes, locations, weights)
+        output = function(value, shapes, *points)
         if direction == "train":
-            torch.autograd.grad(output, leaves, grad_output)
-        if DEVICE.type == "cuda":
+            torch.autograd.grad(output, leaves, grad_output.to(output.dtype))
+        if device.type == "cuda":
             torch.cuda.synchronize()
 
-    return run
+    results = [grad_output, *(leaves if direction == "train" else [])]
+    return run, sum(t.nbytes for t in results)
 
 
-def peak_memory(run):
-    """Bytes of one call beyond what was there before: allocator's peak on a GPU, resident memory on a CPU."""
-    if DEVICE.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        return torch.cuda.max_memory_allocated() - before
-    peak, done = 0, threading.Event()
-
-    def resident():
-        with open("/proc/self/statm") as statm:
-            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-    def watch():
-        nonlocal peak
-        while not done.is_set():
-            peak = max(peak, resident())
-            time.sleep(0.0005)
-
-    ctypes.CDLL(None).malloc_trim(0)  # what earlier calls freed must not hide what this one takes
-    before = resident()
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+def median_and_peak(run, device, rounds=5):
+    """Median seconds, and bytes of memory, of a peer."""
     run()
-    done.set()
-    watcher.join()
-    return max(peak - before, 0)
-
-
-def peer_median(direction, name):
-    """Median seconds of the pure form in float32, measured once per run just before its first rival."""
-    if (direction, name) not in PEER_MEDIANS:
-        run = step(pure_pytorch, direction, FLOAT, CASES[name])
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
         run()
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - start)
-        PEER_MEDIANS[direction, name] = statistics.median(times), peak_memory(run)
-    return PEER_MEDIANS[direction, name]
+        times.append(time.perf_counter() - start)
+    return statistics.median(times), peak_memory(run, device)
 
 
-@pytest.mark.parametrize("dtype", [FLOAT, BFLOAT16], ids=["float32", "bfloat16"])
+def peer(form, direction, name, case, device):
+    """The pure form in float32, measured once per run just before its first rival."""
+    key = (form, direction, name, device.type)
+    if key not in PEER_RESULTS:
+        run, _ = step(FUNCTIONS[form][1], form, direction, FLOAT, case, device)
+        PEER_RESULTS[key] = median_and_peak(run, device)
+    return PEER_RESULTS[key]
+
+
+def measure(benchmark, form, direction, name, case, dtype, device):
+    where = f"{device.type} x{torch.get_num_threads()}" if device.type == "cpu" else device.type
+    benchmark.group = f"{direction} {name} {form} {where}"
+    seconds, peak = peer(form, direction, name, case, device)
+    run, result_bytes = step(FUNCTIONS[form][0], form, direction, dtype, case, device)
+    benchmark.pedantic(run, rounds=20, warmup_rounds=3)
+    ours = benchmark.stats.stats.median
+    gathered = case.batch * case.positions * case.heads * len(case.shapes) * case.points * 4
+    # Training also reads each corner again and adds to its gradient.
+    gathered *= case.channels * dtype.itemsize * (1 if direction == "forward" else 4)
+    extra = peak_memory(run, device)
+    benchmark.extra_info.update(
+        backend=FORWARD.choose("auto", device, dtype).name,
+        peer_milliseconds=round(1e3 * seconds, 2),
+        times_faster=round(seconds / ours, 1),
+        gathered_gigabytes_per_second=round(gathered / ours / 1e9, 1),
+        results_megabytes=round(result_bytes / 1e6, 1),
+        extra_megabytes=None if extra is None else round(extra / 1e6, 1),
+        peer_extra_megabytes=None if peak is None else round(peak / 1e6, 1),
+    )
+    return ours, gathered
+
+
+def report(benchmark, dtype):
+    print(f"\n{benchmark.group} {dtype}: {1e3 * benchmark.stats.stats.median:.2f} ms, {benchmark.extra_info}")
+
+
+@pytest.mark.parametrize("dtype", [FLOAT, torch.bfloat16, torch.float16], ids=["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("direction", ["forward", "train"])
-def test_ms_deform_attn(benchmark, direction, name, dtype):
-    case = CASES[name]
-    benchmark.group = f"{direction} {name} {DEVICE.type} x{torch.get_num_threads()}"
-    peer, peer_bytes = peer_median(direction, name)
-    run = step(ms_deform_attn, direction, dtype, case)
-    benchmark.pedantic(run, rounds=20, warmup_rounds=3)
-    gathered = case.batch * case.positions * case.heads * len(case.shapes) * case.points * 4
-    gathered *= (
-        case.channels * dtype.itemsize * (1 if direction == "forward" else 4)
-    )  # train: + read value, add to grad
-    ours = benchmark.stats.stats.median
+@pytest.mark.parametrize("form", FUNCTIONS)
+def test_ms_deform_attn(benchmark, form, direction, name, dtype):
+    measure(benchmark, form, direction, name, CASES[name], dtype, CPU)
+    report(benchmark, dtype)
+
+
+def copy_bytes_per_second():
+    """What a copy of 1 GB reaches on the GPU, reads and writes counted."""
+    source = torch.empty(1 << 28, device=CUDA)
+    target = torch.empty_like(source)
+    seconds, _ = median_and_peak(lambda: (target.copy_(source), torch.cuda.synchronize()), CUDA)
+    return 2 * source.nbytes / seconds
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [FLOAT, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("direction", ["forward", "train"])
+def test_beside_deformable_detr_on_a_gpu(benchmark, direction, dtype):
+    reason = why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    case = replace(LARGE, batch=8)
+    theirs_run, _ = step(deformable_detr_form, "locations", direction, FLOAT, case, CUDA)
+    expected = deformable_detr_form(*make_inputs(LARGE, device=CUDA)[:4])
+    torch.testing.assert_close(ms_deform_attn(*make_inputs(LARGE, device=CUDA)[:4]), expected, rtol=1e-4, atol=1e-4)
+    theirs, theirs_peak = median_and_peak(theirs_run, CUDA, rounds=20)
+    ours, gathered = measure(benchmark, "locations", direction, "large", case, dtype, CUDA)
     benchmark.extra_info.update(
-        backend=FORWARD.choose("auto", DEVICE, dtype).name,
-        peer_milliseconds=round(1e3 * peer, 2),
-        times_faster=round(peer / ours, 1),
-        gathered_gigabytes_per_second=round(gathered / ours / 1e9, 1),
-        extra_megabytes=round(peak_memory(run) / 1e6, 1),
-        peer_extra_megabytes=round(peer_bytes / 1e6, 1),
+        deformable_detr_milliseconds=round(1e3 * theirs, 2),
+        times_faster_than_deformable_detr=round(theirs / ours, 1),
+        deformable_detr_extra_megabytes=round(theirs_peak / 1e6, 1),
+        share_of_a_copy=round(gathered / ours / copy_bytes_per_second(), 2),
     )
-    print(f"\n{benchmark.group} {dtype}: {1e3 * ours:.2f} ms, {benchmark.extra_info}")
+    report(benchmark, dtype)

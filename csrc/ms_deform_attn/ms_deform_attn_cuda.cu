@@ -10,9 +10,14 @@
 // A row is one (batch, query, head); a group of 1 to 32 lanes of a warp owns it, each lane a run of channels
 // that one 128-bit load brings (or every so many-th channel where D or a pointer does not allow that). The
 // block first places a chunk of points of all its rows, one thread a point, in shared memory; then each group
-// walks through the points of its row. Forward reads 4*D elements of value a point. Backward adds as many to
-// grad_value, atomically: in float, not repeatable to the last bit, or where `units` is given as integers
-// counted in 1 / units, which is.
+// walks through the points of its row. Backward adds to grad_value atomically: in float, not repeatable to
+// the last bit, or where `units` is given as integers counted in 1 / units, which is.
+//
+// Bytes, for elements of e bytes and points of 4: from memory value, output, locations and weights once,
+// B*K*((S + Q)*D*e + Q*L*P*12); from the L2 cache 4*D*e a point. With maps of 128, 64 and 32 a side, B = 8,
+// K = 8, D = 32, 4 points, all positions as queries that is 0.55 GB from memory and 8.5 GB from L2 in
+// float32, 0.37 and 4.2 GB in half types: bound by L2. Backward reads as much and adds 8.5 GB of float
+// atomics in either type, which L2 carries out. None of this has been measured yet: no GPU was at hand.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>

@@ -73,7 +73,8 @@ struct Simd {
   }
   static SOHES_INLINE void store_bits(void* to, HalfBits v) { __builtin_memcpy(to, &v, sizeof(v)); }
 
-  // exp of numbers not above 0, to 2 units in the last place; below -87 it is exp(-87). NaN stays NaN.
+  // exp of numbers not above 0, to 2 units in the last place; below -80 it is exp(-80), far from the
+  // subnormal numbers. NaN stays NaN.
   static SOHES_INLINE Vec exp(Vec x) {
     if constexpr (sizeof(T) == 8) {
       for (int i = 0; i < kLanes; ++i) x[i] = std::exp(x[i]);
@@ -81,7 +82,7 @@ struct Simd {
     } else {
       // x = n ln 2 + r with whole n: the sum with 1.5 * 2^23 rounds, and holds n in its low bits. exp(r) is
       // the polynomial of Cephes.
-      const Vec lowest = fill(T(-87));
+      const Vec lowest = fill(T(-80));
       x = select(x < lowest, lowest, x);
       const Vec shifted = x * T(1.44269504088896341) + T(12582912);
       const Vec n = shifted - T(12582912);

@@ -10,8 +10,7 @@ struct Softmax {
   using Int = typename V::Int;
   static constexpr int kLanes = V::kLanes;
 
-  // weights[0 .. count) from as many logits. Lanes up to a whole vector, whose `width` is 0, become next to
-  // nothing.
+  // weights[0 .. count) from as many logits. Lanes up to a whole vector, whose `width` is 0, become 0.
   static SOHES_INLINE void forward(const T* logits, const Int* width, int count, T* weights) {
     const Vec lowest = V::fill(-std::numeric_limits<T>::infinity());
     Vec peaks = lowest, sums = {};
@@ -22,7 +21,8 @@ struct Softmax {
     }
     const Vec peak = V::largest(peaks);
     for (int i = 0; i < count; i += kLanes) {
-      const Vec x = V::exp(V::load(weights + i) - peak);
+      // exp never gives 0, and what is next to nothing becomes subnormal in products, which are slow.
+      const Vec x = V::select(V::load(width + i) > IntVec{}, V::exp(V::load(weights + i) - peak), Vec{});
       V::store(weights + i, x);
       sums += x;
     }

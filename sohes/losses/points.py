@@ -108,8 +108,8 @@ def loss_points(
     if num_uncertain:
         drawn = random_points((N, int(num_uncertain * oversample_ratio)), generator, masks.device)
         with torch.no_grad():
-            doubt = -sample_maps(maps, drawn, extent).abs().amin(dim=1)  # [N, drawn]
-            chosen = doubt.topk(num_uncertain, dim=1, sorted=False).indices  # [N, uncertain]
+            certainty = sample_maps(maps, drawn, extent).abs_().amin(dim=1)  # [N, drawn]
+            chosen = certainty.topk(num_uncertain, dim=1, largest=False, sorted=False).indices  # [N, uncertain]
         points.append(drawn.gather(1, chosen[..., None].expand(-1, -1, 2)))
     if num_local:
         which = torch.arange(N, device=masks.device).repeat_interleave(num_local)
