@@ -157,6 +157,22 @@ class Forest:
             for annotation in self.to_coco(image_id=0, first_id=0)
         ]
 
+    @classmethod
+    def from_sam(cls, records: Sequence[Mapping], size: Size) -> Forest:
+        """The forest of one image's records in the form of SAM's automatic mask generator, its own or SAM's.
+
+        A `segmentation` is an RLE or bool [H, W]. `predicted_iou` is the score; without a `parent` a mask is a root.
+        """
+        masks = [PackedMasks.empty(size)]
+        for record in records:
+            segmentation = record["segmentation"]
+            is_rle = isinstance(segmentation, Mapping)
+            one = [segmentation] if is_rle else torch.as_tensor(segmentation)[None]
+            masks.append(PackedMasks.from_rle(one, size) if is_rle else PackedMasks.from_dense(one))
+        scores = torch.tensor([record["predicted_iou"] for record in records], dtype=torch.float32)
+        parents = [-1 if record.get("parent") is None else record["parent"] for record in records]
+        return cls(PackedMasks.cat(masks), scores, torch.tensor(parents, dtype=torch.int64))
+
 
 def build_forest(masks: PackedMasks, theta_cover: float = 0.9, backend: str = "auto") -> Tensor:
     """Parents int64 [N] of masks by coverage, -1 for a root.
