@@ -88,6 +88,14 @@ class ExploreConfig:
     """Adaptive cuts, spread evenly over the logarithm of the number of regions; 0 takes every node, >= 0. [ours]"""
     thresholds: tuple[float, ...] = (0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
     """Fixed cuts: similarities, falling, -1..1. [sibling]"""
+    refiner: Literal["none", "snap", "guided", "crf", "cascadepsp"] = "none"
+    """What sharpens masks: `snap` moves outlines to borders of basins; `guided` is the fast guided filter; `crf` the
+    mean field of a dense CRF; `cascadepsp` the network of segmentation-refinement, which was trained on HUMAN masks
+    [cited: the paper's]. Masks of basins, and of patches with `snap_rounds`, are sharp without. [ours]"""
+    crf_steps: int = 5
+    """Steps of the mean field, >= 1. [ours; sibling: 10]"""
+    refine_min_iou: float = 0.5
+    """A refined mask whose IoU with itself before is lower is dropped, 0..1. [sibling]"""
     min_area: float = 100.0
     """Smallest mask in pixels of an image of 480x480; scales with the image's size, >= 0. [sibling: 100 px]"""
     min_pixels: int = 16

@@ -40,18 +40,24 @@ def draw_nodes(tree: MergeTree, ids: Tensor, leaves: Tensor) -> PackedMasks:
 
 
 def draw_candidates(
-    tree: MergeTree, candidates: Candidates, patches: Tensor, config: ExploreConfig
+    tree: MergeTree, candidates: Candidates, patches: Tensor, photo_size: tuple[int, int], config: ExploreConfig
 ) -> tuple[PackedMasks, Tensor]:
     """Masks of the best candidates and their scores float32 [N], best first: filled, filtered, without duplicates."""
     best = slice(0, num_drawn(config))
-    return select_masks(draw_nodes(tree, candidates.ids[best], patches), candidates.scores[best], config)
+    return select_masks(draw_nodes(tree, candidates.ids[best], patches), candidates.scores[best], photo_size, config)
 
 
-def select_masks(masks: PackedMasks, scores: Tensor, config: ExploreConfig) -> tuple[PackedMasks, Tensor]:
-    """Masks with holes filled, of legal size and corners, without duplicates: the best `max_masks`, best first."""
+def select_masks(
+    masks: PackedMasks, scores: Tensor, photo_size: tuple[int, int], config: ExploreConfig
+) -> tuple[PackedMasks, Tensor]:
+    """Masks with holes filled, of legal size and corners, without duplicates: the best `max_masks`, best first.
+
+    The masks may be smaller than the photo, whose size decides which are legal.
+    """
     masks = masks.fill_holes()
-    smallest, largest = area_limits(masks.size, config)
-    legal = (masks.areas >= smallest) & (masks.areas <= largest) & (masks.num_corners() <= config.max_corners)
+    smallest, largest = area_limits(photo_size, config)
+    areas = masks.areas * (photo_size[0] * photo_size[1] / (masks.size[0] * masks.size[1]))
+    legal = (areas >= smallest) & (areas <= largest) & (masks.num_corners() <= config.max_corners)
     masks, scores = masks[legal], scores[legal]
     kept = nms_masks(masks, config.nms_iou, scores)[: config.max_masks]
     return masks[kept], scores[kept]

@@ -21,6 +21,7 @@ from sohes.data.coco import write_coco
 from sohes.data.sources import ImageList
 from sohes.errors import SohesError
 from sohes.files import remove_left_over, whole_file
+from sohes.labels.refine import USES_HUMAN_LABELS
 
 # To be raised whenever the same settings give other labels.
 LABELS_VERSION = 2
@@ -116,7 +117,7 @@ class Shards:
             "description": "pseudo-labels of self-exploration",
             "root": str(self._images.root.absolute()),
             "digest": self.digest(index),
-            "human_labels": False,
+            "human_labels": self._settings["refiner"] in USES_HUMAN_LABELS,
             "config": self._settings,
             "manifest": [file.row for file in files],
         }

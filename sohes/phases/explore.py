@@ -28,6 +28,7 @@ from sohes.labels.basins import find_basins
 from sohes.labels.candidates import find_candidates
 from sohes.labels.draw import draw_candidates, make_forest, select_masks
 from sohes.labels.features import FeatureExtractor, build_extractor
+from sohes.labels.refine import USES_HUMAN_LABELS, load_cascadepsp, refine_masks
 from sohes.labels.regions import basin_features, draw_regions, find_regions
 from sohes.labels.shards import LabelledFile, Row, Shards
 from sohes.ops.merge_regions import merge_regions
@@ -115,14 +116,20 @@ def label_image(
             basins = find_basins(view, features, config)
             regions = find_regions(basins, view.photo_size, config)
         with clock("masks"):
-            masks, scores = select_masks(*draw_regions(regions, basins.labels), config)
-            masks = masks if masks.size == view.photo_size else masks.resize(view.photo_size)
+            masks, scores = select_masks(*draw_regions(regions, basins.labels), view.photo_size, config)
     else:
         with clock("merge"):
             (tree,) = merge_regions(features)
             candidates = find_candidates(tree, view, config)
         with clock("masks"):
-            masks, scores = draw_candidates(tree, candidates, view.photo_patches(), config)
+            masks, scores = draw_candidates(tree, candidates, view.patches, view.photo_size, config)
+    if config.refiner != "none":
+        with clock("refine"):
+            masks, kept = refine_masks(masks, view, config)
+            masks, scores = select_masks(masks[kept], scores[kept], view.photo_size, config)
+    if masks.size != view.photo_size:
+        with clock("masks"):
+            masks = masks.resize(view.photo_size)
     with clock("forest"):
         return make_forest(masks, scores, config)
 
@@ -155,7 +162,7 @@ def explore(
 
     Raises:
         LabelsError: there are labels of other settings or images. TooManyFailures: after everything is written.
-        DataError, WeightsError: no such images or weights; before anything is written.
+        DataError, WeightsError, RefinerMissing: no such images, weights or plug-in; before anything is written.
         LabelsTimeout: the other processes have written nothing for `config.patience` seconds.
     """
     if overwrite and world.size > 1:
@@ -164,6 +171,9 @@ def explore(
     if not isinstance(images, ImageList):
         images = list_images(images)
     extractor = build_extractor(config)
+    if config.refiner in USES_HUMAN_LABELS:
+        load_cascadepsp()  # now, so that it cannot fail after hours
+        log(f"explore: refiner {config.refiner} was trained on human masks: these labels USE HUMAN LABELS")
     shards = Shards(Path(out) / "labels", images, config)
     mine = range(world.rank, len(shards), world.size)
     shards.prepare(mine, alone=world.size == 1, everything=overwrite)

@@ -88,7 +88,7 @@ def test_finds_a_whole_and_its_part(two_discs):
     candidates = find_candidates(tree, view, config)
     assert (candidates.scores[:-1] >= candidates.scores[1:]).all()
     assert ((candidates.scores > 0) & (candidates.scores <= 1)).all()
-    masks, scores = draw_candidates(tree, candidates, view.photo_patches(), config)
+    masks, scores = draw_candidates(tree, candidates, view.patches, view.photo_size, config)
     assert 2 <= len(masks) <= 10
     assert len(scores) == len(masks)
     iou = mask_iou(PackedMasks.from_dense(torch.stack([outer, inner])), masks)

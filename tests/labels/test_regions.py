@@ -98,7 +98,7 @@ def test_finds_a_whole_and_its_part(two_discs, ward_weight):
     basins = basins_of(image, config)
     regions = find_regions(basins, (64, 96), config)
     assert len(regions) == 1 + (ward_weight > 0)
-    masks, scores = select_masks(*draw_regions(regions, basins.labels), config)
+    masks, scores = select_masks(*draw_regions(regions, basins.labels), (64, 96), config)
     assert 2 <= len(masks) <= 10
     assert (scores[:-1] >= scores[1:]).all()
     iou = mask_iou(PackedMasks.from_dense(torch.stack([outer, inner])), masks)

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Refiners by themselves: true masks roughened to blocks, sharpened again, compared with the truth.
+
+    python benchmarks/ablate_refine.py ../shared/data/eval/coco128_seg --images 40
+
+Every true mask is drawn in blocks of 8 x 8 pixels (a block is inside where more than half of it is), as the masks of a
+ViT's patches are. One row per refiner: mean over IoU thresholds .50:.05:.95 of the share of masks that reach it, by
+size of the true mask, and milliseconds a mask on one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sohes.config import ExploreConfig
+from sohes.data.coco import LabelSet
+from sohes.data.images import read_image
+from sohes.labels.features import build_extractor
+from sohes.labels.refine import refine_masks
+from sohes.masks import PackedMasks
+
+THRESHOLDS = np.arange(0.5, 0.96, 0.05)
+BLOCK = 8
+
+
+def roughen(masks: PackedMasks, size: tuple[int, int]) -> PackedMasks:
+    """Masks of `size` made of blocks."""
+    dense = masks.resize(size).to_dense()[:, None].float()  # [N, 1, H, W]
+    grid = (max(1, size[0] // BLOCK), max(1, size[1] // BLOCK))
+    blocks = F.adaptive_avg_pool2d(dense, grid) > 0.5  # [N, 1, h, w]
+    return PackedMasks.from_dense(F.interpolate(blocks.float(), size, mode="nearest")[:, 0] > 0.5)
+
+
+def ious(a: PackedMasks, b: PackedMasks) -> Tensor:
+    """IoU of mask i of one with mask i of the other, float32 [N]."""
+    both = PackedMasks(a.words & b.words, a.size).areas
+    return both / (a.areas + b.areas - both).clamp(min=1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="label set: annotations.json and images/")
+    parser.add_argument("--images", type=int, default=40)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    labels, extractor = LabelSet(args.folder), build_extractor(ExploreConfig())
+    refiners = ("none", "snap", "guided", "crf")
+    found, seconds, areas = {name: [] for name in refiners}, dict.fromkeys(refiners, 0.0), []
+    for index in np.linspace(0, len(labels) - 1, min(args.images, len(labels))).astype(int):
+        truth = labels[int(index)]
+        masks = truth.forest.masks[~truth.crowd]
+        if len(masks) == 0:
+            continue
+        view = extractor.view(read_image(truth.path))
+        rough = roughen(masks, (view.lab.shape[1], view.lab.shape[2]))
+        areas.append(masks.areas.numpy())
+        for name in refiners:
+            start, refined = time.process_time(), rough
+            if name != "none":
+                refined, kept = refine_masks(rough, view, ExploreConfig(refiner=name))
+                refined = PackedMasks(torch.where(kept[:, None], refined.words, rough.words), rough.size)
+            seconds[name] += time.process_time() - start
+            found[name].append(ious(refined.resize(masks.size), masks).numpy())
+    area = np.concatenate(areas)
+    sizes = {"small": area < 32**2, "medium": (area >= 32**2) & (area < 96**2), "large": area >= 96**2}
+    print(f"{'refiner':8s} {'AR':>6s} {' '.join(f'{name:>6s}' for name in sizes)} {'mean IoU':>9s} {'ms/mask':>8s}")
+    for name in refiners:
+        iou = np.concatenate(found[name])
+        reached = 100 * (iou[:, None] >= THRESHOLDS).mean(1)
+        by_size = " ".join(f"{reached[chosen].mean():6.1f}" for chosen in sizes.values())
+        cost = 1000 * seconds[name] / len(area)
+        print(f"{name:8s} {reached.mean():6.1f} {by_size} {100 * iou.mean():9.1f} {cost:8.1f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sharpening masks to the pixel without human labels: snapping to basins, the guided filter, mean-field dense CRF.
+
+They work on all masks of a photo together, on the CPU or a GPU, a few at a time so that memory does not grow with
+their number. Masks of basins are sharp already; these are for masks made of patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sohes.config import ExploreConfig
+from sohes.errors import SohesError
+from sohes.labels.basins import catchment_basins, color_gradient
+from sohes.labels.view import View
+from sohes.masks import PackedMasks
+
+# Refiners that were trained on human masks: labels made with them say so.
+USES_HUMAN_LABELS = ("cascadepsp",)
+# Masks unpacked at a time.
+_CHUNK = 8
+# Of the CRF, as MaskCut sets it: weights and widths of the smoothness and the appearance kernel. [sibling]
+_SMOOTH_WEIGHT, _SMOOTH_WIDTH = 7.0, 3.0
+_COLOR_WEIGHT, _COLOR_PLACE_WIDTH, _COLOR_WIDTH = 10.0, 50.0, 5.0
+_CONFIDENCE = 0.7
+# A cell of a lattice in widths of its kernel: splatting, blurring and slicing then blur by about one width.
+_CELL = 1.2
+# Of the guided filter: pixels per side of its coarse grid, radius on that grid, variance of Lab that counts as flat.
+_STRIDE, _RADIUS, _FLAT = 4, 3, 4.0
+
+
+class RefinerMissing(SohesError, RuntimeError):
+    """A refiner that is a plug-in is not installed; the message says how to get it."""
+
+
+def refine_masks(masks: PackedMasks, view: View, config: ExploreConfig) -> tuple[PackedMasks, Tensor]:
+    """Masks with their outlines moved to edges of the image, and which of them to keep, bool [N].
+
+    A mask is not kept when its IoU with itself before is under `refine_min_iou`: it was not sharpened but replaced.
+    """
+    sharpen = build_refiner(view, config)
+    starts = range(0, len(masks), _CHUNK)
+    parts = [PackedMasks.from_dense(sharpen(masks[start : start + _CHUNK].to_dense())) for start in starts]
+    refined = PackedMasks.cat([PackedMasks.empty(masks.size, masks.device), *parts])
+    both = PackedMasks(refined.words & masks.words, masks.size).areas  # [N]
+    iou = both / (refined.areas + masks.areas - both).clamp(min=1)
+    return refined, iou >= config.refine_min_iou
+
+
+def build_refiner(view: View, config: ExploreConfig) -> Callable[[Tensor], Tensor]:
+    """What `config.refiner` names, for masks of one view: bool [n, H, W] -> bool [n, H, W]."""
+    if config.refiner == "snap":
+        labels = catchment_basins(color_gradient(view.lab, config.basin_sigma))
+        return lambda masks: snap_to_regions(masks, labels)
+    if config.refiner == "guided":
+        return GuidedFilter(view.lab)
+    if config.refiner == "cascadepsp":
+        pixels, network = view.image.permute(1, 2, 0).cpu().numpy(), load_cascadepsp()
+        return lambda masks: torch.stack([_cascade(network, pixels, mask) for mask in masks])
+    place = place_features((view.image.shape[1], view.image.shape[2]), view.image.device)
+    smooth, color = Lattice(place / _SMOOTH_WIDTH), Lattice(color_features(view.image))
+    return lambda masks: mean_field(masks, smooth, color, config.crf_steps)
+
+
+@cache
+def load_cascadepsp() -> Any:
+    """The network of the package segmentation-refinement, trained on human masks; it downloads its weights.
+
+    Raises:
+        RefinerMissing: the package is not installed.
+    """
+    try:
+        import segmentation_refinement  # only here: an optional plug-in
+    except ImportError as error:
+        raise RefinerMissing(
+            "refiner 'cascadepsp' needs the package segmentation-refinement (pip install segmentation-refinement); "
+            "refiners without human labels: snap, guided, crf"
+        ) from error
+    return segmentation_refinement.Refiner(device="cuda:0" if torch.cuda.is_available() else "cpu")
+
+
+def _cascade(network: Any, pixels: np.ndarray, mask: Tensor) -> Tensor:
+    refined = network.refine(pixels, mask.cpu().numpy().astype(np.uint8) * 255, fast=False)  # uint8 [H, W]
+    return torch.from_numpy(refined > 127).to(mask.device)
+
+
+class Lattice:
+    """A Gaussian filter over points of any dimension, on the cells that hold points (a sparse bilateral grid).
+
+    Values are summed up in the cell nearest to each point, blurred by (1, 2, 1) / 4 along every dimension between
+    cells that exist, and read back; divided by what a constant 1 gives. Chen, Paris and Durand (2007) on a hash table.
+
+    points: float32 [P, D], in widths of the kernel.
+    """
+
+    def __init__(self, points: Tensor) -> None:
+        cells = (points / _CELL).round().long()  # [P, D]
+        cells = cells - cells.amin(0) + 1  # room for a neighbour below
+        extent = cells.amax(0) + 2
+        strides = torch.cat([extent.flip(0).cumprod(0).flip(0)[1:], extent.new_ones(1)])  # [D]
+        keys, self.cell = torch.unique((cells * strides).sum(1), return_inverse=True)  # [M], [P]
+        num_cells, num_points = len(keys), len(points)
+        self.neighbours = []  # per dimension: int64 [2, M], the cell below and above; M where there is none
+        for stride in strides.tolist():
+            wanted = torch.stack([keys - stride, keys + stride])
+            place = torch.searchsorted(keys, wanted).clamp(max=num_cells - 1)
+            self.neighbours.append(torch.where(keys[place] == wanted, place, num_cells))
+        ones = torch.ones(num_points, device=points.device)
+        order = self.cell.argsort(stable=True)
+        place = torch.stack([self.cell[order], order])
+        self.splat = torch.sparse_coo_tensor(
+            place, ones, (num_cells, num_points), check_invariants=True, is_coalesced=True
+        )
+        self.norm = self._filter(ones[:, None]).clamp_min(1e-6)  # [P, 1]
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """float32 [P, n] -> [P, n]: the weighted mean of the values around each point."""
+        return self._filter(values) / self.norm
+
+    def _filter(self, values: Tensor) -> Tensor:
+        cells = self.splat @ values  # [M, n]
+        for below, above in self.neighbours:
+            padded = F.pad(cells, (0, 0, 0, 1))  # a cell of zeros at the end, for neighbours that are not there
+            cells = cells / 2 + (padded[below] + padded[above]) / 4
+        return cells[self.cell]
+
+
+def place_features(size: tuple[int, int], device: torch.device) -> Tensor:
+    """(y, x) of every pixel, float32 [H*W, 2]."""
+    sides = [torch.arange(side, dtype=torch.float32, device=device) for side in size]
+    return torch.cartesian_prod(*sides).view(-1, 2)
+
+
+def color_features(image: Tensor) -> Tensor:
+    """Place and colour of every pixel of uint8 [3, H, W] in widths of the appearance kernel, float32 [H*W, 5]."""
+    place = place_features((image.shape[1], image.shape[2]), image.device) / _COLOR_PLACE_WIDTH
+    return torch.cat([place, image.flatten(1).T.float() / _COLOR_WIDTH], 1)
+
+
+def mean_field(masks: Tensor, smooth: Lattice, color: Lattice, steps: int) -> Tensor:
+    """Mean field of a dense CRF with two classes (Kraehenbuehl and Koltun, 2011), bool [n, H, W] -> bool [n, H, W].
+
+    With Potts terms of weight w_k and normalised kernels K_k, q = sigmoid(u + sum_k w_k K_k (2 q - 1)), where the
+    unary u says with `_CONFIDENCE` what the mask says.
+    """
+    sure = torch.tensor(_CONFIDENCE, device=masks.device).logit()
+    unary = torch.where(masks.flatten(1).T, sure, -sure)  # [P, n]
+    belief = torch.tanh(unary / 2)  # 2 q - 1
+    for _ in range(steps):
+        logit = unary + _SMOOTH_WEIGHT * smooth(belief) + _COLOR_WEIGHT * color(belief)
+        belief = torch.tanh(logit / 2)
+    return (belief > 0).T.reshape(masks.shape)
+
+
+class GuidedFilter:
+    """Replaces masks by the locally linear function of a guide nearest to them, cut at a half.
+
+    The fast guided filter (He and Sun, 2015): means over windows are taken on a coarse grid, and its coefficients are
+    enlarged. `_FLAT` is the variance under which a window counts as flat and only blurs the mask.
+
+    lab: float32 [3, H, W], the guide.
+    """
+
+    def __init__(self, lab: Tensor) -> None:
+        self.lab = lab
+        self.coarse = (max(1, lab.shape[1] // _STRIDE), max(1, lab.shape[2] // _STRIDE))
+        self.guide = F.adaptive_avg_pool2d(lab[None], self.coarse)  # [1, 3, h, w]
+        self.mean = _box(self.guide)  # [1, 3, h, w]
+        products = self.guide[:, :, None] * self.guide[:, None]  # [1, 3, 3, h, w]
+        covariance = _box(products.flatten(1, 2)).view(products.shape) - self.mean[:, :, None] * self.mean[:, None]
+        covariance = covariance[0].permute(2, 3, 0, 1) + _FLAT * torch.eye(3, device=lab.device)  # [h, w, 3, 3]
+        self.inverse = torch.linalg.inv(covariance).permute(2, 3, 0, 1).contiguous()  # [3, 3, h, w]
+
+    def __call__(self, masks: Tensor) -> Tensor:
+        """bool [n, H, W] -> bool [n, H, W]."""
+        size = (self.lab.shape[1], self.lab.shape[2])
+        values = F.adaptive_avg_pool2d(masks[:, None].float(), self.coarse)  # [n, 1, h, w]
+        means = _box(values)
+        cross = _box(self.guide * values) - self.mean * means  # [n, 3, h, w]
+        slope = (self.inverse * cross[:, None]).sum(2)  # [n, 3, h, w]
+        offset = means - (slope * self.mean).sum(1, keepdim=True)  # [n, 1, h, w]
+        smooth = _box(torch.cat([slope, offset], 1))  # [n, 4, h, w]
+        result = F.interpolate(smooth[:, 3:], size, mode="bilinear")[:, 0]  # [n, H, W]
+        for channel in range(3):  # one at a time: four enlarged maps of all masks would be much memory
+            result += F.interpolate(smooth[:, channel : channel + 1], size, mode="bilinear")[:, 0] * self.lab[channel]
+        return result > 0.5
+
+
+def snap_to_regions(masks: Tensor, labels: Tensor) -> Tensor:
+    """bool [n, H, W] -> bool [n, H, W]: every region of labels int64 [H, W] goes where more than half of it lies."""
+    flat = labels.flatten()
+    sizes = torch.bincount(flat)  # [N]
+    snapped = torch.empty_like(masks)
+    for mask, out in zip(masks, snapped, strict=True):
+        inside = torch.bincount(flat[mask.flatten()], minlength=len(sizes))  # [N]
+        torch.index_select(2 * inside > sizes, 0, flat, out=out.view(-1))
+    return snapped
+
+
+def _box(values: Tensor) -> Tensor:
+    """Mean over windows of [n, c, h, w]; at the edges over what is inside."""
+    side = 2 * _RADIUS + 1
+    rows = F.avg_pool2d(values, (side, 1), 1, (_RADIUS, 0), count_include_pad=False)
+    return F.avg_pool2d(rows, (1, side), 1, (0, _RADIUS), count_include_pad=False)
