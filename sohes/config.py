@@ -373,9 +373,9 @@ class CompareConfig:
     resamples: int = 2000
     """Bootstrap resamples of the photos, >= 1. [ours]"""
     level: float = 0.95
-    """Confidence of the intervals, in (0, 1). [ours]"""
+    """Confidence of the intervals, > 0 and < 1. [ours]"""
     seed: int = 0
-    """Of the resamples. [ours]"""
+    """Of the resamples, >= 0. [ours]"""
     photos: int = 3
     """Photos shown of each kind (gains, losses, best, worst), >= 0. [ours]"""
     misses: int = 6

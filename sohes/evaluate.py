@@ -55,12 +55,12 @@ class Arguments:
     explore: Path | None = None
     """Run folder whose settings of phase 1 tree-oracle takes. Default: phase 1's own defaults."""
     compare: tuple[Path, ...] = ()
-    """Instead of --pred: files of predictions, or run folders, to set side by side in a page --out, with confidence
-    intervals and pictures. Without --gt or --dataset, the ground truth of the first run folder is taken."""
+    """Instead of one file of predictions: several, or run folders, to set side by side in a page with confidence
+    intervals and pictures. Where no ground truth is named, that of the first run folder is taken."""
     bootstrap: CompareConfig = field(default_factory=CompareConfig)
     out: Path | None = None
     """Write the metrics here as JSON: fractions from 0 to 1, null where not defined, and the granularity curve. Of
-    --compare: the page, by default compare.html."""
+    a comparison: the page, by default compare.html."""
     per_image: Path | None = None
     """Write a table with one line for each image here: JSON lines where the name ends in .jsonl, else CSV."""
     max_dets: tuple[int, ...] = (1, 10, 100, 1000)
@@ -123,8 +123,8 @@ def check_options(args: Arguments, world: World) -> None:
     if args.num_images is not None and args.num_images < 1:
         raise BadInput(f"--num-images {args.num_images}: expected at least 1")
     settings = args.bootstrap
-    if settings.resamples < 1 or not 0 < settings.level < 1 or min(settings.photos, settings.misses) < 0:
-        raise BadInput(f"--bootstrap: expected resamples >= 1, level in (0, 1), photos and misses >= 0, got {settings}")
+    if settings.resamples < 1 or not 0 < settings.level < 1 or min(settings.photos, settings.misses, settings.seed) < 0:
+        raise BadInput(f"--bootstrap: expected resamples >= 1, level above 0 and below 1, others >= 0, got {settings}")
 
 
 def evaluate(args: Arguments, world: World) -> None:
