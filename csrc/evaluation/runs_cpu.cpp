@@ -59,30 +59,51 @@ struct Row {
   int64_t count;
 };
 
+// Moves on past one number: groups of five bits, least first, 32 says that another follows, the last is
+// signed.
+inline bool read_number(const uint8_t*& at, const uint8_t* end, bool escaped, int64_t& number) {
+  const uint8_t only = static_cast<uint8_t>(*at - 48);
+  if (only < 32) {  // by far the most frequent case
+    ++at;
+    number = static_cast<int64_t>(only ^ 16) - 16;
+    return true;
+  }
+  uint64_t bits = 0;
+  int shift = 0;
+  uint8_t group;
+  do {
+    if (at == end || shift == 60) return false;
+    group = static_cast<uint8_t>(*at++ - 48);
+    if (group > 63) return false;
+    if (escaped && group == '\\' - 48) {
+      if (at == end || *at++ != '\\') return false;
+    }
+    bits |= static_cast<uint64_t>(group & 31) << shift;
+    shift += 5;
+  } while (group & 32);
+  if (group & 16) bits |= ~uint64_t{0} << shift;
+  number = static_cast<int64_t>(bits);
+  return true;
+}
+
 // Appends the runs of one mask. False where the text is no RLE of num_pixels pixels.
 bool read_one(const uint8_t* at, const uint8_t* end, bool escaped, int64_t num_pixels, Row& row,
               int64_t& area, BoxOfRuns& box) {
   int64_t filled = 0;
-  int64_t before[2] = {0, 0};  // the last two runs
+  int64_t outside = 0, inside = 0;  // what the next runs are written as the difference to
+  int64_t run;
   area = 0;
-  for (int64_t index = 0; at < end; ++index) {
-    uint64_t bits = 0;
-    int shift = 0;
-    uint8_t group;
-    do {
-      if (at == end || shift == 60) return false;
-      group = static_cast<uint8_t>(*at++ - 48);
-      if (group > 63) return false;
-      if (escaped && group == '\\' - 48) {
-        if (at == end || *at++ != '\\') return false;
-      }
-      bits |= static_cast<uint64_t>(group & 31) << shift;
-      shift += 5;
-    } while (group & 32);
-    if (group & 16) bits |= ~uint64_t{0} << shift;
-    const int64_t run = static_cast<int64_t>(bits) + (index > 2 ? before[0] : 0);
+  for (bool is_first = true; at < end; is_first = false) {
+    if (!read_number(at, end, escaped, run)) return false;
+    run += outside;
     if (run < 0 || run > num_pixels - filled) return false;
-    if ((index & 1) != 0 && run > 0) {
+    filled += run;
+    outside = is_first ? 0 : run;  // the second is written in full as well
+    if (at == end) break;
+    if (!read_number(at, end, escaped, run)) return false;
+    run += inside;
+    if (run < 0 || run > num_pixels - filled) return false;
+    if (run > 0) {
       row.starts[row.count] = filled;
       row.stops[row.count] = filled + run;
       ++row.count;
@@ -90,8 +111,7 @@ bool read_one(const uint8_t* at, const uint8_t* end, bool escaped, int64_t num_p
       box.add(filled, filled + run);
     }
     filled += run;
-    before[0] = before[1];
-    before[1] = run;
+    inside = run;
   }
   return filled == num_pixels;
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -56,6 +57,8 @@ class CocoIndex:
             except ValueError as error:
                 raise BadInput(f"{self.path} is not JSON: {error}") from error
         self.annotated = self._spans.keys()
+        self._file = self.path.open("rb", buffering=0)
+        weakref.finalize(self, self._file.close)
 
     def annotations(self, image_id: ImageId) -> list[dict]:
         """The annotations of one image in the order of the file; [] if there are none."""
@@ -78,12 +81,9 @@ class CocoIndex:
     def _text(self, image_id: ImageId) -> bytes:
         """The JSON of an image's annotations, with commas between."""
         spans = self._spans.get(image_id, [])
-        parts = []
-        with self.path.open("rb", buffering=0) as file:
-            for start, stop in zip(spans[::3], spans[1::3], strict=True):
-                file.seek(start)
-                parts.append(file.read(stop - start))
-        return b",".join(parts)
+        file = self._file.fileno()
+        pieces = zip(spans[::3], spans[1::3], strict=True)
+        return b",".join([os.pread(file, stop - start, start) for start, stop in pieces])
 
     def _read(self, reader: JsonReader) -> None:
         expected = f'{self.path}: expected COCO JSON, an object with lists "images" and "annotations"'
