@@ -5,8 +5,9 @@
     OMP_NUM_THREADS=1 pytest benchmarks/bench_train.py     # a process of its own for each number of threads
 
 Both train the same backbone from the same random weights on the same images and masks, with pixel and mask decoders of
-the same sizes and as many points in matching and losses: forward, matching, losses, backward, AdamW. extra_info holds
-images/s, the ratio, the peak memory of a step beyond what lay there before, and milliseconds by part. `small` has the decoders of Mask2Former at half the width, `full` as published.
+the same sizes and as many points in matching and losses: forward, matching, losses, backward, fused AdamW. extra_info
+holds images/s, the ratio, the peak memory of a step beyond what lay there before, and milliseconds by part. `small` has
+the decoders of Mask2Former at half the width, `full` as published.
 """
 
 from __future__ import annotations
@@ -44,15 +45,14 @@ BACKBONES = {
     },
 }
 POINTS = 12544
-PEER_RESULTS: dict[tuple, tuple] = {}
 
 
 class Stopwatch:
-    """Seconds spent in parts of a step, by name."""
+    """Seconds spent in parts of each step, by name."""
 
     def __init__(self, device):
         self.device = device
-        self.seconds = defaultdict(float)
+        self.seconds = defaultdict(list)
         self.started = {}
 
     def now(self):
@@ -64,7 +64,7 @@ class Stopwatch:
         self.started[name] = self.now()
 
     def stop(self, name):
-        self.seconds[name] += self.now() - self.started[name]
+        self.seconds[name].append(self.now() - self.started[name])
 
     def watch(self, module, name):
         module.register_forward_pre_hook(lambda *_: self.start(name))
@@ -200,10 +200,13 @@ def finish(loss, optimizer, watch):
 
 
 def parts(watch, steps):
-    """Milliseconds a step by part."""
-    seconds = dict(watch.seconds)
+    """Milliseconds a step by part: the median over `steps` steps, in each of which a part may run more than once."""
+    seconds = {}
+    for name, times in watch.seconds.items():
+        per_step = len(times) // steps
+        seconds[name] = statistics.median(sum(times[i * per_step : (i + 1) * per_step]) for i in range(steps))
     seconds["loss"] = seconds.pop("matching and loss") - seconds["matching"]
-    return {name: round(1e3 * s / steps, 1) for name, s in seconds.items()}
+    return {name: round(1e3 * s, 1) for name, s in seconds.items()}
 
 
 def measure(step, watch, device, rounds):

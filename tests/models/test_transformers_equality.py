@@ -8,6 +8,7 @@ import torch
 
 from sohes.models.mask_decoder import MaskDecoder
 from sohes.models.mask_forms import ProjectedMasks
+from sohes.models.ms_deform_attn_module import MSDeformAttn, reference_points
 from sohes.models.pixel_decoder import PixelDecoder
 from sohes.models.queries import LearnedQueries
 
@@ -116,3 +117,23 @@ def test_pixel_decoder_and_mask_decoder_equal_transformers(peer, size):
         torch.testing.assert_close(layer.class_logits, classes, rtol=1e-4, atol=1e-4)
     # The test would pass on empty attention if masks were all of one sign.
     assert 0.1 < (outputs.mask_logits > 0).float().mean() < 0.9
+
+
+def test_deformable_attention_equals_transformers():
+    modeling = pytest.importorskip("transformers.models.mask2former.modeling_mask2former")
+    torch.manual_seed(0)
+    theirs = modeling.Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention(32, 4, n_levels=2, n_points=3)
+    torch.nn.init.normal_(theirs.sampling_offsets.weight, std=0.3)
+    torch.nn.init.normal_(theirs.attention_weights.weight, std=0.3)
+    ours = MSDeformAttn(32, 4, 2, 3)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    shapes = [(5, 4), (3, 2)]
+    hidden = torch.randn(2, 26, 32)
+    points = reference_points(shapes, torch.device("cpu"))  # [S, 2]
+    expected, _ = theirs(
+        hidden,
+        encoder_hidden_states=hidden,
+        reference_points=points[None, :, None].expand(2, -1, 2, -1),
+        spatial_shapes_list=shapes,
+    )
+    torch.testing.assert_close(ours(hidden, points, hidden, shapes), expected, rtol=1e-5, atol=1e-5)
