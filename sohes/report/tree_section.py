@@ -86,10 +86,10 @@ def trees_section(panels: TreePanels) -> str:
     note = (
         "Phase 1 merges the two most similar neighbours again and again, which gives one tree per photo. A cut at a "
         "similarity shows the regions alive just before the first merge below it; candidates are regions of many cuts. "
-        "Close up, one mask of square patches and the same mask refined."
+        "Close up, one mask made of square patches, and as it is with these settings."
     )
     slider = (
-        '<div class="cutter" hidden><label for="cut">cut: all patches</label>'
+        '<div class="cutter" hidden><label for="cut">cut: all leaves</label>'
         f'<input type="range" id="cut" min="0" max="1000" value="{round(1000 * _START)}"><span>one region</span></div>'
     )
     photos = "".join(_picture(picture) for picture in panels.pictures)
@@ -102,7 +102,7 @@ def _picture(picture: TreePicture) -> str:
     size = f'width="{width}" height="{height}"'
     data = {"size": [width, height], "cuts": [[round(s, 4), m, n] for s, m, n in picture.cuts]}
     data |= {"places": picture.places, "joined": picture.joined}
-    regions = f"{picture.cuts[0][2]:,} patches, {len(picture.cuts)} cuts"
+    regions = f"{picture.cuts[0][2]:,} leaves, {len(picture.cuts)} cuts"
     figures = [
         f'<figure><img src="{picture.uri}" {size} alt="{name}" style="width: 100%; height: auto">'
         "<figcaption>photo</figcaption></figure>",
@@ -119,8 +119,8 @@ def _closeup(closeup: Closeup, name: str) -> list[str]:
     height, width = closeup.size
     figures = []
     for title, uri, detail in (
-        ("before refinement", closeup.before, f"IoU with after {closeup.iou:.2f}"),
-        ("after refinement", closeup.after, ""),
+        ("square patches", closeup.before, f"IoU with refined {closeup.iou:.2f}"),
+        ("refined", closeup.after, ""),
     ):
         figures.append(
             f'<figure><div class="closeup"><img src="{closeup.uri}" width="{width}" height="{height}" '

@@ -107,6 +107,19 @@ def test_mixed_sizes_give_the_masks_that_single_images_give(tiny_config):
     assert predict(model, [], config) == []
 
 
+def test_every_size_from_1_to_130(tiny_config):
+    torch.manual_seed(0)
+    model = build_model(tiny_config(query_init="seeds")).eval()
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(height, 131 - height) for height in range(1, 131)]
+    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator) for size in sizes]
+    forests = predict(model, images, InferConfig(size=32))
+    assert [forest.masks.size for forest in forests] == sizes
+    for forest in forests:
+        assert torch.isfinite(forest.scores).all()
+        assert (forest.masks.areas > 0).all()
+
+
 def test_only_pictures_are_accepted(tiny_config):
     model = build_model(tiny_config()).eval()
     with pytest.raises(ValueError, match=r"^expected an image of uint8 \[3, H, W\], got torch.float32 \[3, 8, 8\]$"):

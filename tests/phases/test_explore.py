@@ -338,6 +338,20 @@ def test_any_size(size, constant):
     assert len(forest) <= CONFIG.max_masks
 
 
+@pytest.mark.parametrize(("start", "step"), [("basins", 1), ("patches", 6)])
+def test_every_size_through_the_vit(start, step):
+    config = ExploreConfig(features="vit_tiny_patch16_224", weights="random", side=32, max_masks=5, start=start)
+    extractor = build_extractor(config)
+    extractor.vit.blocks = extractor.vit.blocks[-2:]
+    generator = torch.Generator().manual_seed(0)
+    for height in range(1, 131, step):
+        size = (height, 131 - height)
+        image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator)
+        forest = label_image(image, extractor, config)
+        assert forest.masks.size == size
+        assert (forest.masks.areas >= config.min_pixels).all()
+
+
 def test_vit_features_end_to_end():
     config = ExploreConfig(features="vit_tiny_patch16_224", weights="random", side=96, max_masks=10)
     scene = draw_scene(1, 96)
