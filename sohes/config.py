@@ -88,6 +88,21 @@ class ExploreConfig:
     """Adaptive cuts, spread evenly over the logarithm of the number of regions; 0 takes every node, >= 0. [ours]"""
     thresholds: tuple[float, ...] = (0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
     """Fixed cuts: similarities, falling, -1..1. [sibling]"""
+    theta_small: float = 0.0
+    """Candidates smaller than this share of the image are cropped at full resolution and clustered again, 0..1; 0: none
+    are. [cited that it exists; ours: the value]"""
+    local_regions: int = 16
+    """Crops per image, best candidates first, >= 1. [ours]"""
+    local_margin: float = 0.3
+    """Margin of a crop on each side, relative to the longer side of its candidate's box, >= 0. [ours]"""
+    local_side: int = 256
+    """Crops are resized to about this many pixels squared, aspect ratio kept, >= 1. [sibling]"""
+    local_cover: float = 0.9
+    """Share of a crop's mask that must lie in the candidate, 0..1. [cited]"""
+    local_masks: int = 20
+    """Masks kept per crop, best first, >= 1. [ours]"""
+    local_min_area: float = 4.0
+    """`min_area` counts this much in a crop, which is enlarged, > 0. [ours]"""
     refiner: Literal["none", "snap", "guided", "crf", "cascadepsp"] = "none"
     """What sharpens masks: `snap` moves outlines to borders of basins; `guided` is the fast guided filter; `crf` the
     mean field of a dense CRF; `cascadepsp` the network of segmentation-refinement, which was trained on HUMAN masks

@@ -14,7 +14,6 @@ from sohes.labels.basins import Basins, find_basins
 from sohes.labels.candidates import area_limits, drop_nested_duplicates, num_drawn
 from sohes.labels.draw import draw_nodes
 from sohes.labels.features import FeatureExtractor
-from sohes.labels.view import View
 from sohes.masks import PackedMasks
 from sohes.ops.merge_borders import merge_borders
 from sohes.ops.merge_regions import merge_regions
@@ -70,13 +69,10 @@ def photo_tree(image: Tensor, extractor: FeatureExtractor) -> tuple[MergeTree, T
     view = extractor.view(image)
     if config.start == "patches":
         return merge_regions(extractor([view]))[0], view.photo_patches()
-    basins = find_basins(view, basin_features(view, extractor), config)
+    # Basins have colours of their own; only what a network knows has to be pooled into them.
+    features = None if config.features == "descriptor" else extractor([view])[0]
+    basins = find_basins(view, features, config)
     return grow_tree(basins, config.border_weight, config.size_exponent)[0], view.at_photo_size(basins.labels)
-
-
-def basin_features(view: View, extractor: FeatureExtractor) -> Tensor | None:
-    """Features [h, w, C] to pool into basins, None where colours do: they know what the descriptor knows."""
-    return None if extractor.config.features == "descriptor" else extractor([view])[0]
 
 
 def _best_nodes(

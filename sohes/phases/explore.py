@@ -10,7 +10,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,9 +28,12 @@ from sohes.labels.basins import find_basins
 from sohes.labels.candidates import find_candidates
 from sohes.labels.draw import draw_candidates, make_forest, select_masks
 from sohes.labels.features import FeatureExtractor, build_extractor
+from sohes.labels.local import look_closer
 from sohes.labels.refine import USES_HUMAN_LABELS, load_cascadepsp, refine_masks
-from sohes.labels.regions import basin_features, draw_regions, find_regions
+from sohes.labels.regions import draw_regions, find_regions
 from sohes.labels.shards import LabelledFile, Row, Shards
+from sohes.labels.view import View
+from sohes.masks import PackedMasks
 from sohes.ops.merge_regions import merge_regions
 
 TIMES_FILE = "explore.jsonl"
@@ -108,9 +111,43 @@ def label_image(
 ) -> Forest:
     """The pseudo-labels of one photo, uint8 [3, H, W], as a forest: best masks first, scores in (0, 1]."""
     clock = clock or StageClock()
+    ((masks, scores),) = find_masks([image], extractor, config, clock)
+    if config.theta_small > 0:
+        masks, scores = look_closer(
+            image,
+            masks.resize((image.shape[1], image.shape[2])),
+            scores,
+            lambda crops, inner: find_masks(crops, extractor, inner, clock),
+            config,
+        )
+        with clock("masks"):
+            # What was seen enlarged may be smaller than what was not.
+            finer = replace(config, min_area=config.min_area / config.local_min_area)
+            masks, scores = select_masks(masks, scores, masks.size, finer)
+    elif masks.size != image.shape[1:]:
+        with clock("masks"):
+            masks = masks.resize((image.shape[1], image.shape[2]))
+    with clock("forest"):
+        return make_forest(masks, scores, config)
+
+
+def find_masks(
+    images: Sequence[Tensor], extractor: FeatureExtractor, config: ExploreConfig, clock: StageClock
+) -> list[tuple[PackedMasks, Tensor]]:
+    """Masks of each image at its working size, and their scores, best first.
+
+    The images, uint8 [3, H, W] each, go through the network together.
+    """
     with clock("features"):
-        view = extractor.view(image)
-        features = basin_features(view, extractor) if config.start == "basins" else extractor([view])[0]  # [h, w, C]
+        views = [extractor.view(image) for image in images]
+        pooled_only = config.start == "basins" and config.features == "descriptor"
+        features = [None] * len(views) if pooled_only else extractor(views)  # [h, w, C] each
+    return [_cluster(view, feature, config, clock) for view, feature in zip(views, features, strict=True)]
+
+
+def _cluster(
+    view: View, features: Tensor | None, config: ExploreConfig, clock: StageClock
+) -> tuple[PackedMasks, Tensor]:
     if config.start == "basins":
         with clock("merge"):
             basins = find_basins(view, features, config)
@@ -127,11 +164,7 @@ def label_image(
         with clock("refine"):
             masks, kept = refine_masks(masks, view, config)
             masks, scores = select_masks(masks[kept], scores[kept], view.photo_size, config)
-    if masks.size != view.photo_size:
-        with clock("masks"):
-            masks = masks.resize(view.photo_size)
-    with clock("forest"):
-        return make_forest(masks, scores, config)
+    return masks, scores
 
 
 def explore(

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+import torch
+
+from sohes.config import ExploreConfig
+from sohes.labels.features import build_extractor
+from sohes.labels.local import look_closer, make_crops
+from sohes.masks import PackedMasks, mask_coverage, mask_iou
+from sohes.phases.explore import label_image
+
+
+def test_crops_surround_small_candidates_only(two_discs):
+    image, outer, inner = two_discs
+    masks = PackedMasks.from_dense(torch.stack([outer, inner, torch.ones_like(outer), inner]))
+    crops = make_crops(image, masks, ExploreConfig(theta_small=0.2, local_side=64))
+    assert [crop.index for crop in crops] == [1]  # the whole is large, the last lies in a crop that is there
+    y0, x0, y1, x1 = crops[0].box
+    rows, columns = inner.any(1).nonzero()[:, 0], inner.any(0).nonzero()[:, 0]
+    assert (y0 < rows.min(), x0 < columns.min(), y1 > rows.max() + 1, x1 > columns.max() + 1) == (True,) * 4
+    assert abs(crops[0].image.shape[1] * crops[0].image.shape[2] - 64**2) < 200
+    assert make_crops(image, masks, ExploreConfig(theta_small=0.2, local_regions=1))[0].index == 1
+
+
+def test_masks_of_a_crop_are_placed_and_filtered(two_discs):
+    image, _, inner = two_discs
+    masks, scores = PackedMasks.from_dense(inner[None]), torch.tensor([0.5])
+    config = ExploreConfig(theta_small=0.2, local_side=128)
+    (crop,) = make_crops(image, masks, config)
+    y0, x0, y1, x1 = crop.box
+
+    def cluster(images, inner_config):
+        assert inner_config.max_masks == config.local_masks
+        size = (images[0].shape[1], images[0].shape[2])
+        upper = inner.clone()
+        upper[32:] = False
+        local = PackedMasks.from_dense(torch.stack([upper, ~inner])[:, y0:y1, x0:x1]).resize(size)
+        return [(local, torch.tensor([0.8, 0.9]))]
+
+    joined, joined_scores = look_closer(image, masks, scores, cluster, config)
+    assert joined_scores.tolist() == torch.tensor([0.5, 0.4]).tolist()  # what lies outside of the candidate is gone
+    upper = inner.clone()
+    upper[32:] = False
+    assert mask_iou(joined[1:], PackedMasks.from_dense(upper[None])) > 0.9
+
+
+def test_a_closer_look_finds_parts_that_are_too_small_without(two_discs):
+    image = torch.full((3, 480, 480), 120, dtype=torch.uint8)
+    image[0, 200:230, 200:240] = 220
+    image[2, 210:217, 210:218] = 250  # 56 pixels, less than min_area
+    part = torch.zeros(1, 480, 480, dtype=torch.bool)
+    part[0, 210:217, 210:218] = True
+    truth = PackedMasks.from_dense(part)
+    best = {}
+    for theta_small in (0.0, 0.05):
+        config = ExploreConfig(max_masks=30, theta_small=theta_small, min_area=100.0, min_pixels=16)
+        forest = label_image(image, build_extractor(config), config)
+        best[theta_small] = mask_iou(truth, forest.masks).max().item()
+        assert (mask_coverage(forest.masks, forest.masks).diagonal() == 1).all()
+    assert best[0.0] < 0.5 < best[0.05]
