@@ -30,14 +30,15 @@ from sohes.data.images import read_image
 from sohes.data.scenes import draw_scene
 from sohes.evaluation import Evaluator
 from sohes.forest import Forest
-from sohes.labels.candidates import find_candidates
-from sohes.labels.draw import draw_candidates, make_forest
+from sohes.labels.basins import find_basins
+from sohes.labels.draw import make_forest, select_masks
 from sohes.labels.features import build_extractor
+from sohes.labels.refine import refine_masks
+from sohes.labels.regions import draw_regions, find_regions
 from sohes.masks import PackedMasks
-from sohes.ops.merge_regions import merge_regions
 from sohes.phases.explore import label_image
 
-COLUMNS = ("AR@1000", "AR@100", "AR@10", "AR-small", "AR-medium", "AR-large", "AP")
+COLUMNS = ("AR@1000", "AR@100", "AR@10", "AR-small", "AR-medium", "AR-large", "AP", "parent_recall", "ancestor_f1")
 
 
 @pytest.fixture(scope="module")
@@ -47,25 +48,35 @@ def steps():
     extractor = build_extractor(config)
     image = draw_scene(0, 480).image
     view = extractor.view(image)
-    (features,) = extractor([view])
-    (tree,) = merge_regions(features)
-    candidates = find_candidates(tree, view, config)
-    masks, scores = draw_candidates(tree, candidates, view.photo_patches(), config)
+    basins = find_basins(view, None, config)
+    regions = find_regions(basins, view.photo_size, config)
+    drawn = draw_regions(regions, basins.labels)
+    masks, scores = select_masks(*drawn, view.photo_size, config)
     forest = make_forest(masks, scores, config)
+    patches = ExploreConfig(start="patches")
+    sharp = build_extractor(patches)
     calls = {
         "view": lambda: extractor.view(image),
-        "descriptor": lambda: extractor([view]),
-        "merge": lambda: merge_regions(features),
-        "candidates": lambda: find_candidates(tree, view, config),
-        "masks": lambda: draw_candidates(tree, candidates, view.photo_patches(), config),
+        "basins": lambda: find_basins(view, None, config),
+        "trees": lambda: find_regions(basins, view.photo_size, config),
+        "draw": lambda: draw_regions(regions, basins.labels),
+        "select": lambda: select_masks(*drawn, view.photo_size, config),
         "forest": lambda: make_forest(masks, scores, config),
         "encode": lambda: forest.to_coco(1),
         "all": lambda: label_image(image, extractor, config),
+        "all-patches": lambda: label_image(image, sharp, patches),
     }
+    for refiner in ("snap", "guided", "crf"):
+        chosen = ExploreConfig(refiner=refiner)
+        calls[f"refine-{refiner}-50"] = lambda chosen=chosen: refine_masks(masks[:50], view, chosen)
     return calls, len(masks)
 
 
-@pytest.mark.parametrize("stage", ["view", "descriptor", "merge", "candidates", "masks", "forest", "encode", "all"])
+STAGES = ("view", "basins", "trees", "draw", "select", "forest", "encode", "all", "all-patches")
+REFINERS = ("refine-snap-50", "refine-guided-50", "refine-crf-50")
+
+
+@pytest.mark.parametrize("stage", STAGES + REFINERS)
 def test_stage(benchmark, steps, stage):
     calls, num_masks = steps
     threads = torch.get_num_threads()
@@ -103,8 +114,15 @@ def measure_quality(folder: Path, num_images: int, segment: Segment) -> dict[str
         seconds += time.process_time() - start
         for person in people.unique():
             own = people == person
-            evaluator.add((truth.image_id, int(person)), truth.forest.masks[own], forest, crowd=truth.crowd[own])
+            # Sets without parts say nothing about parents.
+            parents = truth.forest.parents if len(people.unique()) == 1 and (truth.forest.parents >= 0).any() else None
+            masks, crowd = truth.forest.masks[own], truth.crowd[own]
+            evaluator.add((truth.image_id, int(person)), masks, forest, crowd=crowd, gt_parents=parents)
     return {**evaluator.summary(), "seconds": seconds / len(chosen)}
+
+
+def print_header() -> None:
+    print(f"{'method':44s} {' '.join(f'{column[:9]:>9s}' for column in COLUMNS)}   masks     s/im")
 
 
 def print_row(name: str, result: dict[str, float]) -> None:
@@ -131,7 +149,7 @@ def main() -> None:
     if args.baselines:
         floors = {"felzenszwalb": felzenszwalb_forest, "slic tree": slic_tree_forest, "box grid": box_grid_forest}
         rows |= {name: lambda image, _, floor=floor: floor(image, BaselineConfig()) for name, floor in floors.items()}
-    print(f"{'method':44s} {' '.join(f'{column:>9s}' for column in COLUMNS)}   masks     s/im")
+    print_header()
     for folder in args.folders:
         for name, segment in rows.items():
             print_row(f"{folder.name}: {name}"[:44], measure_quality(folder, args.images, segment))

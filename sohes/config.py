@@ -123,7 +123,7 @@ class ExploreConfig:
     """Of two masks with a higher IoU only one stays, 0..1. [sibling]"""
     theta_cover: float = 0.9
     """Share of a mask that must lie in another to be its part, > 0 to 1. [sibling]"""
-    max_masks: int = 100
+    max_masks: int = 300
     """Masks kept per image, best scores first, >= 1. [ours]"""
     shard_size: int = 100
     """Images per file of labels, >= 1; a killed run loses at most one. [ours]"""

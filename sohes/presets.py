@@ -26,7 +26,7 @@ def tiny() -> Config:
         preset="tiny",
         # Square patches of 8 px, as the paper's ViT-B/8 has: pixels that choose their patch would read the flat
         # colours of drawn scenes almost perfectly, which no photo allows.
-        explore=ExploreConfig(start="patches", patch=8, snap_rounds=0),
+        explore=ExploreConfig(start="patches", patch=8, snap_rounds=0, max_masks=100),
         model=ModelConfig(
             backbone="vit_tiny_patch16_224",
             backbone_kwargs={"img_size": 128, "patch_size": 16, "embed_dim": 96, "depth": 4, "num_heads": 4},
@@ -64,6 +64,7 @@ def small() -> Config:
     """
     return Config(
         preset="small",
+        explore=ExploreConfig(max_masks=100),
         model=ModelConfig(
             backbone="vit_tiny_patch16_224",
             backbone_kwargs={"img_size": 256},
