@@ -71,7 +71,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("merge_regions", &sohes::merge_regions_cpu, ReleaseGil());
   m.def("merge_regions_graph", &sohes::merge_regions_graph_cpu, ReleaseGil());
   m.def("merge_tree_layout", &sohes::merge_tree_layout, ReleaseGil());
-  m.def("merge_tree_cut", &sohes::merge_tree_cut, ReleaseGil());
+  m.def("merge_tree_cuts", &sohes::merge_tree_cuts, ReleaseGil());
 #ifdef SOHES_WITH_CUDA
   m.def("merge_regions_cuda_table", &sohes::merge_regions_cuda_table);
   m.def("merge_regions_cuda", &sohes::merge_regions_cuda, ReleaseGil());

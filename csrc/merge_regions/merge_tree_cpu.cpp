@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Depth-first layout of a merge tree: one pass up for counts and boxes, one pass down for positions.
 #include <algorithm>
+#include <vector>
 
 #include "sohes/merge_regions.h"
 
@@ -55,18 +56,39 @@ void merge_tree_layout(const TensorView& merges, int64_t width, const TensorView
   for (int64_t i = 0; i < num_leaves; ++i) leaf[start[i]] = static_cast<int32_t>(i);
 }
 
-void merge_tree_cut(const TensorView& counts, const TensorView& starts, const TensorView& parents,
-                    const TensorView& order, int64_t end, const TensorView& labels) {
+void merge_tree_cuts(const TensorView& similarity, const TensorView& counts, const TensorView& starts,
+                     const TensorView& parents, const TensorView& order, const std::vector<float>& thresholds,
+                     const TensorView& labels) {
   const int64_t* count = counts.as<int64_t>();
   const int32_t *start = starts.as<int32_t>(), *parent = parents.as<int32_t>();
   const int32_t* leaf = order.as<int32_t>();
-  int32_t* label = labels.as<int32_t>();
-  require(end <= parents.numel() && labels.numel() == order.numel(),
-          "merge_tree_cut: an array has the wrong size");
-  for (int64_t node = 0; node < end; ++node) {
-    if (parent[node] >= 0 && parent[node] < end) continue;
-    for (int64_t i = start[node]; i < start[node] + count[node]; ++i)
-      label[leaf[i]] = static_cast<int32_t>(node);
+  const int64_t num_leaves = order.numel(), num_merges = similarity.numel();
+  require(similarity.is_contiguous() && parents.numel() == num_leaves + num_merges,
+          "merge_tree_cuts: similarity is not contiguous [M]");
+  require(labels.numel() == static_cast<int64_t>(thresholds.size()) * num_leaves,
+          "merge_tree_cuts: labels are not [n, N]");
+  struct Cut {
+    int64_t end;  // the nodes with ids below it have been made
+    int32_t* label;
+  };
+  std::vector<Cut> cuts;
+  for (const float threshold : thresholds) {
+    const float* values = similarity.as<float>();
+    int64_t first_below = 0;
+    while (first_below < num_merges && values[first_below] >= threshold) ++first_below;
+    cuts.push_back({num_leaves + first_below, labels.as<int32_t>() + cuts.size() * num_leaves});
+  }
+  std::sort(cuts.begin(), cuts.end(), [](const Cut& a, const Cut& b) { return a.end < b.end; });
+  // A node is alive in the cuts that end after it and not after its parent; nodes come in the order of the
+  // ends.
+  auto next = cuts.begin();
+  for (int64_t node = 0; next != cuts.end(); ++node) {
+    while (next != cuts.end() && next->end <= node) ++next;
+    for (auto cut = next; cut != cuts.end() && (parent[node] < 0 || parent[node] >= cut->end); ++cut) {
+      for (int64_t i = start[node]; i < start[node] + count[node]; ++i) {
+        cut->label[leaf[i]] = static_cast<int32_t>(node);
+      }
+    }
   }
 }
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf
@@ -88,11 +88,7 @@ class MergeTree:
         Raises:
             ValueError: threshold is NaN, or below the min_similarity at which merging stopped.
         """
-        if not threshold >= self.min_similarity:
-            raise ValueError(
-                f"threshold must be at least min_similarity = {self.min_similarity}, where merging stopped, "
-                f"got {threshold}"
-            )
+        self._check_threshold(threshold)
         is_below = self.similarity.numpy() < np.float32(threshold)
         first = int(is_below.argmax()) if len(is_below) else 0
         return first if len(is_below) and is_below[first] else len(is_below)
@@ -103,16 +99,23 @@ class MergeTree:
         Returns:
             int32 [h, w] (or [N] without a grid): the node id alive at each leaf, -1 outside leaf_mask.
         """
-        end = self.num_leaves + self.num_merges(threshold)
+        return self.cuts([threshold])[0]
+
+    def cuts(self, thresholds: Sequence[float]) -> Tensor:
+        """The cut at each of n thresholds, in one pass over the tree: int32 [n, h, w] (or [n, N] without a grid)."""
+        labels = torch.empty((len(thresholds), *self._leaf_shape), dtype=torch.int32)
         kernels = find_binary().module
         if kernels is None:
-            labels = torch.from_numpy(cut_labels(self._layout, end))
+            for row, threshold in zip(labels, thresholds, strict=True):
+                end = self.num_leaves + self.num_merges(threshold)
+                row.copy_(torch.from_numpy(cut_labels(self._layout, end)).view(self._leaf_shape))
         else:
-            labels = torch.empty(self.num_leaves, dtype=torch.int32)
-            kernels.merge_tree_cut(*self._layout_tensors[:4], end, labels)
+            for threshold in thresholds:
+                self._check_threshold(threshold)
+            kernels.merge_tree_cuts(self.similarity.contiguous(), *self._layout_tensors[:4], list(thresholds), labels)
         if self.leaf_mask is not None:
-            labels[~self.leaf_mask] = -1
-        return labels.view(self._leaf_shape)
+            labels.view(len(thresholds), self.num_leaves)[:, ~self.leaf_mask] = -1
+        return labels
 
     def candidates(self, thresholds: Iterable[float]) -> Tensor:
         """int64 [n]: ids, ascending, of the nodes that are alive in the cut of at least one of `thresholds`."""
@@ -139,6 +142,13 @@ class MergeTree:
         start, end = self._starts[out], self._starts[out] + self._counts[out]
         inner_end = self._starts[inn] + self._counts[inn]
         return torch.from_numpy((start[:, None] <= self._starts[inn]) & (inner_end <= end[:, None]))
+
+    def _check_threshold(self, threshold: float) -> None:
+        if not threshold >= self.min_similarity:
+            raise ValueError(
+                f"threshold must be at least min_similarity = {self.min_similarity}, where merging stopped, "
+                f"got {threshold}"
+            )
 
     # Leaves in depth-first order make every node one interval [start, start + count) of positions, so that masks,
     # nesting and cuts are comparisons of numbers.

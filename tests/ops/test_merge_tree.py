@@ -84,6 +84,16 @@ def test_every_cut_equals_a_replay(seed):
         assert np.array_equal(tree.cut(threshold).numpy(), replayed_labels(tree, num_merges))
 
 
+def test_several_cuts_at_once_equal_single_ones_in_any_order():
+    tree = random_tree(3)
+    thresholds = [0.1, 2.0, -2.0, 0.1, 0.5, float(tree.similarity[7])]
+    cuts = tree.cuts(thresholds)
+    assert cuts.shape == (6, 7, 9)
+    for threshold, labels in zip(thresholds, cuts, strict=True):
+        assert torch.equal(labels, tree.cut(threshold))
+    assert tree.cuts([]).shape == (0, 7, 9)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_areas_boxes_and_nesting_equal_the_masks(seed):
     tree = random_tree(seed)

@@ -4,6 +4,7 @@
 // undefined-behaviour sanitizers.
 #include "sohes/merge_regions.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <limits>
@@ -76,8 +77,15 @@ void check_tree(Outputs& out, int64_t start, int64_t num_leaves, int32_t num_mer
   sohes::merge_tree_layout(view(merges, {num_merges, 2}, DType::kInt32), width,
                            view(counts, {num_nodes}, DType::kInt64), vector(starts), vector(parents),
                            vector(order), view(boxes, {num_nodes, 4}, DType::kInt32));
-  sohes::merge_tree_cut(view(counts, {num_nodes}, DType::kInt64), vector(starts), vector(parents),
-                        vector(order), num_nodes, vector(labels));
+  std::vector<int32_t> both(2 * num_leaves, -1);
+  std::vector<float> values(out.similarity.begin() + start, out.similarity.begin() + start + num_merges);
+  const float infinity = std::numeric_limits<float>::infinity();
+  sohes::merge_tree_cuts(view(values, {num_merges}, DType::kFloat32),
+                         view(counts, {num_nodes}, DType::kInt64), vector(starts), vector(parents),
+                         vector(order), {-infinity, infinity}, vector(both));
+  std::copy_n(both.begin(), num_leaves, labels.begin());
+  for (int64_t i = 0; i < num_leaves; ++i)
+    expect(both[num_leaves + i] == i, "the cut before any merge", seed);
   for (int64_t i = 0; i < num_leaves; ++i) expect(labels[i] >= 0 && parents[labels[i]] < 0, "a label", seed);
   for (int64_t i = 0; i < num_leaves; ++i) expect(order[starts[i]] == i, "the order of the leaves", seed);
 }

@@ -49,9 +49,11 @@ void merge_tree_layout(const TensorView& merges, int64_t width, const TensorView
                        const TensorView& starts, const TensorView& parents, const TensorView& order,
                        const TensorView& boxes);
 
-// labels int32 [N]: the node at each leaf when the nodes with ids below `end` have been made.
-void merge_tree_cut(const TensorView& counts, const TensorView& starts, const TensorView& parents,
-                    const TensorView& order, int64_t end, const TensorView& labels);
+// labels int32 [n, N]: the node at each leaf just before the first merge whose similarity (float32 [M]) is
+// below each of n thresholds.
+void merge_tree_cuts(const TensorView& similarity, const TensorView& counts, const TensorView& starts,
+                     const TensorView& parents, const TensorView& order, const std::vector<float>& thresholds,
+                     const TensorView& labels);
 
 #ifdef SOHES_WITH_CUDA
 // What merge_regions_cuda needs to know of each image, int64 [B, 4] to be copied to the device (first row, h,
