@@ -75,6 +75,7 @@ PYBIND11_MODULE(_C, m) {
 #ifdef SOHES_WITH_CUDA
   m.def("merge_regions_cuda_table", &sohes::merge_regions_cuda_table);
   m.def("merge_regions_cuda", &sohes::merge_regions_cuda, ReleaseGil());
+  m.def("merge_rounds_cuda", &sohes::merge_rounds_cuda, ReleaseGil());
 #endif
 
   // --- merge_borders ---

@@ -25,7 +25,9 @@
 #include <cmath>
 #include <utility>
 
+#include "borders.h"
 #include "bounds.h"
+#include "rows.h"
 #include "state.h"
 
 namespace sohes::merging {
@@ -36,48 +38,18 @@ namespace {
 constexpr int kFewNeighbours = 8;
 constexpr int kParts = 8;
 
-// Keys are float32 numbers below 16, and rounded down.
-constexpr double kMostTurned = 4;
-constexpr double kKeyRounding = 6e-7;
-
-float key_of(double angle, double turned) { return static_cast<float>(angle + turned - kKeyRounding); }
-
-// The place of x among the first `count`, or -1. Whole blocks are compared at once.
-int32_t find(const int32_t* values, int32_t count, int32_t x) {
-  constexpr int kBlock = 16;
-  int32_t i = 0;
-  for (; i + kBlock <= count; i += kBlock) {
-    int32_t hits = 0;
-    for (int j = 0; j < kBlock; ++j) hits |= values[i + j] == x;
-    if (hits != 0) break;
-  }
-  for (; i < count; ++i) {
-    if (values[i] == x) return i;
-  }
-  return -1;
-}
-
-float least(const float* keys, int32_t count) {
-  constexpr int kBlock = 16;
-  float lanes[kBlock];
-  for (int j = 0; j < kBlock; ++j) lanes[j] = kForeign;
-  int32_t i = 0;
-  for (; i + kBlock <= count; i += kBlock) {
-    for (int j = 0; j < kBlock; ++j) lanes[j] = keys[i + j] < lanes[j] ? keys[i + j] : lanes[j];
-  }
-  float found = kForeign;
-  for (; i < count; ++i) found = std::min(found, keys[i]);
-  for (int j = 0; j < kBlock; ++j) found = std::min(found, lanes[j]);
-  return found;
-}
-
 class Merger {
  public:
   Merger(const Graph& graph, const ChannelLoops& loops, const State& state)
-      : graph_(graph), loops_(loops), s_(state), next_row_(state.rows) {}
+      : graph_(graph), loops_(loops), s_(state), borders_(s_), rows_(graph, state.free_rows, state.rows) {}
 
   int32_t run(float min_similarity, const Merges& out) {
-    build_lists();
+    borders_.build(graph_);
+    for (int32_t i = 0; i < graph_.num_regions; ++i) {
+      s_.row[i] = graph_.features + i * graph_.channels;
+      s_.id[i] = s_.slot[i] = i;
+    }
+    std::fill_n(s_.slot + graph_.num_regions, graph_.num_regions, -1);
     for (int32_t i = 0; i < graph_.num_regions; ++i) first_similarities(i);
     build_heap();
     int32_t count = 0;
@@ -105,28 +77,6 @@ class Merger {
 
  private:
   // --- setting up ---
-
-  void build_lists() {
-    const int32_t n = graph_.num_regions, e = graph_.num_edges;
-    for (int32_t i = 0; i < n; ++i) s_.row[i] = graph_.features + i * graph_.channels;
-    for (int32_t i = 0; i < n; ++i) s_.id[i] = s_.slot[i] = i;
-    std::fill_n(s_.slot + n, n, -1);
-    std::fill_n(s_.turned, n, 0.0);
-    std::fill_n(s_.degree, n, 0);
-    for (int32_t i = 0; i < 2 * e; ++i) ++s_.degree[graph_.edges[i]];
-    for (int32_t i = 0; i < n; ++i) {
-      s_.first[i] = used_;
-      s_.capacity[i] = s_.degree[i];
-      used_ += s_.degree[i];
-      s_.degree[i] = 0;
-    }
-    for (int32_t k = 0; k < e; ++k) {
-      const int32_t u = graph_.edges[2 * k], v = graph_.edges[2 * k + 1];
-      if (find(s_.lists.other + s_.first[u], s_.degree[u], v) >= 0) continue;  // named twice
-      append(u, v, u < v ? kForeign : 0.0f);
-      append(v, u, v < u ? kForeign : 0.0f);
-    }
-  }
 
   // The length of region i and its similarities to the neighbours before it, whose lengths are known: each
   // row is read once, while the rows around it are still in the cache.
@@ -208,7 +158,7 @@ class Merger {
 
   // The entry of a region that says no more than its bounds do; high < 0 where no pair belongs to it.
   Entry promise_of(int32_t region) const {
-    const float* keys = s_.lists.key + s_.first[region];
+    const float* keys = borders_.keys(region);
     const float key = least(keys, s_.degree[region]);
     if (key == kForeign) return {kNever, INT32_MAX, -1, -1};
     const float bound = bound_of_angle(key - s_.turned[region]);
@@ -217,7 +167,7 @@ class Merger {
       low = INT32_MAX;
       for (int32_t i = 0; i < s_.degree[region]; ++i) {
         if (bound_of_angle(keys[i] - s_.turned[region]) < 1.0f) continue;
-        low = std::min(low, s_.id[s_.lists.other[s_.first[region] + i]]);
+        low = std::min(low, s_.id[borders_.others(region)[i]]);
       }
     }
     return {bound, low, s_.id[region], -1};
@@ -226,7 +176,7 @@ class Merger {
   // Evaluates this region's pairs until its best one is known, or `rest` comes before all that may be it.
   Entry settle(int32_t region, const Entry& promise, const Entry& rest) {
     const int32_t count = s_.degree[region];
-    const float* keys = s_.lists.key + s_.first[region];
+    const float* keys = borders_.keys(region);
     Entry exact = kNoEntry;
     float most = 0;  // pairs with higher keys are beaten
     const auto tighten = [&] {
@@ -272,9 +222,9 @@ class Merger {
   // of some parts of the list, the least of all first. Returns their number.
   int most_promising(int32_t region, const Entry& promise, int32_t* places) const {
     const int32_t count = s_.degree[region];
-    const float* keys = s_.lists.key + s_.first[region];
+    const float* keys = borders_.keys(region);
     if (promise.low >= 0) {
-      places[0] = find(s_.lists.other + s_.first[region], count, s_.slot[promise.low]);
+      places[0] = find(borders_.others(region), count, s_.slot[promise.low]);
       return !is_exact(region, places[0]);
     }
     float lanes[kParts];
@@ -305,7 +255,7 @@ class Merger {
 
   // The place of the least key whose similarity is not known, or -1; `exact` learns of those that are.
   int32_t least_unknown(int32_t region, Entry& exact) const {
-    const float* keys = s_.lists.key + s_.first[region];
+    const float* keys = borders_.keys(region);
     int32_t found = -1;
     for (int32_t i = 0; i < s_.degree[region]; ++i) {
       if (keys[i] == kForeign) continue;
@@ -321,7 +271,7 @@ class Merger {
   // Writes the places with keys up to `most` to s_.chosen and returns their number, less those that are
   // known, which `exact` learns of, and those that it beats.
   int32_t choose(int32_t region, float most, Entry& exact) {
-    const float* keys = s_.lists.key + s_.first[region];
+    const float* keys = borders_.keys(region);
     int32_t num_near = 0, num_chosen = 0;
     for (int32_t i = 0; i < s_.degree[region]; ++i) {
       s_.chosen[num_near] = i;
@@ -340,15 +290,15 @@ class Merger {
 
   // Among pairs that may be as similar as can be, only one with a lower id comes before one that is.
   bool is_beaten(int32_t region, int32_t place, const Entry& exact) const {
-    return exact.bound == 1.0f && s_.id[s_.lists.other[s_.first[region] + place]] > exact.low;
+    return exact.bound == 1.0f && s_.id[borders_.others(region)[place]] > exact.low;
   }
 
   static Entry first_of(const Entry& a, const Entry& b) { return comes_before(b, a) ? b : a; }
 
   void evaluate(int32_t region, const int32_t* places, int count) {
-    const float* rows[kMaxRows];
+    const float* rows[kMaxRows] = {};
     double dots[kMaxRows];
-    for (int i = 0; i < count; ++i) rows[i] = s_.row[s_.lists.other[s_.first[region] + places[i]]];
+    for (int i = 0; i < count; ++i) rows[i] = s_.row[borders_.others(region)[places[i]]];
     loops_.dots(s_.row[region], rows, count, graph_.channels, dots);
     for (int i = 0; i < count; ++i) set_exact(region, places[i], dots[i]);
   }
@@ -367,142 +317,24 @@ class Merger {
   int32_t merge(int32_t a, int32_t b, int32_t new_id) {
     if (s_.degree[a] < s_.degree[b]) std::swap(a, b);
     const double norm_a = s_.norm[a], norm_b = s_.norm[b];
-    const SumDots dots = add_rows(a, b);
+    SumDots dots;
+    s_.row[a] = rows_.add(s_.row[a], s_.row[b], loops_, dots);
     s_.norm[a] = dots.cc;
     s_.slot[s_.id[a]] = s_.slot[s_.id[b]] = -1;
     s_.id[a] = new_id;
     s_.slot[new_id] = a;
-    remove(a, find(s_.lists.other + s_.first[a], s_.degree[a], b));
-    take_over(a);
-    merge_lists(a, b, Turn(norm_a, norm_b, dots.cc, dots.ac), Turn(norm_b, norm_a, dots.cc, dots.bc));
+    borders_.remove(a, find(borders_.others(a), s_.degree[a], b));
+    borders_.take_over(a);
+    borders_.join(a, b, Turn(norm_a, norm_b, dots.cc, dots.ac), Turn(norm_b, norm_a, dots.cc, dots.bc));
     return a;
-  }
-
-  SumDots add_rows(int32_t a, int32_t b) {
-    const bool owns_a = owns_row(a), owns_b = owns_row(b);
-    float* sum = owns_a ? s_.row[a] : owns_b ? s_.row[b] : new_row();
-    const SumDots dots = loops_.add(s_.row[a], s_.row[b], sum, graph_.channels);
-    if (owns_a && owns_b && !graph_.may_overwrite) s_.free_rows[num_free_rows_++] = s_.row[b];
-    s_.row[a] = sum;
-    return dots;
-  }
-
-  // May the row be written to? Those of leaves lie in the input.
-  bool owns_row(int32_t slot) const {
-    return graph_.may_overwrite || s_.row[slot] != graph_.features + slot * graph_.channels;
-  }
-
-  float* new_row() {
-    if (num_free_rows_ > 0) return s_.free_rows[--num_free_rows_];
-    float* row = next_row_;
-    next_row_ += graph_.channels;
-    return row;
-  }
-
-  // All pairs of the region in slot a belong to it from now on; their keys are moved near zero from time to
-  // time.
-  void take_over(int32_t a) {
-    float* keys = s_.lists.key + s_.first[a];
-    for (int32_t i = 0; i < s_.degree[a]; ++i) {
-      if (keys[i] == kForeign) keys[i] = key_of(take_angle(s_.lists.other[s_.first[a] + i], a), s_.turned[a]);
-    }
-    if (s_.turned[a] < kMostTurned) return;
-    for (int32_t i = 0; i < s_.degree[a]; ++i) keys[i] = key_of(std::max(0.0, keys[i] - s_.turned[a]), 0);
-    s_.turned[a] = 0;
-  }
-
-  // The least angle of a pair that belongs to `owner`, from whom it is taken.
-  double take_angle(int32_t owner, int32_t other) {
-    const int32_t at = s_.first[owner] + find(s_.lists.other + s_.first[owner], s_.degree[owner], other);
-    const double angle = std::max(0.0, s_.lists.key[at] - s_.turned[owner]);
-    s_.lists.key[at] = kForeign;
-    return angle;
-  }
-
-  // The neighbours of b become those of a, whose pairs all belong to it.
-  void merge_lists(int32_t a, int32_t b, const Turn& turn_a, const Turn& turn_b) {
-    make_room(a, s_.degree[b]);
-    if (turn_a.is_regular) {
-      s_.turned[a] += turn_a.angle;
-    } else {
-      std::fill_n(s_.lists.key + s_.first[a], s_.degree[a], key_of(0, s_.turned[a]));
-    }
-    const int32_t num_before = s_.degree[a];
-    for (int32_t i = 0; i < s_.degree[b]; ++i) {
-      const int32_t other = s_.lists.other[s_.first[b] + i];
-      if (other == a) continue;
-      const float key = s_.lists.key[s_.first[b] + i];
-      const double angle = key == kForeign ? take_angle(other, b) : std::max(0.0, key - s_.turned[b]);
-      const int32_t* others = s_.lists.other + s_.first[other];
-      const int32_t back = find(others, s_.degree[other], b);
-      const bool is_shared = find_either(a, num_before, other);
-      if (is_shared) {
-        const int32_t at = s_.first[a] + find(s_.lists.other + s_.first[a], num_before, other);
-        const double before = s_.lists.key[at] - s_.turned[a] + turn_a.angle;  // the angle to part a
-        s_.lists.key[at] = key_of(joined_angle(before, angle, turn_a, turn_b), s_.turned[a]);
-        remove(other, back);
-      } else {
-        s_.lists.other[s_.first[other] + back] = a;
-        append(a, other, key_of(turn_b.is_regular ? angle - turn_b.angle : 0, s_.turned[a]));
-      }
-    }
-    s_.degree[b] = 0;
-  }
-
-  // Are they neighbours? Looks through the shorter list; `count` of a's are to be looked at.
-  bool find_either(int32_t a, int32_t count, int32_t b) const {
-    if (count < s_.degree[b]) return find(s_.lists.other + s_.first[a], count, b) >= 0;
-    return find(s_.lists.other + s_.first[b], s_.degree[b], a) >= 0;
-  }
-
-  void append(int32_t region, int32_t other, float key) {
-    const int32_t at = s_.first[region] + s_.degree[region]++;
-    s_.lists.other[at] = other;
-    s_.lists.key[at] = key;
-    s_.lists.stamp[at] = -1;
-  }
-
-  void remove(int32_t region, int32_t place) {
-    const int32_t at = s_.first[region] + place, last = s_.first[region] + --s_.degree[region];
-    s_.lists.other[at] = s_.lists.other[last];
-    s_.lists.key[at] = s_.lists.key[last];
-    s_.lists.value[at] = s_.lists.value[last];
-    s_.lists.stamp[at] = s_.lists.stamp[last];
-  }
-
-  // Room for so many more neighbours of a region, in a place twice as large as needed. Live lists hold at
-  // most 2E entries, a region has at most E neighbours, so after moving the lists together there is room
-  // among the 4E.
-  void make_room(int32_t region, int32_t more) {
-    const int32_t needed = s_.degree[region] + more;
-    if (needed <= s_.capacity[region]) return;
-    if (used_ + 2 * needed > 4 * graph_.num_edges) {
-      used_ = 0;
-      for (int32_t i = 0; i < graph_.num_regions; ++i) move_list(i, s_.spare, s_.degree[i]);
-      std::swap(s_.lists, s_.spare);
-    }
-    move_list(region, s_.lists, 2 * needed);
-  }
-
-  // Moves a region's list behind everything in `to`.
-  void move_list(int32_t region, const Lists& to, int32_t capacity) {
-    const int32_t from = s_.first[region], count = s_.degree[region];
-    std::copy_n(s_.lists.other + from, count, to.other + used_);
-    std::copy_n(s_.lists.key + from, count, to.key + used_);
-    std::copy_n(s_.lists.value + from, count, to.value + used_);
-    std::copy_n(s_.lists.stamp + from, count, to.stamp + used_);
-    s_.first[region] = used_;
-    s_.capacity[region] = capacity;
-    used_ += capacity;
   }
 
   const Graph& graph_;
   const ChannelLoops& loops_;
   State s_;
+  Borders borders_;
+  Rows rows_;
   int32_t heap_size_ = 0;
-  int32_t used_ = 0;  // entries of the lists
-  int32_t num_free_rows_ = 0;
-  float* next_row_;
 };
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include "../mask_ops/parallel.h"
 #include "carver.h"
 #include "greedy.h"
+#include "rounds.h"
 #include "sohes/merge_regions.h"
 
 namespace sohes {
@@ -54,24 +55,25 @@ int32_t write_grid_edges(const Image& image, const bool* mask, int32_t* edges) {
 struct Share {
   float* rows;     // [N, C], only for float16 and bfloat16: the features in float32, merged in place
   int32_t* edges;  // [E, 2], only for grids
-  void* greedy;
+  void* merging;
   size_t bytes;
 
-  Share(void* block, int64_t num_regions, int64_t num_edges, int64_t channels, bool is_half, bool is_grid) {
+  Share(void* block, int64_t num_regions, int64_t num_edges, int64_t channels, bool is_half, bool is_grid,
+        bool in_rounds) {
     Carver carver(block);
     rows = carver.take<float>(is_half ? num_regions * channels : 0);
     edges = carver.take<int32_t>(is_grid ? 2 * num_edges : 0);
-    greedy = carver.take<char>(merging::greedy_scratch_bytes(num_regions, num_edges, channels, is_half));
+    const auto scratch_bytes = in_rounds ? merging::rounds_scratch_bytes : merging::greedy_scratch_bytes;
+    merging = carver.take<char>(scratch_bytes(num_regions, num_edges, channels, is_half));
     bytes = carver.used();
   }
 };
 
-size_t share_bytes(const std::vector<Image>& images, int64_t channels, bool is_half) {
+size_t share_bytes(const std::vector<Image>& images, int64_t channels, bool is_half, bool in_rounds) {
   size_t most = 0;
   for (const Image& image : images) {
-    const int64_t num_edges = grid_edges_bound(image);
-    most =
-        std::max(most, Share(nullptr, image.height * image.width, num_edges, channels, is_half, true).bytes);
+    const int64_t num_regions = image.height * image.width, num_edges = grid_edges_bound(image);
+    most = std::max(most, Share(nullptr, num_regions, num_edges, channels, is_half, true, in_rounds).bytes);
   }
   return most;
 }
@@ -90,10 +92,15 @@ const ChannelLoops& loops_named(const std::string& name) {
   return *found;
 }
 
+struct Outputs {
+  const TensorView &merges, &similarity, &num_merges;
+  const std::optional<TensorView>& heights;  // in rounds
+};
+
 // Merges the regions from row `start` on, and fills the rows of the outputs that belong to them.
 void merge_rows(const TensorView& features, int64_t start, int64_t num_regions, const int32_t* edges,
                 int64_t num_edges, float min_similarity, const ChannelLoops& loops, const Share& share,
-                const TensorView& merges, const TensorView& similarity, int32_t* num_merges) {
+                const Outputs& outputs, int64_t image) {
   const int64_t channels = features.shape[1];
   float* rows = share.rows;
   if (is_half(features)) {
@@ -107,15 +114,24 @@ void merge_rows(const TensorView& features, int64_t start, int64_t num_regions, 
                                 channels,
                                 edges,
                                 static_cast<int32_t>(num_edges)};
-  const merging::Merges out = {merges.as<int32_t>() + 2 * start, similarity.as<float>() + start};
-  const int32_t count = merging::merge_greedily(graph, min_similarity, loops, share.greedy, out);
+  const merging::Merges out = {outputs.merges.as<int32_t>() + 2 * start,
+                               outputs.similarity.as<float>() + start};
+  int32_t count = 0;
+  if (outputs.heights) {
+    float* heights = outputs.heights->as<float>() + start;
+    count = merging::merge_in_rounds(graph, loops, share.merging, out, heights);
+    std::fill(heights + count, heights + num_regions, 0.0f);
+  } else {
+    count = merging::merge_greedily(graph, min_similarity, loops, share.merging, out);
+  }
   std::fill(out.pairs + 2 * count, out.pairs + 2 * num_regions, -1);
   std::fill(out.similarity + count, out.similarity + num_regions, 0.0f);
-  *num_merges = count;
+  outputs.num_merges.as<int32_t>()[image] = count;
 }
 
 void check_views(const TensorView& features, const TensorView& scratch, size_t scratch_bytes,
-                 const TensorView& merges, const TensorView& similarity, const TensorView& num_merges) {
+                 const Outputs& outputs) {
+  const auto& [merges, similarity, num_merges, heights] = outputs;
   require(features.ndim == 2 && features.is_contiguous(),
           "merge_regions: features are not contiguous [T, C]");
   require(features.shape[0] < (1 << 28), "merge_regions: 2^28 regions or more");
@@ -124,6 +140,9 @@ void check_views(const TensorView& features, const TensorView& scratch, size_t s
   require(similarity.dtype == DType::kFloat32 && similarity.is_contiguous() &&
               similarity.numel() == features.shape[0],
           "merge_regions: similarity is not contiguous float32 [T]");
+  require(!heights || (heights->dtype == DType::kFloat32 && heights->is_contiguous() &&
+                       heights->numel() == features.shape[0]),
+          "merge_regions: heights are not contiguous float32 [T]");
   require(num_merges.dtype == DType::kInt32 && num_merges.is_contiguous(),
           "merge_regions: num_merges is not int32 [B]");
   require(static_cast<size_t>(scratch.numel()) >= scratch_bytes, "merge_regions: the scratch is too small");
@@ -132,21 +151,27 @@ void check_views(const TensorView& features, const TensorView& scratch, size_t s
 }  // namespace
 
 int64_t merge_regions_scratch(const std::vector<int64_t>& grid_sizes, int64_t num_edges, int64_t channels,
-                              bool is_half, int num_threads) {
+                              bool is_half, int num_threads, bool in_rounds) {
   const std::vector<Image> images = images_of(grid_sizes);
-  if (num_edges < 0) return share_bytes(images, channels, is_half) * num_shares(num_threads, images.size());
-  return Share(nullptr, grid_sizes.at(0) * grid_sizes.at(1), num_edges, channels, is_half, false).bytes;
+  if (num_edges < 0) {
+    return share_bytes(images, channels, is_half, in_rounds) * num_shares(num_threads, images.size());
+  }
+  const int64_t num_regions = grid_sizes.at(0) * grid_sizes.at(1);
+  return Share(nullptr, num_regions, num_edges, channels, is_half, false, in_rounds).bytes;
 }
 
 void merge_regions_cpu(const TensorView& features, const std::optional<TensorView>& region_mask,
                        const std::vector<int64_t>& grid_sizes, float min_similarity, int num_threads,
                        const std::string& loops, const TensorView& scratch, const TensorView& merges,
-                       const TensorView& similarity, const TensorView& num_merges) {
+                       const TensorView& similarity, const TensorView& num_merges,
+                       const std::optional<TensorView>& heights) {
   const std::vector<Image> images = images_of(grid_sizes);
+  const Outputs outputs = {merges, similarity, num_merges, heights};
   const int64_t channels = features.shape[1];
+  const bool half = is_half(features), in_rounds = heights.has_value();
   const int shares = num_shares(num_threads, images.size());
-  const size_t bytes = share_bytes(images, channels, is_half(features));
-  check_views(features, scratch, bytes * shares, merges, similarity, num_merges);
+  const size_t bytes = share_bytes(images, channels, half, in_rounds);
+  check_views(features, scratch, bytes * shares, outputs);
   require(num_merges.numel() == static_cast<int64_t>(images.size()), "merge_regions: num_merges is not [B]");
   require(!region_mask || (region_mask->is_contiguous() && region_mask->numel() == features.shape[0]),
           "merge_regions: region_mask is not contiguous [T]");
@@ -156,27 +181,30 @@ void merge_regions_cpu(const TensorView& features, const std::optional<TensorVie
       const Image& image = images[i];
       const int64_t num_regions = image.height * image.width;
       const Share share(scratch.as<char>() + bytes * thread, num_regions, grid_edges_bound(image), channels,
-                        is_half(features), true);
+                        half, true, in_rounds);
       const bool* mask = region_mask ? region_mask->as<bool>() + image.start : nullptr;
       const int32_t num_edges = write_grid_edges(image, mask, share.edges);
       merge_rows(features, image.start, num_regions, share.edges, num_edges, min_similarity, chosen, share,
-                 merges, similarity, num_merges.as<int32_t>() + i);
+                 outputs, i);
     }
   });
 }
 
 void merge_regions_graph_cpu(const TensorView& features, const TensorView& edges, float min_similarity,
                              const std::string& loops, const TensorView& scratch, const TensorView& merges,
-                             const TensorView& similarity, const TensorView& num_merges) {
+                             const TensorView& similarity, const TensorView& num_merges,
+                             const std::optional<TensorView>& heights) {
+  const Outputs outputs = {merges, similarity, num_merges, heights};
   const int64_t num_regions = features.shape[0], num_edges = edges.shape[0];
   require(edges.dtype == DType::kInt32 && edges.is_contiguous() && edges.numel() == 2 * num_edges &&
               num_edges < (1 << 28),
           "merge_regions: edges are not contiguous int32 [E, 2]");
-  const Share share(scratch.data, num_regions, num_edges, features.shape[1], is_half(features), false);
-  check_views(features, scratch, share.bytes, merges, similarity, num_merges);
+  const Share share(scratch.data, num_regions, num_edges, features.shape[1], is_half(features), false,
+                    heights.has_value());
+  check_views(features, scratch, share.bytes, outputs);
   require(num_merges.numel() == 1, "merge_regions: num_merges is not [1]");
   merge_rows(features, 0, num_regions, edges.as<int32_t>(), num_edges, min_similarity, loops_named(loops),
-             share, merges, similarity, num_merges.as<int32_t>());
+             share, outputs, 0);
 }
 
 std::vector<std::string> merge_regions_loops() {

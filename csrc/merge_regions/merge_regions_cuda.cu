@@ -20,23 +20,17 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
-#include <stdexcept>
-#include <string>
 
+#include "cuda_device.cuh"
 #include "sohes/merge_regions.h"
 
 namespace sohes {
 namespace {
 
+namespace device = merging::device;
+
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / 32;
-constexpr unsigned kFull = 0xffffffffu;
-
-// Where an image's state lies: its first row, its number of regions and of edges, and its place in the
-// scratch.
-struct ImageSpan {
-  int64_t first_row, height, width, scratch;
-};
 
 struct State {
   double* norm;       // [N] squared length of the region in a slot
@@ -62,8 +56,6 @@ int64_t state_bytes(int64_t num_regions, int64_t num_edges) {
   return (20 * num_regions + 12 * num_edges + 15) / 16 * 16;
 }
 
-int64_t grid_edges(int64_t height, int64_t width) { return height * (width - 1) + (height - 1) * width; }
-
 // An edge in the order of merging: similarity down, lower id up, higher id up. It joins slots a and b; a < 0:
 // no edge.
 struct Best {
@@ -81,65 +73,21 @@ struct Best {
 __device__ Best best_of_warp(Best best, int width) {
   for (int step = width / 2; step > 0; step >>= 1) {
     Best other;
-    other.similarity = __shfl_xor_sync(kFull, best.similarity, step);
-    other.low = __shfl_xor_sync(kFull, best.low, step);
-    other.high = __shfl_xor_sync(kFull, best.high, step);
-    other.a = __shfl_xor_sync(kFull, best.a, step);
-    other.b = __shfl_xor_sync(kFull, best.b, step);
+    other.similarity = __shfl_xor_sync(device::kFull, best.similarity, step);
+    other.low = __shfl_xor_sync(device::kFull, best.low, step);
+    other.high = __shfl_xor_sync(device::kFull, best.high, step);
+    other.a = __shfl_xor_sync(device::kFull, best.a, step);
+    other.b = __shfl_xor_sync(device::kFull, best.b, step);
     if (other.comes_before(best)) best = other;
   }
   return best;
 }
 
-__device__ double sum_of_warp(double value) {
-  for (int step = 16; step > 0; step >>= 1) value += __shfl_xor_sync(kFull, value, step);
-  return value;
-}
-
-// <a, b> / sqrt(<a, a> <b, b>) in float32; 0 beside a feature of zero length, -inf where it is not a finite
-// number.
-__device__ float similarity_of(double dot, double norm_a, double norm_b) {
-  const double square = norm_a * norm_b;
-  if (square == 0) return 0.0f;
-  const double value = dot / sqrt(square);
-  return isfinite(value) ? static_cast<float>(value) : -INFINITY;
-}
-
-// Four neighbouring channels as doubles: from memory, or from the sum in shared memory.
-struct Four {
-  double x, y, z, w;
-};
-
-__device__ Four load4(const float* from) {
-  const float4 values = *reinterpret_cast<const float4*>(from);
-  return {values.x, values.y, values.z, values.w};
-}
-
-__device__ Four load4(const double* from) { return {from[0], from[1], from[2], from[3]}; }
-
-// One warp's dot product of x (float or double) and a row. Six loads of 16 bytes a lane cover 768 channels at
-// once.
-template <typename T>
-__device__ double warp_dot(const T* x, const float* row, int64_t channels, int lane) {
-  double sum = 0;
-  if (channels % 4 == 0) {
-#pragma unroll 6
-    for (int64_t c = 4 * lane; c < channels; c += 128) {
-      const Four p = load4(x + c), q = load4(row + c);
-      sum += (p.x * q.x + p.y * q.y) + (p.z * q.z + p.w * q.w);
-    }
-  } else {
-    for (int64_t c = lane; c < channels; c += 32)
-      sum += static_cast<double>(x[c]) * static_cast<double>(row[c]);
-  }
-  return sum_of_warp(sum);
-}
-
 struct Arguments {
   float* sums;  // [T, C], overwritten
   int64_t channels;
-  const ImageSpan* images;  // [B]
-  const int32_t* edges;     // [E, 2] of a general graph, or null: 4-neighbours
+  const device::ImageSpan* images;  // [B]
+  const int32_t* edges;             // [E, 2] of a general graph, or null: 4-neighbours
   int64_t num_edges;
   const bool* mask;  // [T] or null
   float min_similarity;
@@ -149,18 +97,6 @@ struct Arguments {
   float* similarity;     // [T]
   int32_t* num_merges;   // [B]
 };
-
-// The ends of edge e of a grid: first the h * (w - 1) to the right, then those downwards.
-__device__ void grid_edge(int64_t e, int64_t height, int64_t width, int32_t* u, int32_t* v) {
-  const int64_t num_right = height * (width - 1);
-  if (e < num_right) {
-    *u = static_cast<int32_t>(e / (width - 1) * width + e % (width - 1));
-    *v = *u + 1;
-  } else {
-    *u = static_cast<int32_t>(e - num_right);
-    *v = *u + static_cast<int32_t>(width);
-  }
-}
 
 __device__ Best best_of_thread(const State& s, int64_t num_edges) {
   Best best = {0.0f, 0, 0, -1, -1};
@@ -176,7 +112,7 @@ __device__ Best best_of_thread(const State& s, int64_t num_edges) {
 }
 
 // Writes the state of a graph of single regions. Barriers inside.
-__device__ void start(const Arguments& args, const ImageSpan& image, const State& s, int64_t n,
+__device__ void start(const Arguments& args, const device::ImageSpan& image, const State& s, int64_t n,
                       int64_t num_edges) {
   const float* sums = args.sums + image.first_row * args.channels;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -187,7 +123,7 @@ __device__ void start(const Arguments& args, const ImageSpan& image, const State
       u = args.edges[2 * e];
       v = args.edges[2 * e + 1];
     } else {
-      grid_edge(e, image.height, image.width, &u, &v);
+      device::grid_edge(e, image.height, image.width, &u, &v);
     }
     const bool* mask = args.mask == nullptr ? nullptr : args.mask + image.first_row;
     s.end_u[e] = mask == nullptr || (mask[u] && mask[v]) ? u : -1;
@@ -195,15 +131,16 @@ __device__ void start(const Arguments& args, const ImageSpan& image, const State
   }
   for (int64_t i = warp; i < n; i += kWarps) {
     const float* row = sums + i * args.channels;
-    const double norm = warp_dot(row, row, args.channels, lane);
+    const double norm = device::warp_dot(row, row, args.channels, lane);
     if (lane == 0) s.norm[i] = norm;
   }
   __syncthreads();
   for (int64_t e = warp; e < num_edges; e += kWarps) {
     const int32_t u = s.end_u[e], v = s.end_v[e];
     if (u < 0) continue;
-    const double dot = warp_dot(sums + u * args.channels, sums + v * args.channels, args.channels, lane);
-    if (lane == 0) s.similarity[e] = similarity_of(dot, s.norm[u], s.norm[v]);
+    const double dot =
+        device::warp_dot(sums + u * args.channels, sums + v * args.channels, args.channels, lane);
+    if (lane == 0) s.similarity[e] = device::similarity_of(dot, s.norm[u], s.norm[v]);
   }
   __syncthreads();
 }
@@ -213,7 +150,7 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(Arguments args) {
   __shared__ Best warp_best[kWarps];
   __shared__ double warp_norm[kWarps];
   __shared__ int32_t list_size;
-  const ImageSpan image = args.images[blockIdx.x];
+  const device::ImageSpan image = args.images[blockIdx.x];
   const int64_t n = image.height * image.width, channels = args.channels;
   const int64_t num_edges = args.edges != nullptr
                                 ? args.num_edges
@@ -254,7 +191,7 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(Arguments args) {
       shared[c] = sum;
       norm += shared[c] * shared[c];
     }
-    norm = sum_of_warp(norm);
+    norm = device::sum_of_warp(norm);
     if (lane == 0) warp_norm[warp] = norm;
     bool is_touched = false;
     for (int64_t e = threadIdx.x; e < num_edges; e += kThreads) {
@@ -291,8 +228,8 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(Arguments args) {
     // 4. Its similarities.
     for (int i = warp; i < list_size; i += kWarps) {
       const int32_t e = s.list[i], other = s.end_v[e];
-      const double dot = warp_dot(shared, sums + other * channels, channels, lane);
-      if (lane == 0) s.similarity[e] = similarity_of(dot, norm, s.norm[other]);
+      const double dot = device::warp_dot(shared, sums + other * channels, channels, lane);
+      if (lane == 0) s.similarity[e] = device::similarity_of(dot, norm, s.norm[other]);
     }
     __syncthreads();
     if (is_touched) mine = best_of_thread(s, num_edges);
@@ -304,22 +241,18 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(Arguments args) {
   if (threadIdx.x == 0) args.num_merges[blockIdx.x] = count;
 }
 
-void check(cudaError_t status) {
-  if (status != cudaSuccess) {
-    throw std::runtime_error(std::string("sohes: merge_regions: ") + cudaGetErrorString(status));
-  }
-}
-
 }  // namespace
 
-std::vector<int64_t> merge_regions_cuda_table(const std::vector<int64_t>& grid_sizes, int64_t num_edges) {
+std::vector<int64_t> merge_regions_cuda_table(const std::vector<int64_t>& grid_sizes, int64_t num_edges,
+                                              bool in_rounds) {
   std::vector<int64_t> table;
   int64_t row = 0, scratch = 0;
   for (size_t i = 0; i + 1 < grid_sizes.size(); i += 2) {
     const int64_t height = grid_sizes[i], width = grid_sizes[i + 1];
     table.insert(table.end(), {row, height, width, scratch});
     row += height * width;
-    scratch += state_bytes(height * width, num_edges < 0 ? grid_edges(height, width) : num_edges);
+    const int64_t edges = num_edges < 0 ? device::grid_edges(height, width) : num_edges;
+    scratch += (in_rounds ? merge_rounds_cuda_bytes : state_bytes)(height * width, edges);
   }
   table.push_back(scratch);
   return table;
@@ -335,7 +268,7 @@ void merge_regions_cuda(const TensorView& sums, const std::optional<TensorView>&
   require(table.numel() * 2 == static_cast<int64_t>(grid_sizes.size()) * 4,
           "merge_regions: the table is not [B, 4]");
   int most_shared = 0;
-  check(cudaDeviceGetAttribute(&most_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, sums.device));
+  device::check(cudaDeviceGetAttribute(&most_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, sums.device));
   constexpr int64_t kStatic = 1024;  // warp_best, warp_norm and list_size, rounded up
   const int64_t sum_bytes = sums.shape[1] * static_cast<int64_t>(sizeof(double));
   require(sum_bytes + kStatic <= most_shared,
@@ -344,12 +277,13 @@ void merge_regions_cuda(const TensorView& sums, const std::optional<TensorView>&
   int64_t shared_bytes = 0;  // of the largest state that fits
   for (size_t i = 0; i + 1 < grid_sizes.size(); i += 2) {
     const int64_t height = grid_sizes[i], width = grid_sizes[i + 1];
-    const int64_t bytes = state_bytes(height * width, edges ? edges->shape[0] : grid_edges(height, width));
+    const int64_t bytes =
+        state_bytes(height * width, edges ? edges->shape[0] : device::grid_edges(height, width));
     if (bytes <= room) shared_bytes = std::max(shared_bytes, bytes);
   }
   const Arguments args = {sums.as<float>(),
                           sums.shape[1],
-                          table.as<const ImageSpan>(),
+                          table.as<const device::ImageSpan>(),
                           edges ? edges->as<const int32_t>() : nullptr,
                           edges ? edges->shape[0] : 0,
                           region_mask ? region_mask->as<const bool>() : nullptr,
@@ -360,10 +294,11 @@ void merge_regions_cuda(const TensorView& sums, const std::optional<TensorView>&
                           similarity.as<float>(),
                           num_merges.as<int32_t>()};
   const int dynamic_bytes = static_cast<int>(sum_bytes + shared_bytes);
-  check(cudaFuncSetAttribute(merge_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic_bytes));
+  device::check(
+      cudaFuncSetAttribute(merge_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic_bytes));
   const unsigned num_images = static_cast<unsigned>(num_merges.numel());
   merge_kernel<<<num_images, kThreads, dynamic_bytes, reinterpret_cast<cudaStream_t>(stream)>>>(args);
-  check(cudaGetLastError());
+  device::check(cudaGetLastError());
 }
 
 }  // namespace sohes

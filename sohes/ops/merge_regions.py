@@ -1,22 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""merge_regions: exact greedy merging of adjacent regions into one merge tree per image.
+"""merge_regions: exact greedy merging of adjacent regions into one merge tree per image, or merging in rounds.
 
-What is merged when (similarity, ties, zero and NaN features) is defined in `sohes/ops/reference/merge_regions.py`;
-what can be read from the result in `sohes/ops/merge_tree.py`.
+What is merged when (similarity, ties, zero and NaN features) is defined in `sohes/ops/reference/merge_regions.py`, for
+rounds in `sohes/ops/reference/merge_rounds.py`; what can be read from the result in `sohes/ops/merge_tree.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from math import inf, isnan
 
 import torch
 from torch import Tensor
 
 from sohes._binary import require_binary
-from sohes.ops._library import define_op, why_not_cpp, why_not_cuda, why_not_triton
+from sohes.ops._library import Operator, define_op, why_not_cpp, why_not_cuda, why_not_triton
 from sohes.ops.merge_tree import MergeTree
 from sohes.ops.reference import merge_regions as reference
+from sohes.ops.reference import merge_rounds as rounds_reference
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -26,6 +28,7 @@ def merge_regions(
     *,
     min_similarity: float = -inf,
     region_mask: Tensor | Sequence[Tensor] | None = None,
+    schedule: str = "exact",
     backend: str = "auto",
 ) -> list[MergeTree]:
     """Merge the patches of each image, most similar neighbours first, until one region is left.
@@ -35,14 +38,18 @@ def merge_regions(
             device, any strides. Sums and similarities are the same for every dtype: float32 sums, see the reference.
         min_similarity: stop before the first merge below this; thresholds under it can then not be cut.
         region_mask: bool, shaped as features without C: patches that are False take no part and get no label.
+        schedule: "exact" merges the best pair of all, one at a time; "rounds" merges all mutually best pairs at once,
+            which is another tree, made in a few dozen parallel steps. What they share is measured in
+            benchmarks/bench_merge_regions.py.
         backend: "auto", or the name of one backend, which then runs or raises BackendUnavailable.
 
     Returns:
         One MergeTree per image (a list of one for a single [h, w, C]), on the CPU.
 
     Raises:
-        ValueError: a shape, dtype or device that does not fit; the message quotes it.
+        ValueError: a shape, dtype, device or schedule that does not fit; the message quotes it.
     """
+    operator = _operator_of(schedule)
     images = _as_list(features, 3, "features [h, w, C], [B, h, w, C] or a list of [h, w, C]")
     _check_features(images)
     _check_stop(min_similarity)
@@ -55,7 +62,7 @@ def merge_regions(
     packed = _pack(features, images)
     packed_mask = None if masks is None else torch.cat([mask.reshape(-1) for mask in masks]).to(packed.device)
     sizes = [side for image in images for side in image.shape[:2]]
-    merges, similarity, num_merges = OPERATOR(packed, None, packed_mask, sizes, float(min_similarity), backend)
+    merges, similarity, num_merges = operator(packed, None, packed_mask, sizes, float(min_similarity), backend)
 
     merges, similarity, counts = merges.cpu(), similarity.cpu(), num_merges.tolist()
     trees, start = [], 0
@@ -80,6 +87,7 @@ def merge_regions_graph(
     *,
     sizes: Tensor | None = None,
     min_similarity: float = -inf,
+    schedule: str = "exact",
     backend: str = "auto",
 ) -> MergeTree:
     """Merge starting regions of any kind (superpixels, pieces of a tree) along a list of adjacent pairs.
@@ -89,14 +97,15 @@ def merge_regions_graph(
         edges: int32 or int64 [E, 2], adjacent pairs of different regions; order and repetition do not matter.
         sizes: int64 [N], patches or pixels in each starting region: its weight in the sums (a region's feature is
             the sum over its parts of mean * size) and in the tree's areas. None means 1 each.
-        min_similarity, backend: as in merge_regions.
+        min_similarity, schedule, backend: as in merge_regions.
 
     Returns:
         A MergeTree with grid None.
 
     Raises:
-        ValueError: a shape, dtype or id that does not fit; the message quotes it.
+        ValueError: a shape, dtype, id or schedule that does not fit; the message quotes it.
     """
+    operator = _operator_of(schedule)
     if features.ndim != 2 or 0 in features.shape:
         raise ValueError(f"merge_regions_graph: expected features [N, C], none empty, got {list(features.shape)}")
     _check_dtype(features)
@@ -119,7 +128,7 @@ def merge_regions_graph(
             )
         sums = sums.float() * sizes.to(sums.device)[:, None].float()
     args = (sums.contiguous(), edges.contiguous(), None, [num_leaves, 1], float(min_similarity), backend)
-    merges, similarity, num_merges = OPERATOR(*args)
+    merges, similarity, num_merges = operator(*args)
     count = int(num_merges)
     return MergeTree(
         num_leaves=num_leaves,
@@ -145,13 +154,19 @@ def _fake(
     )
 
 
-OPERATOR = define_op(
-    "merge_regions",
+_SCHEMA = (
     "(Tensor features, Tensor? edges, Tensor? region_mask, SymInt[] grid_sizes, float min_similarity, "
-    'str backend="auto") -> (Tensor merges, Tensor similarity, Tensor num_merges)',
-    reference=reference.merge_regions,
-    fake=_fake,
+    'str backend="auto") -> (Tensor merges, Tensor similarity, Tensor num_merges)'
 )
+OPERATOR = define_op("merge_regions", _SCHEMA, reference=reference.merge_regions, fake=_fake)
+ROUNDS = define_op("merge_rounds", _SCHEMA, reference=rounds_reference.merge_rounds, fake=_fake)
+
+
+def _operator_of(schedule: str) -> Operator:
+    operators = {"exact": OPERATOR, "rounds": ROUNDS}
+    if schedule not in operators:
+        raise ValueError(f"merge_regions: unknown schedule '{schedule}', expected one of: {', '.join(operators)}")
+    return operators[schedule]
 
 
 def run_cpp(
@@ -161,21 +176,40 @@ def run_cpp(
     grid_sizes: list[int],
     min_similarity: float,
     loops: str = "",
+    in_rounds: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The compiled kernel; `loops` names one of its instruction sets, "" takes the fastest."""
     kernels = require_binary()
     features = features.contiguous()
     outputs = _fake(features, edges, region_mask, grid_sizes, min_similarity)
+    heights = torch.empty_like(outputs[1]) if in_rounds else None
     num_edges, num_threads = -1 if edges is None else len(edges), torch.get_num_threads()
-    is_half = features.dtype != torch.float32
-    num_bytes = kernels.merge_regions_scratch(grid_sizes, num_edges, features.shape[1], is_half, num_threads)
+    is_half, channels = features.dtype != torch.float32, features.shape[1]
+    num_bytes = kernels.merge_regions_scratch(grid_sizes, num_edges, channels, is_half, num_threads, in_rounds)
     scratch = torch.empty(num_bytes, dtype=torch.uint8)
     if edges is not None:
-        kernels.merge_regions_graph(features, edges.int().contiguous(), min_similarity, loops, scratch, *outputs)
+        pairs = edges.int().contiguous()
+        kernels.merge_regions_graph(features, pairs, min_similarity, loops, scratch, *outputs, heights)
     else:
         mask = None if region_mask is None else region_mask.contiguous()
-        kernels.merge_regions(features, mask, grid_sizes, min_similarity, num_threads, loops, scratch, *outputs)
-    return outputs
+        kernels.merge_regions(
+            features, mask, grid_sizes, min_similarity, num_threads, loops, scratch, *outputs, heights
+        )
+    return _in_order(outputs, heights, edges, grid_sizes, min_similarity) if in_rounds else outputs
+
+
+def _in_order(
+    outputs: tuple[Tensor, Tensor, Tensor],
+    heights: Tensor,
+    edges: Tensor | None,
+    grid_sizes: list[int],
+    min_similarity: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    merges, similarity, num_merges = outputs
+    sizes = [height * width for height, width in zip(grid_sizes[::2], grid_sizes[1::2], strict=True)]
+    if edges is not None:
+        sizes = [len(merges)]
+    return rounds_reference.in_order(merges, similarity, heights, num_merges, sizes, min_similarity)
 
 
 def _run_cuda(
@@ -184,20 +218,26 @@ def _run_cuda(
     region_mask: Tensor | None,
     grid_sizes: list[int],
     min_similarity: float,
+    in_rounds: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     kernels = require_binary()
     device = features.device
     sums = features.to(torch.float32, copy=True).contiguous()  # merged in place
     outputs = _fake(features, edges, region_mask, grid_sizes, min_similarity)
+    heights = torch.empty_like(outputs[1]) if in_rounds else None
     pairs = None if edges is None else edges.int().contiguous()
     mask = None if region_mask is None else region_mask.contiguous()
-    table = kernels.merge_regions_cuda_table(grid_sizes, -1 if pairs is None else len(pairs))
+    table = kernels.merge_regions_cuda_table(grid_sizes, -1 if pairs is None else len(pairs), in_rounds)
     scratch = torch.empty(table[-1], dtype=torch.uint8, device=device)
     with torch.cuda.device(device):
         stream = torch.cuda.current_stream().cuda_stream
         rows = torch.tensor(table[:-1], dtype=torch.int64).to(device, non_blocking=True)
-        kernels.merge_regions_cuda(sums, pairs, mask, grid_sizes, rows, min_similarity, scratch, *outputs, stream)
-    return outputs
+        inputs = (sums, pairs, mask, grid_sizes, rows)
+        if heights is None:
+            kernels.merge_regions_cuda(*inputs, min_similarity, scratch, *outputs, stream)
+            return outputs
+        kernels.merge_rounds_cuda(*inputs, scratch, *outputs, heights, stream)
+        return _in_order(outputs, heights, edges, grid_sizes, min_similarity)
 
 
 def _run_triton(
@@ -215,6 +255,8 @@ def _run_triton(
 OPERATOR.add_backend("cpp", run=run_cpp, why_not=why_not_cpp)
 OPERATOR.add_backend("cuda", run=_run_cuda, why_not=why_not_cuda)
 OPERATOR.add_backend("triton", run=_run_triton, why_not=why_not_triton)
+ROUNDS.add_backend("cpp", run=partial(run_cpp, in_rounds=True), why_not=why_not_cpp)
+ROUNDS.add_backend("cuda", run=partial(_run_cuda, in_rounds=True), why_not=why_not_cuda)
 
 
 def _as_list(value: Tensor | Sequence[Tensor], ndim: int, expected: str) -> list[Tensor]:

@@ -42,13 +42,17 @@ TensorView view(std::vector<T>& data, std::vector<int64_t> shape, DType dtype) {
 
 struct Outputs {
   std::vector<int32_t> merges, num_merges;
-  std::vector<float> similarity;
+  std::vector<float> similarity, heights;
   int64_t total;
 
   Outputs(int64_t total, int64_t images)
-      : merges(2 * total, 7), num_merges(images, 7), similarity(total, 7), total(total) {}
+      : merges(2 * total, 7), num_merges(images, 7), similarity(total, 7), heights(total, 7), total(total) {}
   TensorView merges_view() { return view(merges, {total, 2}, DType::kInt32); }
   TensorView similarity_view() { return view(similarity, {total}, DType::kFloat32); }
+  std::optional<TensorView> heights_view(bool in_rounds) {
+    if (!in_rounds) return std::nullopt;
+    return view(heights, {total}, DType::kFloat32);
+  }
   TensorView num_merges_view() {
     return view(num_merges, {static_cast<int64_t>(num_merges.size())}, DType::kInt32);
   }
@@ -125,11 +129,13 @@ void run_grids(int64_t seed) {
     std::vector<std::vector<int32_t>> found;
     for (const std::string& loops : sohes::merge_regions_loops()) {
       for (const int threads : {1, 2}) {
+        const bool in_rounds = seed % 5 < 2;
         Outputs out(total, 3);
-        std::vector<char> scratch(sohes::merge_regions_scratch(sizes, -1, channels, is_half, threads));
+        std::vector<char> scratch(sohes::merge_regions_scratch(sizes, -1, channels, is_half, threads, in_rounds));
         sohes::merge_regions_cpu(rows, mask, sizes, stop, threads, loops,
                                  view(scratch, {static_cast<int64_t>(scratch.size())}, DType::kUInt8),
-                                 out.merges_view(), out.similarity_view(), out.num_merges_view());
+                                 out.merges_view(), out.similarity_view(), out.num_merges_view(),
+                                 out.heights_view(in_rounds));
         int64_t start = 0;
         for (int image = 0; image < 3; ++image) {
           const int64_t num_leaves = sizes[2 * image] * sizes[2 * image + 1];
@@ -154,12 +160,12 @@ void run_graph(int64_t seed) {
   const int64_t num_edges = static_cast<int64_t>(edges.size()) / 2;
   std::vector<float> features = random_features(random, num_regions * channels);
   Outputs out(num_regions, 1);
-  std::vector<char> scratch(sohes::merge_regions_scratch({num_regions, 1}, num_edges, channels, false, 1));
+  std::vector<char> scratch(sohes::merge_regions_scratch({num_regions, 1}, num_edges, channels, false, 1, seed % 2));
   sohes::merge_regions_graph_cpu(view(features, {num_regions, channels}, DType::kFloat32),
                                  view(edges, {num_edges, 2}, DType::kInt32),
                                  -std::numeric_limits<float>::infinity(), "",
                                  view(scratch, {static_cast<int64_t>(scratch.size())}, DType::kUInt8),
-                                 out.merges_view(), out.similarity_view(), out.num_merges_view());
+                                 out.merges_view(), out.similarity_view(), out.num_merges_view(), out.heights_view(seed % 2));
   check_tree(out, 0, num_regions, out.num_merges[0], 1, seed);
 }
 

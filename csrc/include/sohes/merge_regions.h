@@ -25,20 +25,24 @@ namespace sohes {
 // Bytes of uint8 scratch for a batch of grids, or for a graph of grid_sizes[0] * grid_sizes[1] regions if
 // num_edges is not negative.
 int64_t merge_regions_scratch(const std::vector<int64_t>& grid_sizes, int64_t num_edges, int64_t channels,
-                              bool is_half, int num_threads);
+                              bool is_half, int num_threads, bool in_rounds);
 
 // Images are shared out among up to num_threads threads; one image is merged by one thread. `loops` names the
-// instruction set ("" is the fastest that merge_regions_loops() lists).
+// instruction set ("" is the fastest that merge_regions_loops() lists). With `heights` (float32 [T]) all
+// mutually best pairs are merged at once, round after round, whatever min_similarity is: see
+// sohes/ops/reference/merge_rounds.py, which also says how the tree is made of the merges and heights.
 void merge_regions_cpu(const TensorView& features, const std::optional<TensorView>& region_mask,
                        const std::vector<int64_t>& grid_sizes, float min_similarity, int num_threads,
                        const std::string& loops, const TensorView& scratch, const TensorView& merges,
-                       const TensorView& similarity, const TensorView& num_merges);
+                       const TensorView& similarity, const TensorView& num_merges,
+                       const std::optional<TensorView>& heights);
 
 // One image over a general graph: edges int32 [E, 2] between different regions, in any order, repeated or
 // not.
 void merge_regions_graph_cpu(const TensorView& features, const TensorView& edges, float min_similarity,
                              const std::string& loops, const TensorView& scratch, const TensorView& merges,
-                             const TensorView& similarity, const TensorView& num_merges);
+                             const TensorView& similarity, const TensorView& num_merges,
+                             const std::optional<TensorView>& heights);
 
 // Names of the instruction sets that this processor has loops for, fastest first.
 std::vector<std::string> merge_regions_loops();
@@ -59,7 +63,11 @@ void merge_tree_cuts(const TensorView& similarity, const TensorView& counts, con
 // What merge_regions_cuda needs to know of each image, int64 [B, 4] to be copied to the device (first row, h,
 // w, offset in the scratch), and after those numbers the bytes of scratch. num_edges: of a general graph, -1
 // for grids.
-std::vector<int64_t> merge_regions_cuda_table(const std::vector<int64_t>& grid_sizes, int64_t num_edges);
+std::vector<int64_t> merge_regions_cuda_table(const std::vector<int64_t>& grid_sizes, int64_t num_edges,
+                                              bool in_rounds);
+
+// The bytes of scratch of one image merged in rounds.
+int64_t merge_rounds_cuda_bytes(int64_t num_regions, int64_t num_edges);
 
 // As merge_regions_cpu, on a CUDA device and a stream of the caller's. `sums` are the features in float32 [T,
 // C]; they are overwritten. `edges` (int32 [E, 2], then B = 1) replace the 4-neighbours of the grid.
@@ -69,6 +77,13 @@ void merge_regions_cuda(const TensorView& sums, const std::optional<TensorView>&
                         const TensorView& table, float min_similarity, const TensorView& scratch,
                         const TensorView& merges, const TensorView& similarity, const TensorView& num_merges,
                         uintptr_t stream);
+
+// The same in rounds, as merge_regions_cpu with `heights`.
+void merge_rounds_cuda(const TensorView& sums, const std::optional<TensorView>& edges,
+                       const std::optional<TensorView>& region_mask, const std::vector<int64_t>& grid_sizes,
+                       const TensorView& table, const TensorView& scratch, const TensorView& merges,
+                       const TensorView& similarity, const TensorView& num_merges, const TensorView& heights,
+                       uintptr_t stream);
 #endif
 
 }  // namespace sohes
