@@ -82,6 +82,9 @@ class ExploreConfig:
     """Steps in which descriptors even out within surfaces, >= 0. [ours]"""
     diffusion_contrast: float = 8.0
     """Lab difference of neighbouring patches that stops the evening out, > 0. [ours]"""
+    schedule: Literal["exact", "rounds"] = "exact"
+    """How `patches` merge: `exact`, the most similar pair of all first, as the method says; `rounds`, all mutually best
+    pairs at once, another tree that a GPU makes sooner. [ours]"""
     cuts: Literal["adaptive", "fixed"] = "adaptive"
     """Where to cut the merge tree: `adaptive` at quantiles of its own similarities, `fixed` at `thresholds`. [ours]"""
     num_cuts: int = 64

@@ -68,7 +68,7 @@ def photo_tree(image: Tensor, extractor: FeatureExtractor) -> tuple[MergeTree, T
     config = extractor.config
     view = extractor.view(image)
     if config.start == "patches":
-        return merge_regions(extractor([view]))[0], view.photo_patches()
+        return merge_regions(extractor([view]), schedule=config.schedule)[0], view.photo_patches()
     # Basins have colours of their own; only what a network knows has to be pooled into them.
     features = None if config.features == "descriptor" else extractor([view])[0]
     basins = find_basins(view, features, config)

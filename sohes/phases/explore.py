@@ -156,7 +156,7 @@ def _cluster(
             masks, scores = select_masks(*draw_regions(regions, basins.labels), view.photo_size, config)
     else:
         with clock("merge"):
-            (tree,) = merge_regions(features)
+            (tree,) = merge_regions(features, schedule=config.schedule)
             candidates = find_candidates(tree, view, config)
         with clock("masks"):
             masks, scores = draw_candidates(tree, candidates, view.patches, view.photo_size, config)

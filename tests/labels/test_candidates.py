@@ -10,9 +10,11 @@ from sohes.labels.candidates import area_limits, cut_thresholds, drop_nested_dup
 from sohes.labels.draw import draw_candidates, draw_nodes
 from sohes.labels.features import build_extractor
 from sohes.labels.node_statistics import node_statistics
+from sohes.labels.regions import photo_tree
 from sohes.masks import PackedMasks, mask_iou
 from sohes.ops.merge_regions import merge_regions
 from sohes.ops.reference.merge_regions import grid_edges
+from sohes.phases.explore import label_image
 
 
 def random_tree(h, w, seed):
@@ -94,3 +96,16 @@ def test_finds_a_whole_and_its_part(two_discs):
     iou = mask_iou(PackedMasks.from_dense(torch.stack([outer, inner])), masks)
     assert iou[:, :4].max(1).values.min() > 0.9  # both among the best four
     assert mask_iou(masks, masks).fill_diagonal_(0).max() <= config.nms_iou
+
+
+def test_patches_merge_by_the_schedule_of_the_settings():
+    config = ExploreConfig(start="patches", schedule="rounds", side=48, max_masks=10)
+    image = torch.randint(0, 256, (3, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    extractor = build_extractor(config)
+    (expected,) = merge_regions(extractor([extractor.view(image)]), schedule="rounds")
+    (exact,) = merge_regions(extractor([extractor.view(image)]))
+    tree, _ = photo_tree(image, extractor)
+    assert torch.equal(tree.merges, expected.merges)
+    assert not torch.equal(tree.merges, exact.merges)
+    forests = [label_image(image, extractor, replace(config, schedule=schedule)) for schedule in ("exact", "rounds")]
+    assert not torch.equal(forests[0].masks.to_dense(), forests[1].masks.to_dense())
