@@ -44,6 +44,8 @@ class ExploreConfig:
     `descriptor`."""
     facet: Literal["key", "query", "value", "output"] = "key"
     """What of the ViT's last block is a patch's feature. [sibling: key]"""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Number format in which the ViT runs. [ours]"""
     side: int = 480
     """Photos are resized to about side^2 pixels, aspect ratio kept; `descriptor` does not enlarge, >= 1. [ours]"""
     start: Literal["basins", "patches"] = "basins"

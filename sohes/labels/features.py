@@ -20,6 +20,8 @@ from sohes.labels.view import View, fit_area, make_view
 from sohes.models.backbone import load_vit_weights
 from sohes.models.weights import WeightsError
 
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 class FeatureExtractor(Protocol):
     """Turns photos into views on a grid of patches, and views into one feature per patch."""
@@ -60,11 +62,14 @@ class ViTExtractor:
     """One facet of a ViT's last attention; class and register tokens are dropped. Threads may share it.
 
     vit: positions are interpolated to each view's grid. facet: key, query, value (before any norm), or output (the
-    normalised output of the network). mean, std: of the weights' own preprocessing.
+    normalised output of the network). mean, std: of the weights' own preprocessing. Runs on a GPU where there is one,
+    in `config.precision`; features come back to the CPU as float32.
     """
 
     def __init__(self, vit: VisionTransformer, config: ExploreConfig) -> None:
-        self.vit, self.config = vit.eval().requires_grad_(False), config
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.dtype = _DTYPES[config.precision]
+        self.vit, self.config = vit.eval().requires_grad_(False).to(self.device, self.dtype), config
         self.patch: int = vit.patch_embed.patch_size[0]
         settings = vit.pretrained_cfg
         self.mean = torch.tensor(settings.get("mean", (0.5, 0.5, 0.5)))[:, None, None]  # [3, 1, 1]
@@ -82,7 +87,8 @@ class ViTExtractor:
         for grid in dict.fromkeys(view.grid for view in views):
             group = [i for i, view in enumerate(views) if view.grid == grid]
             images = torch.stack([(views[i].image.float() / 255 - self.mean) / self.std for i in group])  # [B, 3, H, W]
-            for i, feature in zip(group, self._forward(images).float(), strict=True):
+            tokens = self._forward(images.to(self.device, self.dtype)).float().cpu()  # [B, h*w, C]
+            for i, feature in zip(group, tokens, strict=True):
                 features[i] = feature.reshape(*grid, -1)
         return features
 

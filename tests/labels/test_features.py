@@ -10,8 +10,10 @@ from safetensors.torch import save_file
 
 from sohes.config import ExploreConfig
 from sohes.labels.features import build_extractor
+from sohes.masks import PackedMasks, mask_iou
 from sohes.models.export import save_vit
 from sohes.models.weights import WeightsError
+from sohes.phases.explore import label_image
 
 TINY = "vit_tiny_patch16_224"
 
@@ -56,6 +58,31 @@ def test_vit_keeps_the_aspect_ratio_and_drops_prefix_tokens(facet):
     assert [tuple(f.shape) for f in together] == [(3, 6, 192), (4, 4, 192), (6, 3, 192), (3, 6, 192)]
     for view, features in zip(views, together, strict=True):
         torch.testing.assert_close(extractor([view])[0], features, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_stays_close(precision):
+    config = ExploreConfig(features=TINY, weights="random", side=64, precision=precision)
+    half = build_extractor(config)
+    view = half.view(torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8))
+    (features,) = half([view])
+    assert features.dtype == torch.float32
+    state = {name: value.float() for name, value in half.vit.state_dict().items()}
+    full = build_extractor(replace(config, precision="fp32"))
+    full.vit.load_state_dict(state)
+    # A ViT of 12 layers with rounded activations; weights are the same.
+    assert torch.nn.functional.cosine_similarity(features, full([view])[0], dim=2).min() > 0.999
+
+
+def test_a_vit_labels_a_photo_from_basins_and_from_patches(two_discs):
+    image, outer, _ = two_discs
+    for start in ("basins", "patches"):
+        config = ExploreConfig(features=TINY, weights="random", side=96, start=start, theta_small=0.05)
+        forest = label_image(image, build_extractor(config), config)
+        assert len(forest) > 1
+        assert forest.masks.size == (64, 96)
+        if start == "basins":  # sharp even where the features are those of a random network
+            assert mask_iou(PackedMasks.from_dense(outer[None]), forest.masks).max() > 0.9
 
 
 def test_key_is_what_the_last_attention_projects():
