@@ -16,7 +16,8 @@ namespace sohes {
 namespace mask_ops {
 namespace {
 
-constexpr int64_t kBlocks = 64;  // 64-column blocks of one strip: 32 KB of bits on the stack, whole rows of most images
+constexpr int64_t kBlocks =
+    64;  // 64-column blocks of one strip: 32 KB of bits on the stack, whole rows of most images
 
 // The box of what was found so far, half-open; empty at first.
 struct Found {
