@@ -90,9 +90,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("mask_stats", &sohes::mask_stats, ReleaseGil());
   m.def("mask_overlap_scratch", &sohes::mask_overlap_scratch);
   m.def("mask_overlap", &sohes::mask_overlap, ReleaseGil());
-#ifdef SOHES_WITH_CUDA
-  m.def("mask_overlap_cuda", &sohes::mask_overlap_cuda, ReleaseGil());
-#endif
   m.def("mask_nms", &sohes::mask_nms, ReleaseGil());
   m.def("mask_parents", &sohes::mask_parents, ReleaseGil());
   m.def("mask_num_runs", &sohes::mask_num_runs, ReleaseGil());
@@ -105,6 +102,21 @@ PYBIND11_MODULE(_C, m) {
   m.def("mask_boundary", &sohes::mask_boundary, ReleaseGil());
   m.def("mask_resize", &sohes::mask_resize, ReleaseGil());
   m.attr("RLE_SLACK") = sohes::kRleSlack;
+#ifdef SOHES_WITH_CUDA
+  m.def("mask_pack_cuda", &sohes::mask_pack_cuda, ReleaseGil());
+  m.def("mask_from_index_cuda", &sohes::mask_from_index_cuda, ReleaseGil());
+  m.def("mask_unpack_cuda", &sohes::mask_unpack_cuda, ReleaseGil());
+  m.def("mask_stats_cuda", &sohes::mask_stats_cuda, ReleaseGil());
+  m.def("mask_pack_logits_cuda", &sohes::mask_pack_logits_cuda, ReleaseGil());
+  m.def("mask_overlap_cuda", &sohes::mask_overlap_cuda, ReleaseGil());
+  m.def("mask_duplicates_cuda", &sohes::mask_duplicates_cuda, ReleaseGil());
+  m.def("mask_keep_cuda", &sohes::mask_keep_cuda, ReleaseGil());
+  m.def("mask_parents_cuda", &sohes::mask_parents_cuda, ReleaseGil());
+  m.def("mask_num_runs_cuda", &sohes::mask_num_runs_cuda, ReleaseGil());
+  m.def("rle_stops_cuda", &sohes::rle_stops_cuda, ReleaseGil());
+  m.def("rle_lengths_cuda", &sohes::rle_lengths_cuda, ReleaseGil());
+  m.def("rle_text_cuda", &sohes::rle_text_cuda, ReleaseGil());
+#endif
 
   // --- ms_deform_attn ---
   m.def("ms_deform_attn_workspace", &sohes::ms_deform_attn_workspace);

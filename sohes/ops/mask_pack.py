@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from sohes._binary import require_binary
-from sohes.ops._library import define_op, why_not_cpp
+from sohes.ops._cuda import run_cuda
+from sohes.ops._library import define_op, why_not_cpp, why_not_cuda
 from sohes.ops.reference import mask_pack as reference
 from sohes.ops.reference.mask_pack import num_words
 
@@ -98,15 +99,20 @@ def _stats_cpp(words: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     return out
 
 
+def _tables(source: tuple[int, int], target: tuple[int, int]) -> tuple[Tensor, ...]:
+    """What the kernels read where: of each row its source row, of each source row the first row that reads it or a
+    later one, weights of the rows; then of each column its source column, weights of the columns."""
+    rows, row_weight = reference.bilinear_table(source[0], target[0])  # [H]
+    columns, column_weight = reference.bilinear_table(source[1], target[1])  # [W]
+    return rows, torch.searchsorted(rows, torch.arange(source[0] + 1)), row_weight, columns, column_weight
+
+
 def _pack_logits_cpp(logits: Tensor, height: int, width: int, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
     N, h, w = logits.shape
     out = (zero_words(N, (height, width)), *_new_stats(logits))
     if out[0].numel() == 0:
         return reference.mask_pack_logits(logits, height, width, threshold)
-    columns, column_weight = reference.bilinear_table(w, width)
-    rows, row_weight = reference.bilinear_table(h, height)
-    row_start = torch.searchsorted(rows, torch.arange(h + 1))  # [h + 1], first pixel that reads row j or a later one
-    tables = (row_start, row_weight, columns, column_weight)
+    tables = _tables((h, w), (height, width))[1:]
     threads = torch.get_num_threads()
     binary = require_binary()
     scratch = torch.empty((threads, binary.mask_pack_logits_scratch(h, w)), dtype=torch.int64)
@@ -114,6 +120,49 @@ def _pack_logits_cpp(logits: Tensor, height: int, width: int, threshold: float) 
         values = logits[part].float().contiguous()
         binary.mask_pack_logits(values, threshold, *tables, scratch, *(t[part] for t in out), threads)
     return out
+
+
+def _zero_packed(like: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Words, areas and boxes of as many masks as `like` has, on its device, full of zeros."""
+    words = torch.zeros((len(like), num_words(size)), dtype=torch.int64, device=like.device)
+    return words, words.new_zeros(len(like)), words.new_zeros((len(like), 4))
+
+
+def _pack_cuda(dense: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    out = _zero_packed(dense, tuple(dense.shape[1:]))
+    run_cuda("mask_pack_cuda", dense, dense, *out)
+    return out
+
+
+def _unpack_cuda(words: Tensor, height: int, width: int) -> Tensor:
+    dense = torch.empty((len(words), height, width), dtype=torch.bool, device=words.device)
+    run_cuda("mask_unpack_cuda", words, words.contiguous(), dense)
+    return dense
+
+
+def _stats_cuda(words: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    areas, boxes = words.new_zeros(len(words)), words.new_zeros((len(words), 4))
+    run_cuda("mask_stats_cuda", words, words.contiguous(), height, width, areas, boxes)
+    return areas, boxes
+
+
+def _pack_logits_cuda(logits: Tensor, height: int, width: int, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
+    N, h, w = logits.shape
+    out = _zero_packed(logits, (height, width))
+    if out[0].numel() == 0:
+        return out
+    tables = [t.to(logits.device, non_blocking=True) for t in _tables((h, w), (height, width))]
+    ready = logits.dtype == torch.float32 and logits.is_contiguous()
+    for part in [slice(N)] if ready else reference.chunks(N, h * w):  # copies as float32 stay small
+        values = logits[part].float().contiguous()
+        run_cuda("mask_pack_logits_cuda", logits, values, threshold, *tables, *(t[part] for t in out))
+    return out
+
+
+def _from_index_cuda(index: Tensor, num_masks: int) -> Tensor:
+    words = torch.zeros((num_masks, num_words(tuple(index.shape))), dtype=torch.int64, device=index.device)
+    run_cuda("mask_from_index_cuda", index, index.T.contiguous(), words)
+    return words
 
 
 def _from_index_cpp(index: Tensor, num_masks: int) -> Tensor:
@@ -157,11 +206,12 @@ _from_index = define_op(
     reference=reference.mask_from_index,
     fake=_fake_from_index,
 )
-for _op, _run in (
-    (_pack, _pack_cpp),
-    (_unpack, _unpack_cpp),
-    (_stats, _stats_cpp),
-    (_pack_logits, _pack_logits_cpp),
-    (_from_index, _from_index_cpp),
+for _op, _cpp, _cuda in (
+    (_pack, _pack_cpp, _pack_cuda),
+    (_unpack, _unpack_cpp, _unpack_cuda),
+    (_stats, _stats_cpp, _stats_cuda),
+    (_pack_logits, _pack_logits_cpp, _pack_logits_cuda),
+    (_from_index, _from_index_cpp, _from_index_cuda),
 ):
-    _op.add_backend("cpp", _run, why_not_cpp)
+    _op.add_backend("cpp", _cpp, why_not_cpp)
+    _op.add_backend("cuda", _cuda, why_not_cuda)

@@ -6,9 +6,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sohes._binary import find_binary
+from sohes.ops._cuda import run_cuda
+from sohes.ops._library import why_not_cuda
 from sohes.ops.mask_pack import zero_words
 from sohes.ops.reference import mask_rle as reference
 from sohes.ops.reference.mask_rle import Counts
@@ -18,6 +21,8 @@ CHUNK_CHARACTERS = 1 << 25  # room for text alive at a time, so that many noisy 
 
 def encode_rle(words: Tensor, num_pixels: int) -> list[str]:
     """words int64 [N, V] of masks of so many pixels, on any device -> N compressed `counts`."""
+    if why_not_cuda(words.device, words.dtype) is None:
+        return _encode_cuda(words.contiguous(), num_pixels)
     words = words.cpu().contiguous()
     binary = find_binary().module
     if binary is None:
@@ -56,6 +61,26 @@ def decode_rle(counts: Sequence[Counts], num_pixels: int) -> Tensor:
     if not ok.all():
         reference.decode_rle([counts[int(ok.long().argmin())]], num_pixels)  # says what is wrong with the first bad one
     return words
+
+
+def _encode_cuda(words: Tensor, num_pixels: int) -> list[str]:
+    """Runs and text are made on the device; only the text comes to the host."""
+    num_runs = words.new_empty(len(words))  # [N]
+    run_cuda("mask_num_runs_cuda", words, words, num_pixels, num_runs)
+    counts: list[str] = []
+    for part in _parts(8 * num_runs.cpu()):
+        first = F.pad(num_runs[part].cumsum(0), (1, 0))  # [n + 1]
+        stops = words.new_empty(int(first[-1]))  # [R], the pixel past each run
+        lengths = torch.empty_like(stops)  # [R], characters of each run
+        run_cuda("rle_stops_cuda", words, words[part], num_pixels, first, stops)
+        run_cuda("rle_lengths_cuda", words, stops, first, lengths)
+        text_stops = lengths.cumsum(0)  # [R]
+        ends = text_stops[first[1:] - 1].tolist()  # n
+        text = torch.empty(ends[-1], dtype=torch.uint8, device=words.device)
+        run_cuda("rle_text_cuda", words, stops, first, text_stops, text)
+        letters = memoryview(text.cpu().numpy())
+        counts += [str(letters[start:end], "ascii") for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    return counts
 
 
 def _as_bytes(counts: Counts) -> bytes:

@@ -7,6 +7,8 @@
 // Words marked "zeroed" come full of zeros, best fresh from the system, which then writes them only once.
 #pragma once
 
+#include <cstdint>
+
 #include "sohes/tensor_view.h"
 
 namespace sohes {
@@ -45,10 +47,6 @@ int64_t mask_overlap_scratch(const TensorView& boxes_a, const TensorView& boxes_
 void mask_overlap(const TensorView& words_a, const TensorView& boxes_a, const TensorView& words_b,
                   const TensorView& boxes_b, int64_t height, const TensorView& scratch, const TensorView& out,
                   int num_threads);
-
-// The same on a CUDA device, on the caller's stream.
-void mask_overlap_cuda(const TensorView& words_a, const TensorView& boxes_a, const TensorView& words_b,
-                       const TensorView& boxes_b, int64_t height, const TensorView& out, uintptr_t stream);
 
 // keep[i] (bool [N]): no mask kept before it in `order` (int64 [N], best first) shares with i more than
 // `threshold` of what either covers. kept int64 [N] is scratch.
@@ -99,5 +97,48 @@ void mask_boundary(const TensorView& words, int64_t height, int64_t width, const
 // row_start[r + 1]. row_start int64 [H_in + 1], col_index int64 [W_out]; out zeroed.
 void mask_resize(const TensorView& words, int64_t height, const TensorView& row_start,
                  const TensorView& col_index, int64_t out_height, const TensorView& out, int num_threads);
+
+#ifdef SOHES_WITH_CUDA
+// On a CUDA device, on the caller's stream: the same results, from the same tensors lying there. Words,
+// areas, boxes and out all come zeroed.
+void mask_pack_cuda(const TensorView& dense, const TensorView& words, const TensorView& areas,
+                    const TensorView& boxes, uintptr_t stream);  // dense of any strides
+void mask_from_index_cuda(const TensorView& index, const TensorView& words, uintptr_t stream);
+void mask_unpack_cuda(const TensorView& words, const TensorView& dense, uintptr_t stream);
+void mask_stats_cuda(const TensorView& words, int64_t height, int64_t width, const TensorView& areas,
+                     const TensorView& boxes, uintptr_t stream);
+// row_index int64 [H]: the source row j of each y.
+void mask_pack_logits_cuda(const TensorView& logits, float threshold, const TensorView& row_index,
+                           const TensorView& row_start, const TensorView& row_weight,
+                           const TensorView& col_index, const TensorView& col_weight, const TensorView& words,
+                           const TensorView& areas, const TensorView& boxes, uintptr_t stream);
+// order int64 [N] and [M]: any order of the masks, best one where neighbours lie near each other.
+void mask_overlap_cuda(const TensorView& words_a, const TensorView& boxes_a, const TensorView& order_a,
+                       const TensorView& words_b, const TensorView& boxes_b, const TensorView& order_b,
+                       int64_t height, const TensorView& out, uintptr_t stream);
+
+// mask_nms and mask_parents in parts: `shared` int64 [n, N] are rows first, first + 1, ... of the
+// intersections of all pairs; rank int64 [N] is the place of each mask in `order`. Bit r of row rank[i] of
+// duplicates (int64 [N, ceil(N / 64)]): the mask at rank r > rank[i] duplicates i.
+void mask_duplicates_cuda(const TensorView& shared, int64_t first, const TensorView& areas,
+                          const TensorView& order, const TensorView& rank, double threshold,
+                          const TensorView& duplicates, uintptr_t stream);
+void mask_keep_cuda(const TensorView& duplicates, const TensorView& order, const TensorView& dropped,
+                    const TensorView& keep, uintptr_t stream);  // dropped int64 [ceil(N / 64)], zeroed
+void mask_parents_cuda(const TensorView& shared, int64_t first, const TensorView& areas,
+                       const TensorView& order, const TensorView& rank, double theta,
+                       const TensorView& parents, uintptr_t stream);
+
+// rle_encode in steps. first int64 [N + 1]: the sums of num_runs before each mask; stops int64 [R]: the pixel
+// past each run; lengths int64 [R]: the characters of each, text_stops their sums including it.
+void mask_num_runs_cuda(const TensorView& words, int64_t num_pixels, const TensorView& num_runs,
+                        uintptr_t stream);
+void rle_stops_cuda(const TensorView& words, int64_t num_pixels, const TensorView& first,
+                    const TensorView& stops, uintptr_t stream);
+void rle_lengths_cuda(const TensorView& stops, const TensorView& first, const TensorView& lengths,
+                      uintptr_t stream);
+void rle_text_cuda(const TensorView& stops, const TensorView& first, const TensorView& text_stops,
+                   const TensorView& text, uintptr_t stream);
+#endif
 
 }  // namespace sohes

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the CUDA kernels of the mask operators share. Every result is made of integers that are added, ORed or
+// compared, so none depends on the order in which threads run.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+namespace sohes::mask_ops {
+
+using Word = unsigned long long;  // as CUDA's atomics want it
+constexpr unsigned kFull = 0xFFFFFFFFu;
+constexpr int kThreads = 256;
+
+inline void check_cuda(cudaError_t status) {
+  if (status != cudaSuccess) throw std::runtime_error(std::string("mask_ops: ") + cudaGetErrorString(status));
+}
+
+// Starts a kernel on the caller's stream. (The device of tests/cuda/ has a way of its own.)
+template <typename... Parameters>
+void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, [[maybe_unused]] uintptr_t stream,
+            std::type_identity_t<Parameters>... arguments) {
+#ifdef SOHES_EMULATE_CUDA
+  emulate(grid, block, [=] { kernel(arguments...); });
+#else
+  void* pointers[] = {static_cast<void*>(&arguments)...};
+  check_cuda(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, block, pointers, 0,
+                              reinterpret_cast<cudaStream_t>(stream)));
+#endif
+}
+
+// Blocks for so many items, some of them for every block; the kernels go on where the grid ends.
+inline dim3 grid_for(int64_t items, int64_t per_block) {
+  const int64_t blocks = (items + per_block - 1) / per_block;
+  return dim3(static_cast<unsigned>(std::clamp<int64_t>(blocks, 1, 1 << 20)));
+}
+
+// The `count` (0..64) bits from position `at` on, in the low bits of the result.
+__device__ inline Word read_bits(const Word* words, int64_t at, int64_t count) {
+  const int64_t k = at >> 6;
+  const int shift = static_cast<int>(at & 63);
+  Word bits = words[k] >> shift;
+  if (shift + count > 64) bits |= words[k + 1] << (64 - shift);
+  return count >= 64 ? bits : bits & ((Word{1} << count) - 1);
+}
+
+}  // namespace sohes::mask_ops
