@@ -2,6 +2,7 @@
 """The C++ kernels without Python around them: under the address and undefined-behaviour sanitizers, and on Arm.
 
 tests/sanitizers/<operator>.cpp is a program that runs the kernels of csrc/<operator>/; it prints "clean" and exits 0.
+tests/cuda/<operator>.cpp does so with the CUDA kernels, on the device that the header beside it makes of the CPU.
 """
 
 import os
@@ -13,8 +14,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FLAGS = ["-std=c++20", "-O1", "-g1", "-Wall", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-pthread"]
+FLAGS = ["-std=c++20", "-O1", "-g1", "-Wall", "-Wno-unknown-pragmas", "-ffp-contract=off", "-DSOHES_WITH_CUDA",
+         "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-pthread"]  # fmt: skip
+ARM_FLAGS = ["-std=c++20", "-O1", "-static", "-pthread"]
 DRIVERS = sorted((ROOT / "tests" / "sanitizers").glob("*.cpp"))
+CUDA_DRIVERS = sorted((ROOT / "tests" / "cuda").glob("*.cpp"))
 
 
 @pytest.fixture(scope="module")
@@ -32,34 +36,50 @@ def compiler(tmp_path_factory):
     return found
 
 
-def compile_one(compiler, flags, source, target):
-    command = [compiler, *flags, "-I", str(ROOT / "csrc" / "include"), "-c", str(source), "-o", str(target)]
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory):
+    """Where object files are kept, so that a kernel which two programs call is compiled once."""
+    return tmp_path_factory.mktemp("objects")
+
+
+def compile_one(command, source, target):
+    folders = ["-I", str(ROOT / "tests" / "cuda"), "-I", str(ROOT / "csrc" / "include")]
+    command = [*command, *folders, "-x", "c++", "-c", str(source), "-o", str(target)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def run_driver(compiler, flags, driver, folder, *emulator):
+def run_driver(command, driver, suffixes, folder, *emulator):
     """Compiles a driver with the kernels it calls, and expects that it finds nothing wrong."""
-    sources = [driver, *sorted((ROOT / "csrc" / driver.stem).glob("*.cpp"))]
-    objects = [folder / f"{index}.o" for index in range(len(sources))]
+    kernels = [path for path in (ROOT / "csrc" / driver.stem).iterdir() if path.suffix in suffixes]
+    targets = {
+        source: folder / f"{Path(command[0]).name}-{'-'.join(source.relative_to(ROOT).parts)}.o"
+        for source in [driver, *kernels]
+    }
+    missing = [(source, target) for source, target in targets.items() if not target.exists()]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda pair: compile_one(compiler, flags, *pair), zip(sources, objects, strict=True)))
+        list(pool.map(lambda pair: compile_one(command, *pair), missing))
     program = folder / "program"
-    subprocess.run([compiler, *flags, *map(str, objects), "-o", str(program)], check=True)
+    subprocess.run([*command, *map(str, targets.values()), "-o", str(program)], check=True)
     done = subprocess.run([*emulator, str(program)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
     assert done.stdout == "clean\n"
 
 
 @pytest.mark.parametrize("driver", DRIVERS, ids=lambda driver: driver.stem)
-def test_kernels_are_clean(compiler, driver, tmp_path):
-    run_driver(compiler, FLAGS, driver, tmp_path)
+def test_kernels_are_clean(compiler, objects, driver):
+    run_driver([compiler, *FLAGS], driver, {".cpp"}, objects)
+
+
+@pytest.mark.parametrize("driver", CUDA_DRIVERS, ids=lambda driver: driver.stem)
+def test_cuda_kernels_agree_on_a_device_in_cpp(compiler, objects, driver):
+    run_driver([compiler, *FLAGS], driver, {".cpp", ".cu"}, objects)
 
 
 @pytest.mark.parametrize("driver", DRIVERS, ids=lambda driver: driver.stem)
-def test_kernels_agree_on_arm(driver, tmp_path):
+def test_kernels_agree_on_arm(objects, driver):
     """The same programs on an emulated 64-bit Arm processor, for the NEON loops."""
     tools = [shutil.which(name) for name in ("aarch64-linux-gnu-g++", "qemu-aarch64")]
     if None in tools:
         pytest.skip("needs a cross compiler and an emulator (g++-aarch64-linux-gnu, qemu-user)")
-    run_driver(tools[0], ["-std=c++20", "-O1", "-static", "-pthread"], driver, tmp_path, tools[1])
+    run_driver([tools[0], *ARM_FLAGS], driver, {".cpp"}, objects, tools[1])

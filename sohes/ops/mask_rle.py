@@ -88,8 +88,7 @@ def _as_bytes(counts: Counts) -> bytes:
         return counts
     if isinstance(counts, str):
         return counts.encode()  # what is not ASCII has bytes past 127, which are refused
-    runs = torch.as_tensor(counts, dtype=torch.int64).numpy()
-    return reference.compress(runs).encode("ascii")
+    return reference.compress(reference.plain_runs(counts)).encode("ascii")
 
 
 def _parts(room: Tensor) -> Iterator[slice]:

@@ -2,11 +2,13 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from mask_cases import KINDS, SIZES, mixed
 from pycocotools import mask as coco
 
 from sohes._binary import find_binary
-from sohes.masks import PackedMasks
+from sohes.masks import PackedMasks, nms_masks
 from sohes.ops import mask_rle
 from sohes.ops.mask_overlap import mask_overlap
 from sohes.ops.reference import mask_rle as reference
@@ -83,6 +85,13 @@ def test_long_runs(backend):
         ("5", r"^RLE has 5 pixels, expected 6$"),
         ([3, 4], r"^RLE has 7 pixels, expected 6$"),
         ([7, -1], r"^RLE has a run of length -1$"),
+        ([7], r"^RLE has a run of 7 pixels, expected 6 in all$"),
+        ([2**62, 2**62, 2**62, 2**62, 6], r"^RLE has a run of 4611686018427387904 pixels, expected 6 in all$"),
+        ([2**64], r"^counts is no list of run lengths: "),
+        ([2**63, 6], r"^counts is no list of run lengths: "),
+        ([1.5, 4.5], r"^counts is no list of run lengths: \[1.5, 4.5\]$"),
+        ([[6]], r"^counts is no list of run lengths: "),
+        (6, r"^counts is no list of run lengths: 6$"),
         ("", r"^RLE has 0 pixels, expected 6$"),
         ("6P", r"^counts is no compressed RLE, or is cut short: b'6P'$"),
         ("6 ", r"^counts is no compressed RLE, or is cut short: b'6 '$"),
@@ -93,6 +102,28 @@ def test_long_runs(backend):
 def test_messages(backend, counts, message):
     with pytest.raises(ValueError, match=message):
         backend.decode_rle(["6", counts], 6)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.one_of(
+        st.binary(max_size=24),
+        st.text("0123456789:;<=>?@ABCNOPQabcnopq", max_size=24),
+        st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(-2, 90), max_size=8),
+    ),
+    st.integers(0, 90),
+)
+def test_hostile_counts_are_refused_or_decoded(counts, num_pixels):
+    """Whatever comes, both backends say the same: an error, or masks that have these pixels and no others."""
+    results = []
+    for backend in (reference, mask_rle):
+        try:
+            results.append(backend.decode_rle([counts], num_pixels).tolist())
+        except ValueError as error:
+            results.append(str(error))
+    assert results[0] == results[1]
+    if isinstance(results[0], list) and num_pixels % 64:
+        assert results[0][0][-1] >> (num_pixels % 64) == 0  # nothing past the last pixel
 
 
 def test_many_noisy_masks_are_encoded_in_parts(monkeypatch):
@@ -135,4 +166,6 @@ def test_offsets_are_64_bits_wide():
     masks = PackedMasks.from_rle([{"size": [side, side], "counts": runs}])
     assert masks.areas.tolist() == [1020]
     assert masks.boxes.tolist() == [[50_000, 7, 59_001, 1027]]
+    assert mask_overlap(masks, masks).tolist() == [[1020]]
+    assert nms_masks(masks).tolist() == [0]
     assert reference.decompress(masks.to_rle()[0]["counts"]).tolist() == runs

@@ -31,15 +31,25 @@ def decode_rle(counts: Sequence[Counts], num_pixels: int) -> Tensor:
     """
     octets = np.zeros((len(counts), 8 * num_words((num_pixels, 1))), np.uint8)  # [N, 8*V]
     for row, one in zip(octets, counts, strict=True):
-        runs = decompress(one) if isinstance(one, str | bytes) else np.asarray(one, np.int64)  # [runs]
+        runs = decompress(one) if isinstance(one, str | bytes) else plain_runs(one)  # [runs]
         if (runs < 0).any():
             raise ValueError(f"RLE has a run of length {runs.min()}")
+        if (runs > num_pixels).any():  # the sum of such runs may not fit a number
+            raise ValueError(f"RLE has a run of {runs.max()} pixels, expected {num_pixels} in all")
         if runs.sum() != num_pixels:
             raise ValueError(f"RLE has {runs.sum()} pixels, expected {num_pixels}")
         bits = np.repeat((np.arange(len(runs)) & 1).astype(np.uint8), runs)  # [H*W]
         packed = np.packbits(bits, bitorder="little")  # [ceil(H*W/8)]
         row[: len(packed)] = packed
     return torch.from_numpy(octets.view(np.int64))
+
+
+def plain_runs(counts: Sequence[int]) -> np.ndarray:
+    """A list of run lengths -> int64 [runs]. Raises ValueError for anything else, and for what int64 does not hold."""
+    runs = np.asarray(counts)
+    if runs.ndim != 1 or (len(runs) and runs.dtype.kind != "i"):  # past int64 numpy takes another kind
+        raise ValueError(f"counts is no list of run lengths: {str(counts)[:80]}")
+    return runs.astype(np.int64)
 
 
 def compress(runs: np.ndarray) -> str:
