@@ -36,6 +36,7 @@ from sohes.labels.features import build_extractor
 from sohes.labels.refine import refine_masks
 from sohes.labels.regions import draw_regions, find_regions
 from sohes.masks import PackedMasks
+from sohes.ops import merge_borders
 from sohes.phases.explore import label_image
 
 COLUMNS = ("AR@1000", "AR@100", "AR@10", "AR-small", "AR-medium", "AR-large", "AP", "parent_recall", "ancestor_f1")
@@ -84,6 +85,16 @@ def test_stage(benchmark, steps, stage):
     benchmark.extra_info["masks"] = num_masks
     benchmark.pedantic(calls[stage], rounds=5, warmup_rounds=1)
     torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_merge_borders(benchmark, backend):
+    """The first tree of a scene of 480 px."""
+    config = ExploreConfig()
+    basins = find_basins(build_extractor(config).view(draw_scene(0, 480).image), None, config)
+    benchmark.extra_info["basins"] = len(basins.sizes)
+    args = (basins.means, basins.sizes, basins.edges, basins.borders)
+    benchmark.pedantic(lambda: merge_borders(*args, backend=backend), rounds=3, warmup_rounds=1)
 
 
 Segment = Callable[[Tensor, list[PackedMasks]], Forest]  # photo, true masks by annotator -> forest
