@@ -36,6 +36,8 @@ CASES = {
     "30 channels": Case(1, ((4, 4), (2, 2)), 7, 2, 30, 2),
     "71 channels": Case(3, LEVELS, 5, 3, 71, 4),
     "200 channels": Case(1, ((3, 3),), 3, 1, 200, 5),
+    "128 channels": Case(2, ((3, 3), (2, 1)), 4, 1, 128, 3),
+    "large maps": Case(1, ((64, 48), (20, 20)), 120, 3, 64, 4),  # more than the C++ kernels read where it lies
     "many points": Case(1, LEVELS, 3, 2, 16, 19),
     "few visits": Case(2, ((19, 23),), 2, 2, 32, 4),
 }

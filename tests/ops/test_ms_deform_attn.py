@@ -326,10 +326,11 @@ def test_export_with_free_sizes():
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpp"])
-def test_bitwise_repeatable(backend):
+@pytest.mark.parametrize("case", [Case(1, ((24, 24), (12, 12)), 900, 2, 32, 4), Case(1, ((64, 64),), 900, 1, 65, 4)])
+def test_bitwise_repeatable(backend, case):
     device_for(backend)
     # Large enough for several threads; few heads, so that forward also cuts the queries.
-    inputs = make_inputs(Case(1, ((24, 24), (12, 12)), 900, 2, 32, 4))
+    inputs = make_inputs(case)
     threads = torch.get_num_threads()
     runs = []
     for num_threads in (1, 3, 3, 8):
