@@ -270,7 +270,7 @@ class EngineConfig:
     compile: bool = False
     """Compile the layers of ViT and decoders with torch.compile."""
     checkpoint_seconds: float = 60.0
-    """Training writes a checkpoint about this often, in seconds; a killed run goes on from the newest, >= 0."""
+    """Training writes a checkpoint about this often, in seconds; a killed run goes on from the newest. >= 0."""
     keep_checkpoints: int = 2
     """Checkpoints kept per phase, >= 1."""
     async_checkpoints: bool = False
@@ -360,6 +360,13 @@ class InferConfig:
     """Masks with fewer pixels, at the photo's own size, are dropped, >= 0. [ours]"""
     batch_size: int = 8
     """Photos of one working size that go through the model together, >= 1."""
+    tile: int = 0
+    """Photos with a longer side than this are segmented as a whole and in overlapping tiles of this side, in pixels of
+    the photo, >= 0; objects that tile borders cut are joined. 0: never. [ours]"""
+    tile_overlap: float = 0.25
+    """Share of a tile's side that neighbouring tiles have in common, 0 to 0.9. [ours]"""
+    join_iou: float = 0.5
+    """Masks of two tiles with a higher IoU, where the tiles overlap, are one object, 0..1. [ours]"""
 
 
 @dataclass

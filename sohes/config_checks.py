@@ -63,6 +63,9 @@ _RANGES: dict[str, tuple[float, float | None]] = {
     "infer.ancestor_threshold": (0, 1),
     "infer.theta_cover": (0, 1),
     "infer.batch_size": (1, None),
+    "infer.tile": (0, None),
+    "infer.tile_overlap": (0, 0.9),
+    "infer.join_iou": (0, 1),
 }
 
 

@@ -10,6 +10,7 @@ from sohes.config import (
     Config,
     ConfigError,
     CorrectConfig,
+    EngineConfig,
     ExploreConfig,
     InferConfig,
     InstructConfig,
@@ -57,13 +58,13 @@ def tiny() -> Config:
     )
 
 
-def small() -> Config:
-    """Real photos on one small GPU, or on a CPU with patience: ViT-Ti/16 at 256 px from random weights.
+def cpu() -> Config:
+    """Real photos on a CPU, in minutes: ViT-Ti/16 at 256 px from random weights, no download.
 
     With pretrained weights: `--model.backbone vit_small_patch16_224.dino --model.backbone-weights timm`.
     """
     return Config(
-        preset="small",
+        preset="cpu",
         explore=ExploreConfig(max_masks=100),
         model=ModelConfig(
             backbone="vit_tiny_patch16_224",
@@ -91,13 +92,31 @@ def small() -> Config:
     )
 
 
+def small() -> Config:
+    """ViT-S/16 with DINO's weights, which timm downloads, and 200 queries: real photos on one GPU."""
+    return Config(
+        preset="small",
+        explore=ExploreConfig(features="vit_small_patch8_224.dino"),
+        model=ModelConfig(
+            backbone="vit_small_patch16_224.dino", backbone_weights="timm", adapter_heads=6, num_queries=200
+        ),
+        optim=OptimConfig(precision="bf16", warmup_steps=500),
+        engine=EngineConfig(checkpoint_seconds=300, async_checkpoints=True),
+        views=ViewConfig(size=512, num_workers=4),
+        instruct=InstructConfig(num_steps=20000, batch_size=16),
+        correct=CorrectConfig(num_steps=10000, batch_size=16),
+        infer=InferConfig(size=512),
+    )
+
+
 def base() -> Config:
     """The paper's scale: DINO ViT-B/8 features and backbone, whose weights timm downloads, and a full Mask2Former."""
     return Config(
         preset="base",
         explore=ExploreConfig(features="vit_base_patch8_224.dino"),
         model=ModelConfig(backbone_weights="timm", activation_checkpointing=True),
-        optim=OptimConfig(precision="bf16"),
+        optim=OptimConfig(precision="bf16", warmup_steps=1000),
+        engine=EngineConfig(checkpoint_seconds=600, async_checkpoints=True),
         views=ViewConfig(size=1024, num_workers=8),
         instruct=InstructConfig(num_steps=40000, batch_size=16),
         correct=CorrectConfig(num_steps=20000, batch_size=16),
@@ -105,7 +124,34 @@ def base() -> Config:
     )
 
 
-PRESETS: dict[str, Callable[[], Config]] = {"tiny": tiny, "small": small, "base": base}
+def gpu_8gb() -> Config:
+    """`small` on a GPU of 8 GB: two images at a time, activations recomputed. The memory is estimated, not measured."""
+    config = small()
+    config.preset = "8gb"
+    config.model.activation_checkpointing = True
+    config.engine.accumulate = 8
+    config.infer.batch_size = 2
+    return config
+
+
+def gpu_24gb() -> Config:
+    """`base` on a GPU of 24 GB: one image at a time at 768 px. The memory is estimated, not measured."""
+    config = base()
+    config.preset = "24gb"
+    config.views.size = config.infer.size = 768
+    config.engine.accumulate = 16
+    config.infer.batch_size = 1
+    return config
+
+
+PRESETS: dict[str, Callable[[], Config]] = {
+    "tiny": tiny,
+    "cpu": cpu,
+    "small": small,
+    "base": base,
+    "8gb": gpu_8gb,
+    "24gb": gpu_24gb,
+}
 
 
 def get_preset(name: str) -> Config:

@@ -62,6 +62,9 @@ class Arguments:
     """Drop masks that score less, 0 to 1. Default: as the weights were saved with; 0 without."""
     max_masks: int | None = None
     """At most so many masks a photo, >= 1, best scores first. Default: as saved with the weights, or as in phase 1."""
+    tile: int | None = None
+    """Segment photos with a longer side than this also in overlapping tiles of this side, in pixels, >= 32, and join
+    the objects that tile borders cut; 0: never. Default: as the weights were saved with."""
     max_failures: int = 0
     """Exit with 1 when more photos than this could not be segmented, >= 0. All others are segmented anyway."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -115,10 +118,13 @@ def check_options(args: Arguments) -> None:
         ("--depth", args.depth, 0, None),
         ("--min-score", args.min_score, 0, 1),
         ("--max-masks", args.max_masks, 1, None),
+        ("--tile", args.tile or None, 32, None),
         ("--max-failures", args.max_failures, 0, None),
     ):
         if value is not None and not (low <= value and (high is None or value <= high)):
             raise UsageError(f"{option} {value}: expected {f'{low} to {high}' if high is not None else f'>= {low}'}")
+    if args.tile and args.weights is None:
+        raise UsageError("--tile needs --weights: photos are clustered as a whole")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch sees no CUDA device")
     if args.out.exists() and not args.out.is_dir():
@@ -161,7 +167,7 @@ def load_segmenter(args: Arguments) -> Callable[[torch.Tensor], Forest]:
         return clustering(args)
     device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
     segmenter = Segmenter.from_pretrained(args.weights, device=device)
-    limits = {"min_score": args.min_score, "max_masks": args.max_masks}
+    limits = {"min_score": args.min_score, "max_masks": args.max_masks, "tile": args.tile}
     infer = replace(segmenter.infer_config, **{key: value for key, value in limits.items() if value is not None})
     limited = Segmenter(segmenter.model, segmenter.model_config, infer)
     return lambda image: limited([image])[0]

@@ -22,7 +22,7 @@ from sohes.config_checks import check_config
 from sohes.data.coco import LabelSet
 from sohes.data.scenes import write_scenes
 from sohes.data.sources import ImageList, list_images
-from sohes.engine.distributed import World, find_world, on_main, process_group
+from sohes.engine.distributed import World, find_world, gather, on_main, process_group
 from sohes.engine.run import Run, RunError, open_run, write_json
 from sohes.env import collect_env
 from sohes.evaluation.tables import format_results
@@ -81,7 +81,8 @@ def train_run(args: Arguments, device: torch.device, world: World) -> Run:
     check_config(config, world.size)
     check_part(args, world)
     given = check_inputs(config)
-    on_main(lambda: start_run(args, world))
+    restarted = max(gather(world.restarts)) > 0
+    on_main(lambda: start_run(args, restarted))
     run = Run(args.out, world.is_main)
     run.log(f"run folder {run.path}, preset {config.preset}, device {device}, seed {config.seed}")
     if world.size > 1:
@@ -110,12 +111,12 @@ def train_run(args: Arguments, device: torch.device, world: World) -> Run:
     return run
 
 
-def start_run(args: Arguments, world: World) -> None:
+def start_run(args: Arguments, restarted: bool) -> None:
     """Make the run folder, or find what is in it.
 
     A launcher that starts a job again means to go on with it; so do the jobs that make the parts of one phase.
     """
-    again = (world.restarts > 0 or args.part is not None) and (args.out / "config.json").is_file()
+    again = (restarted or args.part is not None) and (args.out / "config.json").is_file()
     run = open_run(args.out, args.config, args.resume or again)
     write_json(run.path / "env.json", collect_env())
     run.log.close()

@@ -12,6 +12,7 @@ import pytest
 
 from sohes import config as configuration
 from sohes.config import Config, ConfigError, from_dict, to_dict
+from sohes.config_checks import check_config
 from sohes.presets import PRESETS, get_preset
 
 
@@ -73,3 +74,38 @@ def test_load_tells_what_is_wrong(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ConfigError, match="is not JSON"):
         configuration.load(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_fit(name):
+    check_config(get_preset(name))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss.importance_ratio": 0.8}, "loss.importance_ratio 0.8 + loss.local_ratio 0.4 are more than all points"),
+        (
+            {"engine.accumulate": 3},
+            "instruct.batch_size = 8 cannot be shared by 2 processes in 3 parts each, expected a",
+        ),
+        ({"optim.precision": "fp16", "engine.sharding": "fsdp"}, "optim.precision fp16 does not work with"),
+        ({"views.scale": (2.0, 1.0)}, "views.scale = 2.0 1.0, expected 0 < low <= high"),
+        ({"correct.ema_decay": 1.0}, "correct.ema_decay = 1.0, expected 0 to below 1"),
+        ({"correct.nms_iou": 1.5}, "correct.nms_iou = 1.5, expected 0 to 1"),
+        ({"correct.label_weight": (0.0, 0.0), "correct.teacher_weight": (0.0, 1.0)}, "at start and end not both 0"),
+        ({"instruct.num_steps": 0}, "instruct.num_steps = 0, expected >= 1"),
+        ({"model.adapter_heads": 5}, "model: value_dim 48 must be divisible by num_heads 5"),
+        (
+            {"model.backbone": "vit_tiny_patch16_24"},
+            "model: timm knows no backbone 'vit_tiny_patch16_24'; near: vit_tiny",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(changes, message):
+    config = get_preset("tiny")
+    for name, value in changes.items():
+        group, field = name.split(".")
+        setattr(getattr(config, group), field, value)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check_config(config, num_processes=2)

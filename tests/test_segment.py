@@ -227,6 +227,8 @@ def test_interrupted_work_keeps_what_was_done(weights, photos, tmp_path, monkeyp
         (["{photos}", "--weights", "{weights}", "--min-score", "1.5"], "--min-score 1.5: expected 0 to 1"),
         (["{photos}", "--weights", "{weights}", "--min-score", "nan"], "--min-score nan: expected 0 to 1"),
         (["{photos}", "--weights", "{weights}", "--max-masks", "0"], "--max-masks 0: expected >= 1"),
+        (["{photos}", "--weights", "{weights}", "--tile", "5"], "--tile 5: expected >= 32"),
+        (["{photos}", "--tile", "512"], "--tile needs --weights: photos are clustered as a whole"),
         (["{photos}", "--weights", "{weights}", "--max-failures", "-1"], "--max-failures -1: expected >= 0"),
         (
             ["{photos}", "--weights", "{weights}", "--out", "{photos}/a.png"],

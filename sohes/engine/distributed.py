@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import re
+import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ Result = TypeVar("Result")
 
 _PORT_BASE, _PORT_RANGE = 20000, 10000
 _DEFAULT_TIMEOUT = timedelta(hours=1)
+_LOOK_AGAIN = timedelta(seconds=0.5)
 
 
 class LaunchError(SohesError, ValueError):
@@ -113,7 +116,8 @@ def process_group(world: World, device: torch.device, timeout: timedelta = _DEFA
     if world.size == 1:
         meeting: dict[str, Any] = {"store": dist.HashStore()}
     elif "TORCHELASTIC_RUN_ID" in os.environ:
-        meeting = {"init_method": "env://"}  # torchrun has a store of its own, which is new after every restart
+        store, _, _ = next(dist.rendezvous("env://", world.rank, world.size, timeout=timeout))
+        meeting = {"store": fresh_room(store, world, timeout)}
     else:
         meeting = {"init_method": rendezvous()}
     dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=timeout, **meeting)
@@ -121,6 +125,37 @@ def process_group(world: World, device: torch.device, timeout: timedelta = _DEFA
         yield
     finally:
         dist.destroy_process_group()
+
+
+def fresh_room(store: dist.Store, world: World, timeout: timedelta) -> dist.Store:
+    """A corner of torchrun's store that no earlier start of this job has used.
+
+    The store outlives the processes, and addresses of dead ones in it would be called again. The first process names a
+    new room, all others say who they are in the newest room they find, and the room counts for those whom its owner
+    then lists: in a room of an earlier start nobody lists them, and they look again.
+
+    Raises:
+        DistStoreError: some process has not come within `timeout`.
+    """
+    me, deadline = uuid.uuid4().hex, time.monotonic() + timeout.total_seconds()
+    if world.rank == 0:
+        store.set("room", me)
+        guests = [f"{me}/{rank}" for rank in range(1, world.size)]
+        store.wait(guests, timeout)
+        store.set(f"{me}/listed", " ".join(store.get(guest).decode() for guest in guests))
+        return dist.PrefixStore(me, store)
+    while True:
+        room = store.get("room").decode()
+        store.set(f"{room}/{world.rank}", me)
+        try:
+            store.wait([f"{room}/listed"], _LOOK_AGAIN)
+        except dist.DistStoreError:
+            if time.monotonic() > deadline:
+                raise
+            continue
+        if me in store.get(f"{room}/listed").decode().split():
+            return dist.PrefixStore(room, store)
+        time.sleep(_LOOK_AGAIN.total_seconds())
 
 
 def barrier() -> None:

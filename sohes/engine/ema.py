@@ -7,6 +7,7 @@ import copy
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 
@@ -19,6 +20,9 @@ def make_teacher(student: nn.Module) -> nn.Module:
 @torch.no_grad()
 def update_teacher(teacher: nn.Module, student: nn.Module, decay: float) -> None:
     """teacher <- decay * teacher + (1 - decay) * student. Buffers (running statistics) are copied."""
+    for model in (teacher, student):
+        if isinstance(model, FSDPModule):
+            model.reshard()  # a forward pass without a backward one leaves some weights joined
     averaged, current = ([_own_part(p) for p in model.parameters()] for model in (teacher, student))
     torch._foreach_lerp_(averaged, current, 1.0 - decay)
     for mine, theirs in zip(teacher.buffers(), student.buffers(), strict=True):

@@ -86,7 +86,8 @@ class Trainer:
         for module in self.modules.values():
             prepare_model(module, self.engine)
         self.optimizer = build_optimizer(self.model, self.optim)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.optim.precision == "fp16")
+        # Summed over decoder layers, losses start near 50: torch's first scale of 65536 would waste a dozen steps.
+        self.scaler = torch.amp.GradScaler(self.device.type, 256.0, enabled=self.optim.precision == "fp16")
         self.joined = join(self.model)
 
     @property
@@ -109,19 +110,19 @@ def train(trainer: Trainer) -> None:
     """
     run, phase, world, engine = trainer.run, trainer.phase, trainer.world, trainer.engine
     start = _resume(trainer)
-    bad_steps, saved_at, step_ended = 0, time.monotonic(), time.monotonic()
+    bad_steps, saved_at, ready_at = 0, time.monotonic(), time.monotonic()
     with (
         run.open_metrics(phase, start, engine.tensorboard) as metrics,
         Checkpoints(run.checkpoints(phase), engine.keep_checkpoints, engine.async_checkpoints) as checkpoints,
         Progress(trainer.num_steps, phase, "steps", initial=start, log=run.log, enabled=world.is_main) as progress,
     ):
         for step, batch in trainer.make_batches(start):
-            data_seconds = time.monotonic() - step_ended
+            data_seconds = time.monotonic() - ready_at
             last = step + 1 == trainer.num_steps
             # The main process's clock decides for all when to save.
             due = world.is_main and time.monotonic() - saved_at > engine.checkpoint_seconds
             result = _step(trainer, step, batch, due)
-            seconds, step_ended = time.monotonic() - step_ended, time.monotonic()
+            seconds = time.monotonic() - ready_at
             if result.is_finite:
                 bad_steps = 0
                 trainer.after_step(step)
@@ -138,6 +139,7 @@ def train(trainer: Trainer) -> None:
             if last or result.save:
                 checkpoints.save(step + 1, trainer.modules, trainer.optimizer, _scaler_state(trainer))
                 saved_at = time.monotonic()
+            ready_at = time.monotonic()
 
 
 @dataclass(frozen=True)

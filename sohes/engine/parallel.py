@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -29,6 +30,8 @@ def prepare_model(model: nn.Module, config: EngineConfig) -> None:
         for layer in model.layers():
             fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
+        # Said of every view that a forward pass returns; nothing here writes into outputs.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
 
 
 def join(model: nn.Module) -> nn.Module:
@@ -36,6 +39,8 @@ def join(model: nn.Module) -> nn.Module:
     if isinstance(model, FSDPModule) or not dist.is_initialized() or dist.get_world_size() == 1:
         return model
     device = next(model.parameters()).device
+    # True of single tokens and depthwise kernels, whose copies are small.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,6 +17,10 @@ from sohes.forest import Forest, build_forest
 from sohes.masks import PackedMasks, mask_coverage, nms_masks
 from sohes.models.outputs import Outputs
 from sohes.models.segmenter_model import SohesModel
+from sohes.models.tiles import join_tiles, make_tiles
+
+_MIN_TILE_MASKS = 50
+_CHUNK_BYTES = 2**26  # of mask logits that exist at a time
 
 
 @torch.no_grad()
@@ -32,6 +37,8 @@ def predict(model: SohesModel, images: Sequence[Tensor], config: InferConfig) ->
     Returns:
         One forest per photo, on the CPU, at the photo's own size, best scores first.
     """
+    if config.tile and any(max(image.shape[1:]) > config.tile for image in images):
+        return [_predict_tiled(model, image, config) for image in images]
     device = next(model.parameters()).device
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     for index, image in enumerate(images):
@@ -46,6 +53,20 @@ def predict(model: SohesModel, images: Sequence[Tensor], config: InferConfig) ->
                 shape = (images[index].shape[1], images[index].shape[2])
                 forests[index] = extract_forest(outputs, row, shape, config)
     return [forests[index] for index in range(len(images))]
+
+
+def _predict_tiled(model: SohesModel, image: Tensor, config: InferConfig) -> Forest:
+    """A photo as a whole, and in tiles if it is larger than one."""
+    plain = replace(config, tile=0)
+    (whole,) = predict(model, [image], plain)
+    size = (image.shape[1], image.shape[2])
+    if max(size) <= config.tile:
+        return whole
+    tiles = make_tiles(size, config.tile, config.tile_overlap)
+    # Tiles share the photo's masks; some tiles are richer than others.
+    share = replace(plain, max_masks=max(_MIN_TILE_MASKS, 4 * config.max_masks // len(tiles)))
+    views = [image[:, tile.y0 : tile.y1, tile.x0 : tile.x1] for tile in tiles]
+    return join_tiles(whole, tiles, predict(model, views, share), size, config)
 
 
 def working_size(size: tuple[int, int], long_side: int) -> tuple[int, int]:
@@ -84,12 +105,22 @@ def score_masks(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
 
 
 def extract_forest(outputs: Outputs, row: int, size: tuple[int, int], config: InferConfig) -> Forest:
-    """The forest of one image of a batch, at `size` (H, W)."""
-    logits = torch.einsum("qe,ehw->qhw", outputs.mask_embeddings[row], outputs.mask_features[row]).float()
-    scores = score_masks(outputs.class_logits[row], logits)  # [Q]
+    """The forest of one image of a batch, at `size` (H, W).
+
+    Mask logits are multiplied out for some queries at a time: once to score all, again to pack those that stay.
+    """
+    embeddings, features = outputs.mask_embeddings[row].float(), outputs.mask_features[row].float()  # [Q, E], [E, h, w]
+    step = max(1, _CHUNK_BYTES // (4 * features[0].numel()))
+
+    def logits_of(some: Tensor) -> Tensor:
+        return torch.einsum("qe,ehw->qhw", some, features)
+
+    classes = outputs.class_logits[row]
+    pairs = zip(classes.split(step), embeddings.split(step), strict=True)
+    scores = torch.cat([score_masks(c, logits_of(some)) for c, some in pairs])  # [Q]
     kept = (scores > max(config.min_score, 0.0)).nonzero().flatten()
     kept = kept[scores[kept].argsort(descending=True, stable=True)][: config.max_masks]
-    masks = PackedMasks.from_logits(logits[kept], size)
+    masks = PackedMasks.cat([PackedMasks.from_logits(logits_of(e), size) for e in embeddings[kept].split(step)])
 
     large = masks.areas >= config.min_area
     kept, masks = kept[large.to(kept.device)], masks[large]

@@ -15,9 +15,11 @@ from torch import Tensor
 from sohes.config import InferConfig, ModelConfig
 from sohes.data.images import image_to_tensor, read_image
 from sohes.forest import Forest
+from sohes.models.export import save_vit
 from sohes.models.inference import predict
 from sohes.models.segmenter_model import SohesModel, build_model
-from sohes.models.weights import find_weights, load_strictly, read_weights, save_weights
+from sohes.models.vit_adapter import ViTAdapter
+from sohes.models.weights import WeightsError, find_weights, load_strictly, read_weights, save_weights
 
 Picture = str | os.PathLike | Tensor | np.ndarray | Image.Image
 
@@ -50,6 +52,18 @@ class Segmenter:
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write what `from_pretrained` reads. An interrupted write leaves the old files."""
         save_weights(Path(folder), self.model.state_dict(), self.model_config, self.infer_config)
+
+    def save_backbone(self, folder: str | os.PathLike) -> None:
+        """Write the trained ViT alone: `timm.create_model(f"local-dir:{folder}", pretrained=True)` opens it.
+
+        Raises:
+            WeightsError: the backbone is no plain ViT.
+        """
+        if not isinstance(self.model.backbone, ViTAdapter):
+            raise WeightsError(f"only a plain ViT can be saved alone, not {self.model_config.backbone!r}")
+        arguments = {"num_classes": 0, "global_pool": "token", "dynamic_img_size": True}
+        arguments |= self.model_config.backbone_kwargs
+        save_vit(Path(folder), self.model.backbone.vit, self.model_config.backbone.split(".")[0], arguments)
 
     def __call__(self, images: Picture | Sequence[Picture]) -> list[Forest]:
         """One forest per image, at the image's own size, best scores first.

@@ -2,12 +2,13 @@
 """The run folder: refusing to overwrite, resuming, metrics cut short by a kill."""
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
 
-from sohes.config import Config, InstructConfig
-from sohes.engine.run import RunError, open_run
+from sohes.config import Config, EngineConfig, InstructConfig
+from sohes.engine.run import Run, RunError, open_run
 
 
 def rows(path):
@@ -30,7 +31,8 @@ def test_resume_refuses_other_settings_and_names_them(tmp_path):
     changed = Config(seed=3, instruct=InstructConfig(num_steps=7))
     with pytest.raises(RunError, match=r"started with other settings: seed, instruct\.num_steps"):
         open_run(tmp_path, changed, resume=True)
-    open_run(tmp_path, replace(Config(), phases=("explore",)), resume=True)  # phases may change
+    changed = replace(Config(), phases=("explore",), engine=EngineConfig(accumulate=2, sharding="fsdp"))
+    open_run(tmp_path, changed, resume=True)  # which phases to run, and how, may change
 
 
 def test_results_turn_nan_into_null(tmp_path):
@@ -56,3 +58,29 @@ def test_metrics_of_repeated_steps_are_replaced(tmp_path):
         ("correct", 1),
     ]
     assert rows(path)[1]["loss"] == 1.12346
+
+
+def test_metrics_go_to_tensorboard_too(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = open_run(tmp_path / "run", Config(), resume=False)
+    with run.open_metrics("instruct", 0, tensorboard=True) as metrics:
+        metrics.write(0, {"loss": 2.5})
+        metrics.write(1, {"loss": 1.5})
+    events = accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard" / "instruct")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(0, 2.5), (1, 1.5)]
+
+
+def test_tensorboard_that_is_not_installed_is_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    run = open_run(tmp_path / "run", Config(), resume=False)
+    with pytest.raises(RunError, match=r"pip install 'sohes\[tensorboard\]'"), run.open_metrics("instruct", 0, True):
+        pass
+
+
+def test_only_the_main_process_writes(tmp_path, capsys):
+    run = Run(tmp_path / "run", is_main=False)
+    run.log("something")
+    with run.open_metrics("instruct", 0, tensorboard=True) as metrics:
+        metrics.write(0, {"loss": 1.0})
+    assert not (tmp_path / "run").exists()
+    assert capsys.readouterr().err == ""

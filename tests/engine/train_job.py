@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the tests of distributed training run in one process or several: `train_job.py FOLDER JOB...`.
 
-A job is `NAME,PHASE,STEPS[,setting=value...]`: it trains FOLDER/NAME up to STEPS, going on from what is there.
+A job is `NAME,PHASE,STEPS[,save=STEP][,stop=STEP][,setting=value...]`: it trains FOLDER/NAME up to STEPS, or breaks
+off after `stop`, going on from what is there, with checkpoints after `save` and at the end.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
@@ -24,6 +27,9 @@ from sohes.config import (
     ViewConfig,
 )
 from sohes.data.coco import LabelSet
+from sohes.data.dataset import LabelDataset
+from sohes.data.sampling import batches
+from sohes.engine.checkpoint import Checkpoints
 from sohes.engine.distributed import find_world, process_group
 from sohes.engine.run import Run
 from sohes.phases.correct import correct
@@ -53,7 +59,7 @@ CONFIG = Config(
     instruct=InstructConfig(batch_size=4),
     correct=CorrectConfig(batch_size=4, score_thresholds=(0.1, 0.1, 0.1)),
     infer=InferConfig(size=64),
-    engine=EngineConfig(checkpoint_seconds=1e9, keep_checkpoints=9),
+    engine=EngineConfig(checkpoint_seconds=0, keep_checkpoints=9),
 )
 
 
@@ -61,6 +67,8 @@ def run_job(folder: Path, job: str) -> None:
     name, phase, steps, *settings = job.split(",")
     given = dict(setting.split("=") for setting in settings)
     precision = given.pop("precision", "fp32")
+    stop = int(given.pop("stop", steps))
+    saves = {int(steps), int(given.pop("save", steps))}
     engine = {key: type(getattr(CONFIG.engine, key))(value) for key, value in given.items()}
     config = replace(
         CONFIG,
@@ -69,9 +77,20 @@ def run_job(folder: Path, job: str) -> None:
         instruct=replace(CONFIG.instruct, num_steps=int(steps)),
         correct=replace(CONFIG.correct, num_steps=int(steps)),
     )
+    save = Checkpoints.save
+
+    def save_some(self: Checkpoints, step: int, *arguments: object) -> None:
+        if step in saves:
+            save(self, step, *arguments)
+
     world = find_world()
     train = {"instruct": instruct, "correct": correct}[phase]
-    train(Run(folder / name, world.is_main), config, LabelSet(folder / "scenes"), torch.device("cpu"), world)
+
+    def stopping(dataset: LabelDataset, size: int, seed: int, start: int, _: int, **how: int) -> Iterator:
+        return batches(dataset, size, seed, start, stop, **how)
+
+    with patch.object(Checkpoints, "save", save_some), patch(f"sohes.phases.{phase}.batches", stopping):
+        train(Run(folder / name, world.is_main), config, LabelSet(folder / "scenes"), torch.device("cpu"), world)
 
 
 if __name__ == "__main__":

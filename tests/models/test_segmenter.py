@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -162,3 +163,33 @@ def test_backbone_weights_from_a_local_file(tiny_config, tmp_path):
     torch.save({k: v for k, v in vit.state_dict().items() if "blocks.1.mlp" not in k}, tmp_path / "part.pth")
     with pytest.raises(WeightsError, match=r"missing     blocks.1.mlp.fc1.bias"):
         build_model(tiny_config(backbone_weights=str(tmp_path / "part.pth")))
+
+
+def test_the_trained_vit_opens_in_timm(segmenter, tmp_path):
+    segmenter.save_backbone(tmp_path)
+    vit = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    ours = segmenter.model.backbone.vit
+    assert {key: value.shape for key, value in vit.state_dict().items()} == {
+        key: value.shape for key, value in ours.state_dict().items()
+    }
+    images = torch.rand(1, 3, 40, 56)
+    assert torch.equal(vit.forward_features(images), ours.forward_features(images))
+
+
+def test_a_network_that_is_no_vit_cannot_be_saved_alone(tiny_config, tmp_path):
+    config = tiny_config(backbone="resnet10t", backbone_kwargs={})
+    segmenter = Segmenter(build_model(config).eval(), config, InferConfig())
+    with pytest.raises(WeightsError, match=r"^only a plain ViT can be saved alone, not 'resnet10t'$"):
+        segmenter.save_backbone(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_eight_threads_share_one_segmenter(segmenter):
+    pictures = [np.random.default_rng(seed).integers(0, 256, (40 + seed, 64, 3), dtype=np.uint8) for seed in range(8)]
+    alone = [segmenter(picture)[0] for picture in pictures]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda picture: segmenter(picture)[0], pictures * 2))
+    for ours, theirs in zip(together, alone * 2, strict=True):
+        assert torch.equal(ours.masks.words, theirs.masks.words)
+        assert torch.equal(ours.scores, theirs.scores)
+        assert torch.equal(ours.parents, theirs.parents)

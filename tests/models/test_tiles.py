@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Large photos by tiles: what borders cut is joined again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sohes.config import InferConfig
+from sohes.data.transforms import normalise
+from sohes.masks import PackedMasks, mask_iou
+from sohes.models.inference import predict
+from sohes.models.outputs import Outputs
+from sohes.models.tiles import Tile, make_tiles
+
+COLOURS = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]], dtype=torch.uint8)
+
+
+class ColourModel(nn.Module):
+    """Finds the pixels of each of four colours: a segmenter whose answer is known at any size."""
+
+    def __init__(self):
+        super().__init__()
+        self.anchor = nn.Parameter(torch.zeros(()))
+
+    def forward(self, images: Tensor) -> Outputs:
+        height, width = images.shape[2:]
+        wanted = normalise(COLOURS.T[:, :, None]).squeeze(-1).T  # [4, 3]
+        distance = torch.cdist(images.flatten(2).transpose(1, 2), wanted[None]).transpose(1, 2)  # [B, 4, H*W]
+        logits = torch.where(distance.unflatten(2, (height, width)) < 1.0, 9.0, -9.0)
+        class_logits = torch.tensor([2.0, 0.0]).expand(len(images), 4, 2)
+        return Outputs(class_logits, torch.eye(4).expand(len(images), 4, 4), logits, None, (height, width), 1)
+
+
+def paint(size, *boxes):
+    """uint8 [3, H, W], black with a box (y0, x0, y1, x1) of each colour; and the boxes as masks."""
+    image, masks = torch.zeros(3, *size, dtype=torch.uint8), torch.zeros(len(boxes), *size, dtype=torch.bool)
+    for mask, colour, (y0, x0, y1, x1) in zip(masks, COLOURS, boxes, strict=False):
+        image[:, y0:y1, x0:x1] = colour[:, None, None]
+        mask[y0:y1, x0:x1] = True
+    return image, PackedMasks.from_dense(masks)
+
+
+@pytest.mark.parametrize(("size", "side"), [((64, 200), 64), ((130, 131), 64), ((64, 64), 64), ((10, 300), 64)])
+def test_tiles_cover_the_photo_and_overlap(size, side):
+    tiles = make_tiles(size, side, 0.25)
+    seen = torch.zeros(size, dtype=torch.int64)
+    for tile in tiles:
+        assert 0 <= tile.y0 < tile.y1 <= size[0]
+        assert 0 <= tile.x0 < tile.x1 <= size[1]
+        assert max(tile.y1 - tile.y0, tile.x1 - tile.x0) <= side
+        seen[tile.y0 : tile.y1, tile.x0 : tile.x1] += 1
+    assert seen.min() >= 1
+    assert (len(tiles) == 1) == (max(size) <= side)
+    for a in tiles:
+        neighbours = [b for b in tiles if b.y0 == a.y0 and b.x0 > a.x0]
+        if neighbours:
+            assert a.meet(neighbours[0]).x1 - a.meet(neighbours[0]).x0 >= 0.25 * side - 1
+    assert Tile(0, 0, 4, 4).meet(Tile(0, 4, 4, 8)) is None
+
+
+def test_objects_across_tiles_are_whole_and_small_ones_are_found():
+    """A bar over all tiles, a box over a corner of four, one within a tile, and a dot too small for the whole photo."""
+    image, expected = paint((128, 256), (20, 10, 40, 250), (50, 80, 100, 150), (4, 4, 12, 16), (110, 200, 114, 203))
+    config = InferConfig(size=64, tile=64, min_area=4)
+    (forest,) = predict(ColourModel(), [image], config)
+    best = mask_iou(expected, forest.masks).amax(dim=1)
+    assert best[:3].min() > 0.97, best
+    assert best[3] > 0.7
+    (plain,) = predict(ColourModel(), [image], replace(config, tile=0))
+    assert mask_iou(expected, plain.masks).amax(dim=1)[3] < 0.5
+    # No fragment of the bar or the box is left beside them.
+    assert (mask_iou(forest.masks, expected)[:, :2] > 0).sum(dim=0).tolist() == [1, 1]
+
+
+def test_photos_that_fit_a_tile_are_as_without_tiles():
+    image, _ = paint((60, 64), (10, 10, 30, 40), (35, 5, 50, 60))
+    large, _ = paint((64, 200), (10, 10, 30, 180))
+    config = InferConfig(size=64, tile=64)
+    (plain,) = predict(ColourModel(), [image], replace(config, tile=0))
+    for forest in (predict(ColourModel(), [image], config)[0], predict(ColourModel(), [image, large], config)[0]):
+        assert torch.equal(forest.masks.words, plain.masks.words)
+        assert torch.equal(forest.scores, plain.scores)
+
+
+def test_a_photo_without_objects_gives_an_empty_forest():
+    (forest,) = predict(ColourModel(), [torch.zeros(3, 64, 160, dtype=torch.uint8)], InferConfig(size=64, tile=64))
+    assert len(forest) == 0
+    assert forest.masks.size == (64, 160)
