@@ -86,7 +86,7 @@ class ExploreConfig:
     """Lab difference of neighbouring patches that stops the evening out, > 0. [ours]"""
     schedule: Literal["exact", "rounds"] = "exact"
     """How `patches` merge: `exact`, the most similar pair of all first, as the method says; `rounds`, all mutually best
-    pairs at once, another tree that a GPU makes sooner. [ours]"""
+    pairs at once: another tree, for devices that do much at a time. [ours]"""
     cuts: Literal["adaptive", "fixed"] = "adaptive"
     """Where to cut the merge tree: `adaptive` at quantiles of its own similarities, `fixed` at `thresholds`. [ours]"""
     num_cuts: int = 64

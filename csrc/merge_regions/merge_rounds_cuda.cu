@@ -11,12 +11,11 @@
 //   3. every pair is led to the new ids; of equal ones, all touch new regions, a hash table keeps one
 //   4. one warp each computes the similarities of the pairs of new regions
 //
-// Bytes. Making a region reads two rows and writes one; its pairs (7 on average on feature maps of 60x60)
-// read two rows each: 17 rows a merge, so 188 MB for an image of 60x60x768. A multiprocessor takes in some 60
-// to 100 GB/s from the second-level cache and beyond: 2 to 3 ms for the 64 images of a batch, each on a
-// multiprocessor of its own, and 20 to 40 rounds of about ten barriers and passes over the pairs add less
-// than 1 ms. That is an estimate of 0.03 to 0.06 ms an image on an H200 (132 multiprocessors); it has not
-// been measured.
+// What it costs, by estimate; it has not been measured. Making a region of a 60x60x768 image reads two rows
+// of 3 kB and writes one, and its pairs (16) read two rows each: 35 rows a merge, 390 MB an image. A
+// multiprocessor takes in some 60 to 100 GB/s: 4 to 6.5 ms for the 64 images of a batch, each on a
+// multiprocessor of its own; 90 rounds of ten barriers and passes over the pairs, 15 us each, add 1.5 ms.
+// That makes about 0.1 ms an image on an H200, half of what the exact order is estimated at.
 //
 // Sums are float32, dot products float64 in one fixed order each, and atomics only choose among numbers: the
 // results are repeatable to the bit.

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Merging in rounds. A round goes over the pairs a few times and computes the similarities of the regions
-// that it made: all in one order, so that the result is repeatable, and without a queue. Rounds are few (20
-// to 40 on feature maps of 28x28 to 200x200) as a fixed share of the regions finds its partner in each.
+// that it made: all in one order, so that the result is repeatable, and without a queue. Maps with objects
+// take some 40 rounds at 28x28, 90 at 60x60, 800 at 200x200; where one region is the best of all its
+// neighbours it takes one of them a round, and rounds become many.
 #include "rounds.h"
 
 #include <algorithm>

@@ -38,9 +38,9 @@ def merge_regions(
             device, any strides. Sums and similarities are the same for every dtype: float32 sums, see the reference.
         min_similarity: stop before the first merge below this; thresholds under it can then not be cut.
         region_mask: bool, shaped as features without C: patches that are False take no part and get no label.
-        schedule: "exact" merges the best pair of all, one at a time; "rounds" merges all mutually best pairs at once,
-            which is another tree, made in a few dozen parallel steps. What they share is measured in
-            benchmarks/bench_merge_regions.py.
+        schedule: "exact" merges the best pair of all, one at a time; "rounds" merges all mutually best pairs at once:
+            another tree, for devices that do much at a time (on a CPU the exact order is the faster one). How far the
+            two agree is measured in benchmarks/bench_merge_regions.py.
         backend: "auto", or the name of one backend, which then runs or raises BackendUnavailable.
 
     Returns:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reference of merge_rounds: all mutually best pairs merge at once. The fast alternative to the exact greedy order.
+"""Reference of merge_rounds: all mutually best pairs merge at once. The parallel alternative to the exact greedy order.
 
 Regions, their similarity and the order among pairs (similarity down, lower id up, higher id up) are those of
 `sohes/ops/reference/merge_regions.py`. What is different:
