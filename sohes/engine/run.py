@@ -71,8 +71,8 @@ class Run:
         """Scores per phase, {} before the first evaluation."""
         return json.loads(self.results.read_text()) if self.results.is_file() else {}
 
-    def add_result(self, phase: Phase, scores: dict[str, float]) -> None:
-        """Record the scores of a phase; not-a-number becomes null."""
+    def add_result(self, phase: Phase, scores: dict[str, Any]) -> None:
+        """Record the scores of a phase, and lists of further numbers; a score that is not a number becomes null."""
         clean = {key: None if value != value else value for key, value in scores.items()}
         write_json(self.results, {**self.read_results(), phase: clean})
 

@@ -59,7 +59,7 @@ def per_image(evaluators: Evaluators) -> list[dict[str, float | str]]:
 
 def to_json(metrics: Mapping[str, Any]) -> str:
     """JSON of one set of metrics; NaN becomes null, also within lists and dictionaries."""
-    return json.dumps(_or_none(metrics), indent=1) + "\n"
+    return json.dumps(none_for_nan(metrics), indent=1) + "\n"
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, float | str]]) -> None:
@@ -67,11 +67,11 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, float | str]]) -> None:
     defined is null, or empty."""
     with whole_file(path) as file:
         if path.suffix == ".jsonl":
-            file.writelines(json.dumps(_or_none(row)) + "\n" for row in rows)
+            file.writelines(json.dumps(none_for_nan(row)) + "\n" for row in rows)
         else:
             writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
             writer.writeheader()
-            writer.writerows(map(_or_none, rows))
+            writer.writerows(map(none_for_nan, rows))
 
 
 def _prefix(iou_type: IouType) -> str:
@@ -83,16 +83,17 @@ def _named(iou_type: IouType, metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {name if name in SHARED else _prefix(iou_type) + name: value for name, value in metrics.items()}
 
 
-def _or_none(value: Any) -> Any:
+def none_for_nan(value: Any) -> Any:
+    """With None in place of NaN, also within lists and dictionaries: what JSON can say."""
     if isinstance(value, Mapping):
-        return {name: _or_none(one) for name, one in value.items()}
+        return {name: none_for_nan(one) for name, one in value.items()}
     if isinstance(value, list):
-        return [_or_none(one) for one in value]
+        return [none_for_nan(one) for one in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _text(name: str, value: float | None) -> str:
-    if _or_none(value) is None:
+    if none_for_nan(value) is None:
         return "n/a"
     if name in COUNTS:
         return f"{value:.0f}" if name != "masks_per_image" else f"{value:.1f}"

@@ -12,12 +12,14 @@ from typing import Any
 from torch import Tensor
 
 from sohes.config import Phase
-from sohes.data.coco import LabelSet, write_coco
+from sohes.data.coco import write_coco
 from sohes.data.images import read_image
 from sohes.engine.console import Progress
 from sohes.engine.distributed import World, barrier, on_main
 from sohes.engine.run import Run, RunError
-from sohes.evaluation import evaluate_files
+from sohes.evaluation import score_files
+from sohes.evaluation.coco_index import CocoIndex, ImageId
+from sohes.evaluation.tables import none_for_nan
 from sohes.forest import Forest
 
 
@@ -49,8 +51,8 @@ def score_phase(
     Every process segments its block of the photos into a file of lines; the main one joins them, in the order of the
     photos, and measures. Returns the scores in every process.
     """
-    labels = LabelSet(ground_truth.annotations, ground_truth.image_root)
-    share = world.share(len(labels))
+    photos = list_photos(ground_truth)
+    share = world.share(len(photos))
     own = _part_path(run, phase, world.rank)
     own.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -58,13 +60,12 @@ def score_phase(
         Progress(len(share), f"evaluate {phase}", "images", log=run.log, enabled=world.is_main) as progress,
     ):
         for index in share:
-            labelled = labels[index]
-            image = read_image(labelled.path)
+            image_id, name = photos[index]
+            image = read_image(ground_truth.image_root / name)
             forest = segment(image)
             height, width = image.shape[-2:]
-            name = labelled.path.relative_to(ground_truth.image_root).as_posix()
-            record = {"id": labelled.image_id, "file_name": name, "width": width, "height": height}
-            lines.write(json.dumps({"image": record, "annotations": forest.to_coco(labelled.image_id)}) + "\n")
+            record = {"id": image_id, "file_name": name, "width": width, "height": height}
+            lines.write(json.dumps({"image": record, "annotations": forest.to_coco(image_id)}) + "\n")
             progress.update(1)
     barrier()
 
@@ -74,11 +75,24 @@ def score_phase(
         write_coco(run.predictions(phase), images, _renumbered(parts))
         for part in parts:
             part.unlink()
-        scores = evaluate_files(ground_truth.annotations, run.predictions(phase))
-        run.add_result(phase, scores)
+        evaluator = score_files(ground_truth.annotations, run.predictions(phase))
+        scores = evaluator.summary()
+        run.add_result(phase, none_for_nan(scores | {"granularity": evaluator.granularity()}))
         return scores
 
     return on_main(join_and_measure)
+
+
+def list_photos(ground_truth: GroundTruth) -> list[tuple[ImageId, str]]:
+    """(id, file name) of every image, in the order of the file; masks are left where they are.
+
+    Raises RunError where there is none, or one without a name.
+    """
+    images = CocoIndex(ground_truth.annotations).images or {}
+    photos = [(image_id, record.get("file_name")) for image_id, record in images.items()]
+    if not photos or not all(isinstance(name, str) for _, name in photos):
+        raise RunError(f"{ground_truth.annotations}: expected COCO JSON with images that have a file_name")
+    return photos
 
 
 def _part_path(run: Run, phase: Phase, rank: int) -> Path:

@@ -24,7 +24,15 @@ RESULT_GROUPS: tuple[tuple[str, Mapping[str, str]], ...] = (
     ("AR@1000 by size", {"AR-small": "small", "AR-medium": "medium", "AR-large": "large"}),
     ("Average precision", {"AP": "AP", "AP50": "AP50", "AP75": "AP75"}),
     ("AP by size", {"AP-small": "small", "AP-medium": "medium", "AP-large": "large"}),
-    ("Hierarchy", {"parent_recall": "parent recall", "ancestor_f1": "ancestor F1"}),
+    (
+        "Hierarchy",
+        {
+            "parent_recall": "parent recall",
+            "ancestor_f1": "ancestor F1",
+            "level_accuracy": "levels",
+            "edit_similarity": "edits",
+        },
+    ),
     ("Counts", {"num_images": "images", "masks_per_image": "masks / image"}),
 )
 COUNTS = {"num_images": "{:,.0f}", "masks_per_image": "{:,.1f}", "true_masks": "{:,.0f}", "predicted_masks": "{:,.0f}"}
@@ -75,7 +83,7 @@ def results_section(run: RunRecord) -> str:
     )
     return (
         f'<section><h2>Results</h2><div class="scroll">{table}</div><p class="note">{note}</p>'
-        f"{_result_charts(run.results)}{reference_table()}</section>"
+        f"{_result_charts(run.results)}{granularity_chart(run.results)}{reference_table()}</section>"
     )
 
 
@@ -213,10 +221,10 @@ def stage_seconds(run: RunRecord) -> dict[str, float]:
 
 def _result_groups(results: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Mapping[str, str]]]:
     """The known groups with the columns that some phase has, then what else the results hold."""
-    present = {key for scores in results.values() for key in scores}
+    present = {key for scores in results.values() for key, value in scores.items() if not isinstance(value, list)}
     groups = [(title, {k: h for k, h in columns.items() if k in present}) for title, columns in RESULT_GROUPS]
     known = {key for _, columns in RESULT_GROUPS for key in columns}
-    others = {key: key for scores in results.values() for key in scores if key not in known}
+    others = {key: key for scores in results.values() for key in scores if key in present - known}
     return [(title, columns) for title, columns in [*groups, ("Others", others)] if columns]
 
 
@@ -244,6 +252,21 @@ def _result_charts(results: Mapping[str, Mapping[str, Any]]) -> str:
         if chart:
             figures.append(f"<figure><figcaption>{title}, per cent</figcaption>{chart}</figure>")
     return f'<div class="charts">{"".join(figures)}</div>'
+
+
+def granularity_chart(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Recall against the number of masks a photo may have, a line for each phase or run; "" where nobody has it."""
+    curves = {name: scores["granularity"] for name, scores in results.items() if scores.get("granularity")}
+    limits = sorted({row["max_dets"] for rows in curves.values() for row in rows})
+    series = []
+    for name, rows in curves.items():
+        points = [(limits.index(row["max_dets"]), row["AR"]) for row in rows if row["AR"] is not None]
+        series.append(Series(phase_title(name), [x for x, _ in points], [y for _, y in points]))
+    title = "Average recall by the number of masks"
+    chart = charts.steps_chart([f"{limit:,}" for limit in limits], series, title, width=780)
+    return (
+        chart and f"<figure><figcaption>{title} that count per photo, best first, per cent</figcaption>{chart}</figure>"
+    )
 
 
 def reference_table() -> str:

@@ -277,6 +277,19 @@ def test_results_of_one_phase_have_no_best_and_no_charts(tmp_path):
     assert not page.all("svg")
 
 
+def test_the_granularity_curve_is_drawn_and_stays_out_of_the_table(tmp_path):
+    rows = [
+        {"max_dets": k, "masks_per_image": k, "AR": ar, "AR50": 0.9} for k, ar in ((1, 0.1), (10, 0.25), (1000, 0.4))
+    ]
+    nothing = [{"max_dets": 1, "masks_per_image": 1, "AR": None, "AR50": None}]
+    results = {"explore": {"AR@1000": 0.4, "granularity": rows}, "instruct": {"AR@1000": 0.2, "granularity": nothing}}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    _, html = report(tmp_path)
+    assert "Average recall by the number of masks that count per photo" in html
+    assert "10.0, 25.0, 40.0" in html
+    assert 'data-key="granularity"' not in html
+
+
 def test_read_run(full_run):
     run = read_run(full_run)
     assert list(run.metrics) == ["instruct", "correct"]
