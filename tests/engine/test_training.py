@@ -15,6 +15,8 @@ import torch
 import train_job
 from safetensors.torch import load_file
 
+from sohes.data.errors import DataError
+from sohes.data.images import UnreadableImage
 from sohes.data.scenes import write_scenes
 from sohes.engine.checkpoint import list_checkpoints
 from sohes.engine.distributed import World, process_group
@@ -141,6 +143,41 @@ def test_half_precision_trains(folder, tmp_path, precision):
     assert skipped == first == 4 - len(found)
     if first == 0:
         assert found[0] == pytest.approx(losses(folder / "one")[0], rel=0.02)
+
+
+def test_compiled_layers_give_the_same_steps(folder, tmp_path, monkeypatch):
+    """Traced but not turned into machine code, which would take minutes."""
+    (tmp_path / "scenes").symlink_to(folder / "scenes")
+    compile_ = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: compile_(self, backend="eager", **how))
+    run_here(tmp_path, "traced,instruct,6,compile=1")
+    torch.testing.assert_close(losses(tmp_path / "traced"), losses(folder / "one"), rtol=0, atol=1e-4)
+
+
+def test_photos_without_masks_are_legal(folder, tmp_path):
+    """Nothing to find in any photo: queries learn that, and nothing is divided by zero."""
+    shutil.copytree(folder / "scenes", tmp_path / "scenes")
+    path = tmp_path / "scenes" / "annotations.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"annotations": []}))
+    run_here(tmp_path, "empty,instruct,2", "empty,correct,2")
+    assert len(losses(tmp_path / "empty")) == len(losses(tmp_path / "empty", "correct")) == 2
+    assert all(math.isfinite(loss) for loss in losses(tmp_path / "empty"))
+    assert [row["loss_mask"] for row in rows(tmp_path / "empty")] == [0, 0]
+
+
+def test_a_photo_damaged_after_labelling_is_named(folder, tmp_path):
+    shutil.copytree(folder / "scenes", tmp_path / "scenes")
+    for photo in (tmp_path / "scenes" / "images").iterdir():
+        photo.write_bytes(photo.read_bytes()[:100])
+    with pytest.raises(UnreadableImage, match=r"scenes/images/.*\.png"):
+        run_here(tmp_path, "bad,instruct,2")
+
+
+def test_labels_of_no_photo_are_refused(tmp_path):
+    (tmp_path / "scenes").mkdir()
+    (tmp_path / "scenes" / "annotations.json").write_text('{"images": [], "annotations": []}')
+    with pytest.raises(DataError, match="no images to learn from"):
+        run_here(tmp_path, "none,instruct,2")
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
