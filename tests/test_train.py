@@ -150,6 +150,20 @@ def test_photos_as_the_world_has_them(tmp_path):
     assert "<h2>Merge trees</h2>" in (out / "report.html").read_text()
 
 
+def test_too_many_failures_end_with_an_error_that_a_resume_may_allow(tmp_path, capsys):
+    photos, out = tmp_path / "photos", tmp_path / "run"
+    photos.mkdir()
+    Image.fromarray(draw_scene(1, 64).image.permute(1, 2, 0).numpy()).save(photos / "a.png")
+    (photos / "b.png").write_bytes(b"no picture")
+    command = ["--images", photos, "--phases", "explore", "--device", "cpu", "--out", out]
+    assert run_main(*command, "--explore.max-failures", "0") == 2
+    assert "1 of 2 images could not be used, more than max_failures = 0; the first: b.png" in capsys.readouterr().err
+    labels = {p.name: p.read_bytes() for p in (out / "labels").iterdir()}
+    assert set(labels) == {"shard-00000.json", "manifest.jsonl"}
+    assert run_main("--out", out, "--resume", "--explore.max-failures", "1", "--device", "cpu") == 0
+    assert labels == {p.name: p.read_bytes() for p in (out / "labels").iterdir()}
+
+
 def test_labels_made_in_parts(finished, tmp_path, capsys):
     """Jobs that share nothing but the folder, one after the other; the last one finishes the phase."""
     photos = finished / "scenes" / "train" / "images"

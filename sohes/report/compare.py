@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from sohes.config import CompareConfig
 from sohes.evaluation.bootstrap import MIN_PHOTOS, Bootstrap, Interval, PhotoSums, defined_metrics
+from sohes.files import write_whole
 from sohes.report import charts
 from sohes.report.compare_photos import Miss, PhotoSource, choose_photos, find_misses
 from sohes.report.page import html_page, photos_section
@@ -40,10 +40,7 @@ def write_comparison(
     runs: at least one, over the same photos; differences are taken to the first. dataset: its name in sohes.evaluate,
     for the published rows.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(render_comparison(runs, source, dataset, config), encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, render_comparison(runs, source, dataset, config))
     return path
 
 

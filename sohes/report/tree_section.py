@@ -13,7 +13,7 @@ TREE_CSS = """
   color: var(--soft); font-size: 0.875rem; }
 .cutter[hidden] { display: none; }
 .cutter input { flex: 1 1 16rem; max-width: 32rem; accent-color: var(--c0); }
-.tree canvas { display: block; width: 100%; height: auto; }
+.tree canvas, .tree figure > img { display: block; width: 100%; height: auto; }
 .tree .closeup { position: relative; overflow: hidden; background: var(--wash); }
 .tree .closeup img { display: block; width: 100%; height: auto; }
 .tree .closeup img + img { position: absolute; inset: 0; height: 100%; }
@@ -104,10 +104,9 @@ def _picture(picture: TreePicture) -> str:
     data |= {"places": picture.places, "joined": picture.joined}
     regions = f"{picture.cuts[0][2]:,} leaves, {len(picture.cuts)} cuts"
     figures = [
-        f'<figure><img src="{picture.uri}" {size} alt="{name}" style="width: 100%; height: auto">'
-        "<figcaption>photo</figcaption></figure>",
-        f'<figure class="cut"><img src="{picture.still}" {size} alt="{name}: a cut of its merge tree" '
-        f'style="width: 100%; height: auto"><figcaption><b>merge tree</b> <output>{regions}</output></figcaption>'
+        f'<figure><img src="{picture.uri}" {size} alt="{name}"><figcaption>photo</figcaption></figure>',
+        f'<figure class="cut"><img src="{picture.still}" {size} alt="{name}: a cut of its merge tree">'
+        f"<figcaption><b>merge tree</b> <output>{regions}</output></figcaption>"
         f'<script type="application/json">{json.dumps(data)}</script></figure>',
     ]
     if picture.closeup is not None:

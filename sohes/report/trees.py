@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from scipy.ndimage import binary_erosion
 from torch import Tensor
 
 from sohes import config as configuration
@@ -29,13 +30,14 @@ from sohes.ops.merge_tree import MergeTree
 from sohes.phases.explore import label_image
 from sohes.report.photos import TILE, choose_evenly, image_uri, png_uri, training_root
 from sohes.report.record import RunRecord
-from sohes.visualize import overlay_forest, resize_forest, resize_image
+from sohes.visualize import resize_forest, resize_image
 
 _NUM_CUTS = 49
 _SHOWN_REGIONS = 24  # of the cut that a page without script shows
 _MAX_PATCHES = 1 << 16
 _MARGIN = 0.2  # around the object that is shown enlarged, as a share of its box
 _CONTOUR = (255, 255, 255)
+_RIM, _RIM_COLOR = 2, (255, 225, 0)  # outline of the enlarged mask: pixels, and a colour that photos seldom have
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,11 @@ def _outline(forest: Forest, index: int, box: tuple[int, int, int, int], size: t
     x0, y0, x1, y1 = box
     dense = forest.masks[index : index + 1].to_dense()[:, y0:y1, x0:x1]
     alone = Forest(PackedMasks.from_dense(dense), torch.ones(1), torch.tensor([-1]))
-    return png_uri(overlay_forest(resize_forest(alone, size), fill=False))
+    mask = resize_forest(alone, size).masks.to_dense()[0].numpy()  # [h, w]
+    rim = mask & ~binary_erosion(mask, iterations=_RIM, border_value=1)
+    picture = torch.zeros(4, *size, dtype=torch.uint8)
+    picture[:, torch.from_numpy(rim)] = torch.tensor([*_RIM_COLOR, 255], dtype=torch.uint8)[:, None]
+    return png_uri(picture)
 
 
 def _widen(box: list[int], height: int, width: int) -> tuple[int, int, int, int]:
