@@ -113,13 +113,14 @@ def label_image(
     clock = clock or StageClock()
     ((masks, scores),) = find_masks([image], extractor, config, clock)
     if config.theta_small > 0:
-        masks, scores = look_closer(
-            image,
-            masks.resize((image.shape[1], image.shape[2])),
-            scores,
-            lambda crops, inner: find_masks(crops, extractor, inner, clock),
-            config,
-        )
+        with clock("local"):
+            masks, scores = look_closer(
+                image,
+                masks.resize((image.shape[1], image.shape[2])),
+                scores,
+                lambda crops, inner: find_masks(crops, extractor, inner, StageClock()),  # counted as local
+                config,
+            )
         with clock("masks"):
             # What was seen enlarged may be smaller than what was not.
             finer = replace(config, min_area=config.min_area / config.local_min_area)

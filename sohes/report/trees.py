@@ -152,8 +152,8 @@ def spread_cuts(tree: MergeTree, count: int) -> list[tuple[float, int, int]]:
 
 
 def unrefined(config: ExploreConfig) -> ExploreConfig:
-    """The settings without what sharpens masks: square patches."""
-    return replace(config, start="patches", snap_rounds=0)
+    """The settings without what sharpens masks: square patches, seen once."""
+    return replace(config, start="patches", snap_rounds=0, refiner="none", theta_small=0.0)
 
 
 def _draw_closeup(
