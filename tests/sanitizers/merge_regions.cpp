@@ -131,7 +131,8 @@ void run_grids(int64_t seed) {
       for (const int threads : {1, 2}) {
         const bool in_rounds = seed % 5 < 2;
         Outputs out(total, 3);
-        std::vector<char> scratch(sohes::merge_regions_scratch(sizes, -1, channels, is_half, threads, in_rounds));
+        std::vector<char> scratch(
+            sohes::merge_regions_scratch(sizes, -1, channels, is_half, threads, in_rounds));
         sohes::merge_regions_cpu(rows, mask, sizes, stop, threads, loops,
                                  view(scratch, {static_cast<int64_t>(scratch.size())}, DType::kUInt8),
                                  out.merges_view(), out.similarity_view(), out.num_merges_view(),
@@ -160,12 +161,13 @@ void run_graph(int64_t seed) {
   const int64_t num_edges = static_cast<int64_t>(edges.size()) / 2;
   std::vector<float> features = random_features(random, num_regions * channels);
   Outputs out(num_regions, 1);
-  std::vector<char> scratch(sohes::merge_regions_scratch({num_regions, 1}, num_edges, channels, false, 1, seed % 2));
-  sohes::merge_regions_graph_cpu(view(features, {num_regions, channels}, DType::kFloat32),
-                                 view(edges, {num_edges, 2}, DType::kInt32),
-                                 -std::numeric_limits<float>::infinity(), "",
-                                 view(scratch, {static_cast<int64_t>(scratch.size())}, DType::kUInt8),
-                                 out.merges_view(), out.similarity_view(), out.num_merges_view(), out.heights_view(seed % 2));
+  std::vector<char> scratch(
+      sohes::merge_regions_scratch({num_regions, 1}, num_edges, channels, false, 1, seed % 2));
+  sohes::merge_regions_graph_cpu(
+      view(features, {num_regions, channels}, DType::kFloat32), view(edges, {num_edges, 2}, DType::kInt32),
+      -std::numeric_limits<float>::infinity(), "",
+      view(scratch, {static_cast<int64_t>(scratch.size())}, DType::kUInt8), out.merges_view(),
+      out.similarity_view(), out.num_merges_view(), out.heights_view(seed % 2));
   check_tree(out, 0, num_regions, out.num_merges[0], 1, seed);
 }
 
