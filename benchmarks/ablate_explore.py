@@ -21,7 +21,7 @@ _PATCHES = {"start": "patches", "patch": 8}
 GROUPS: dict[str, list[dict]] = {
     "default": [{}],
     "masks": [{"max_masks": number} for number in (100, 1000)],
-    "start": [{"start": "patches"}, _PATCHES, {"ward_weight": 0.0}, {"ward_weight": 1.0}, {"border_weight": 0.0}],
+    "start": [{"start": "patches"}, _PATCHES, {"ward_weight": 0.0}, {"ward_weight": 0.4}, {"border_weight": 0.0}],
     "size": [{"size_exponent": value} for value in (0.0, 0.15, 0.5)],
     "cuts": [
         _PATCHES | {"cuts": "adaptive"},

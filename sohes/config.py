@@ -61,7 +61,7 @@ class ExploreConfig:
     """Weight of border strength beside the distance of features when basins merge, >= 0. [ours]"""
     size_exponent: float = 0.3
     """How much basins prefer to merge small regions first, >= 0. [ours]"""
-    ward_weight: float = 0.4
+    ward_weight: float = 0.88
     """Scores of a second tree of basins, merged by features alone as Ward does, count this much, 0..1; 0: no second
     tree. [ours]"""
     patch: int = 4

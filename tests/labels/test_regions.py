@@ -91,7 +91,7 @@ def test_scores_are_in_range_for_any_size(size):
     assert ((scores > 0) & (scores <= 1)).all()
 
 
-@pytest.mark.parametrize("ward_weight", [0.0, 0.4])
+@pytest.mark.parametrize("ward_weight", [0.0, 0.88])
 def test_finds_a_whole_and_its_part(two_discs, ward_weight):
     image, outer, inner = two_discs
     config = ExploreConfig(max_masks=10, ward_weight=ward_weight)
