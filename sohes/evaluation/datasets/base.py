@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ class Sample:
         return self.image["height"], self.image["width"]
 
 
-class DataSet:
+class DataSet(ABC):
     """A data set under `root`. A subclass says how it is laid out, which images it has, and what is true of each.
 
     layout: what is expected under root, for errors and help. protocol: a few words on what counts as an entity.
@@ -54,17 +55,17 @@ class DataSet:
         self.problems: list[str] = []
         """What of the data set was left out, and why."""
 
+    @abstractmethod
     def inputs(self) -> list[Path]:
         """The files that decide what is true."""
-        raise NotImplementedError
 
+    @abstractmethod
     def keys(self) -> Sequence[Hashable]:
         """One for each image, in a fixed order."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, key: Hashable) -> Sample | None:
         """The image of a key; None where it is left out, which `problems` then tells."""
-        raise NotImplementedError
 
     def read_image(self, file_name: str) -> Tensor:
         """The photo as uint8 [3, H, W], not turned by EXIF: masks are drawn on the pixels as they are stored."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,9 +24,9 @@ class CocoJson(DataSet):
         self.annotation_file, self.image_root = self.find_files()
         self._index: CocoIndex | None = None
 
+    @abstractmethod
     def find_files(self) -> tuple[Path, Path]:
         """(the JSON file, the folder that file names are relative to). Raises LayoutError."""
-        raise NotImplementedError
 
     @property
     def index(self) -> CocoIndex:

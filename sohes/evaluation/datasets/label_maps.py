@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -31,17 +32,17 @@ class LabelMaps(DataSet):
     """One truth file and one photo per image. Subclasses say where they are and how the file is read."""
 
     @cached_property
+    @abstractmethod
     def truth_files(self) -> list[Path]:
         """Sorted; at least one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read_truth(self, file: Path) -> tuple[tuple[int, int], list[dict[str, Any]]]:
         """((H, W), annotations) of one image."""
-        raise NotImplementedError
 
+    @abstractmethod
     def file_name(self, file: Path) -> str:
         """Of the photo of a truth file, below `image_root`."""
-        raise NotImplementedError
 
     def inputs(self) -> list[Path]:
         return self.truth_files
