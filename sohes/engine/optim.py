@@ -36,8 +36,12 @@ def learning_rate_at(step: int, num_steps: int, config: OptimConfig) -> float:
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
     progress = (step - warmup) / max(1, num_steps - warmup)
-    cosine = 0.5 * (1 + math.cos(math.pi * progress))
-    return config.learning_rate * (config.final_factor + (1 - config.final_factor) * cosine)
+    return config.learning_rate * cosine_between(1.0, config.final_factor, progress)
+
+
+def cosine_between(start: float, end: float, progress: float) -> float:
+    """`start` at progress 0, `end` at progress 1, half a cosine between."""
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
@@ -16,6 +15,7 @@ from sohes.data.sampling import batches
 from sohes.engine.distributed import World, on_main
 from sohes.engine.ema import ema_decay_at, make_teacher, update_teacher
 from sohes.engine.loop import Part, Targets, Trainer, train
+from sohes.engine.optim import cosine_between
 from sohes.engine.parallel import full_state
 from sohes.engine.run import Run
 from sohes.forest import Forest, build_forest
@@ -97,11 +97,6 @@ def correct(run: Run, config: Config, labels: LabelSet, device: torch.device, wo
     )
     weights = full_state(teacher)
     on_main(lambda: save_weights(run.weights("correct"), weights, config.model, config.infer))
-
-
-def cosine_between(start: float, end: float, progress: float) -> float:
-    """`start` at progress 0, `end` at progress 1, half a cosine between."""
-    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 @torch.no_grad()

@@ -7,8 +7,6 @@ term that keeps photos apart [DINOv2]. The teacher is the student's moving avera
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Generator, Tensor
 
@@ -18,6 +16,7 @@ from sohes.data.transforms import normalise
 from sohes.engine.distributed import World, on_main
 from sohes.engine.ema import make_teacher, update_teacher
 from sohes.engine.loop import Part, Trainer, train
+from sohes.engine.optim import cosine_between
 from sohes.engine.run import Run
 from sohes.losses.distillation import class_loss, koleo_loss, patch_loss, sinkhorn
 from sohes.models.distillation import ARCHITECTURE, build_distillation_model, vit_arguments
@@ -113,8 +112,3 @@ def teacher_temperature(step: int, config: PretrainConfig) -> float:
     start, end = config.distill.teacher_temperature
     warmup = config.distill.teacher_warmup * config.num_steps
     return end if step >= warmup else start + (end - start) * step / warmup
-
-
-def cosine_between(start: float, end: float, progress: float) -> float:
-    """`start` at progress 0, `end` at progress 1, half a cosine between."""
-    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -6,8 +6,9 @@ import torch
 
 from sohes.config import CorrectConfig
 from sohes.data.dataset import Batch
+from sohes.engine.optim import cosine_between
 from sohes.models.outputs import Outputs
-from sohes.phases.correct import cosine_between, teacher_targets
+from sohes.phases.correct import teacher_targets
 
 SIZE = 64
 
