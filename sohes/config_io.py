@@ -8,10 +8,13 @@ import difflib
 import json
 import types
 import typing
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from sohes.errors import SohesError
+
+Settings = TypeVar("Settings")
 
 
 class ConfigError(SohesError, ValueError):
@@ -66,3 +69,12 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if isinstance(hint, type) and not isinstance(value, hint):
         raise ConfigError(f"{where} = {value!r}, expected {hint.__name__}")
     return value
+
+
+def pick_preset(presets: Mapping[str, Callable[[], Settings]], name: str) -> Settings:
+    """The settings of the preset called `name`. Raises ConfigError naming the nearest one."""
+    if name not in presets:
+        near = difflib.get_close_matches(name, presets, n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise ConfigError(f"unknown preset '{name}': {hint}known: {', '.join(presets)}")
+    return presets[name]()

@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 
 from sohes.config import (
     Config,
-    ConfigError,
     CorrectConfig,
     EngineConfig,
     ExploreConfig,
@@ -19,6 +17,7 @@ from sohes.config import (
     OptimConfig,
     ViewConfig,
 )
+from sohes.config_io import pick_preset
 
 
 def tiny() -> Config:
@@ -156,8 +155,4 @@ PRESETS: dict[str, Callable[[], Config]] = {
 
 def get_preset(name: str) -> Config:
     """The preset called `name`. Raises ConfigError naming the nearest one."""
-    if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        raise ConfigError(f"unknown preset '{name}': {hint}known: {', '.join(PRESETS)}")
-    return PRESETS[name]()
+    return pick_preset(PRESETS, name)

@@ -6,12 +6,12 @@ Labels of values: [DINO], [iBOT], [DINOv2] the value of that work, [ours] decide
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sohes.config import ConfigError, EngineConfig, OptimConfig
+from sohes.config_io import pick_preset
 
 
 @dataclass
@@ -198,8 +198,4 @@ PRESETS: dict[str, Callable[[], PretrainConfig]] = {"tiny-cpu": tiny_cpu, "tiny-
 
 def get_preset(name: str) -> PretrainConfig:
     """The preset called `name`. Raises ConfigError naming the nearest one."""
-    if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        raise ConfigError(f"unknown preset '{name}': {hint}known: {', '.join(PRESETS)}")
-    return PRESETS[name]()
+    return pick_preset(PRESETS, name)

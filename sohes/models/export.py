@@ -3,17 +3,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
 from sohes.data.transforms import IMAGE_MEAN, IMAGE_STD
+from sohes.models.weights import write_model
 
 
 def save_vit(
@@ -29,8 +26,7 @@ def save_vit(
         architecture: a name that timm knows; `arguments` are what its `create_model` needs beside it, JSON-ready.
         dtype: of the stored weights; None keeps theirs.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {key: value.detach().to("cpu", dtype).contiguous() for key, value in vit.state_dict().items()}
+    state = {key: value.to(dtype=dtype or value.dtype) for key, value in vit.state_dict().items()}
     side = arguments.get("img_size", vit.patch_embed.img_size[0])
     config = {
         "architecture": architecture,
@@ -47,8 +43,4 @@ def save_vit(
             "first_conv": "patch_embed.proj",
         },
     }
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
-        save_file(state, Path(partial, "model.safetensors"), metadata={"format": "pt"})
-        Path(partial, "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        for name in ("model.safetensors", "config.json"):
-            os.replace(Path(partial, name), folder / name)
+    write_model(folder, state, config)

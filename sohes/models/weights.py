@@ -8,6 +8,7 @@ import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -52,9 +53,14 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], source: str) -> N
 
 def save_weights(folder: Path, state: dict[str, Tensor], model_config: ModelConfig, infer_config: InferConfig) -> None:
     """Write a model's state dict and its settings; each file appears complete or not at all."""
+    settings = {"model": configuration.to_dict(model_config), "infer": configuration.to_dict(infer_config)}
+    write_model(folder, state, settings)
+
+
+def write_model(folder: Path, state: dict[str, Tensor], settings: dict[str, Any]) -> None:
+    """Write a state dict beside its settings; each file appears complete or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    settings = {"model": configuration.to_dict(model_config), "infer": configuration.to_dict(infer_config)}
     with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
         save_file(state, Path(partial, WEIGHTS_FILE), metadata={"format": "pt"})
         Path(partial, CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n")
