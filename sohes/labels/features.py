@@ -11,8 +11,10 @@ import timm
 import torch
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.eva import Eva, EvaBlock
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sohes.config import ConfigError, ExploreConfig
 from sohes.labels.descriptor import describe
@@ -61,16 +63,17 @@ class DescriptorExtractor:
 class ViTExtractor:
     """One facet of a ViT's last attention; class and register tokens are dropped. Threads may share it.
 
-    vit: positions are interpolated to each view's grid. facet: key, query, value (before any norm), or output (the
-    normalised output of the network). mean, std: of the weights' own preprocessing. Runs on a GPU where there is one,
-    in `config.precision`; features come back to the CPU as float32.
+    vit: a plain ViT, or timm's Eva with rotary positions, as DINOv3 is; positions follow each view's grid. facet: key,
+    query, value (before any norm or rotation), or output (the normalised output of the network). mean, std: of the
+    weights' own preprocessing. Runs on a GPU where there is one, in `config.precision`; features come back to the CPU
+    as float32.
     """
 
-    def __init__(self, vit: VisionTransformer, config: ExploreConfig) -> None:
+    def __init__(self, vit: VisionTransformer | Eva, config: ExploreConfig) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = _DTYPES[config.precision]
         self.vit, self.config = vit.eval().requires_grad_(False).to(self.device, self.dtype), config
-        self.patch: int = vit.patch_embed.patch_size[0]
+        self.patch: int = vit.patch_embed.feat_ratio()
         settings = vit.pretrained_cfg
         self.mean = torch.tensor(settings.get("mean", (0.5, 0.5, 0.5)))[:, None, None]  # [3, 1, 1]
         self.std = torch.tensor(settings.get("std", (0.5, 0.5, 0.5)))[:, None, None]  # [3, 1, 1]
@@ -104,8 +107,23 @@ class ViTExtractor:
             images, indices=[depth - 2], output_fmt="NLC", stop_early=True, intermediates_only=True
         )  # [B, h*w, D]
         last = self.vit.blocks[-1]
-        part = ("query", "key", "value").index(self.config.facet)
-        return last.attn.qkv(last.norm1(tokens)).chunk(3, dim=-1)[part]
+        return _project(last.attn, last.norm1(tokens), self.config.facet)
+
+
+def _project(attention: nn.Module, tokens: Tensor, facet: str) -> Tensor:
+    """What an attention of timm makes of tokens [B, L, D] as its query, key or value, [B, L, C].
+
+    Its three projections are one matrix, whose biases may be kept apart, or three.
+    """
+    if attention.qkv is None:
+        return getattr(attention, f"{facet[0]}_proj")(tokens)
+    part = ("query", "key", "value").index(facet)
+    bias = attention.qkv.bias
+    if bias is not None:
+        bias = bias.chunk(3)[part]
+    elif getattr(attention, "q_bias", None) is not None:
+        bias = getattr(attention, f"{facet[0]}_bias")
+    return F.linear(tokens, attention.qkv.weight.chunk(3)[part], bias)
 
 
 def build_extractor(config: ExploreConfig) -> FeatureExtractor:
@@ -127,11 +145,23 @@ def build_extractor(config: ExploreConfig) -> FeatureExtractor:
             raise WeightsError(f"features: {name} holds no timm model: {error}") from error
     else:
         vit = _create_named(name, fetch)
-    if not isinstance(vit, VisionTransformer):
-        raise ConfigError(f"features {name!r} is a {type(vit).__name__}, expected a plain VisionTransformer")
+    _check_kind(vit, config)
     if config.weights not in ("timm", "random"):
         load_vit_weights(vit, Path(config.weights))
     return ViTExtractor(vit, config)
+
+
+def _check_kind(vit: nn.Module, config: ExploreConfig) -> None:
+    """Raises ConfigError for a network that has no such facet."""
+    name = config.features
+    if not isinstance(vit, VisionTransformer | Eva):
+        raise ConfigError(f"features {name!r} is a {type(vit).__name__}, expected a plain VisionTransformer or an Eva")
+    # Blocks of other kinds norm after attention, or have several attentions at once.
+    if config.facet != "output" and (len(vit.blocks) < 2 or type(vit.blocks[-1]) not in (Block, EvaBlock)):
+        raise ConfigError(
+            f"features {name!r} has {len(vit.blocks)} blocks of kind {type(vit.blocks[-1]).__name__}, of which facet "
+            f"{config.facet!r} cannot be had: expected at least two of kind Block or EvaBlock, or facet 'output'"
+        )
 
 
 def _create_named(name: str, fetch: bool) -> nn.Module:
@@ -142,10 +172,19 @@ def _create_named(name: str, fetch: bool) -> nn.Module:
             f"features {name!r}: expected 'descriptor', a folder with a timm model, or a ViT of timm (vit_*); "
             f"near: {near or 'none'}"
         )
+    if fetch and not timm.models.is_model_pretrained(name):  # timm itself would go on with random weights
+        known = ", ".join(timm.list_pretrained(name.split(".")[0] + ".*"))
+        raise WeightsError(
+            f"timm publishes no weights of {name!r}, but of: {known or 'none of that architecture'}; set weights to a "
+            "local file, or to 'random' for untrained features"
+        )
     try:
         return timm.create_model(name, pretrained=fetch, num_classes=0, dynamic_img_size=True)
+    except TypeError as error:  # relative positions, for instance, are made for one size
+        raise ConfigError(f"features {name!r} cannot take images of any size: {error}") from error
     except (OSError, HfHubHTTPError) as error:
         raise WeightsError(
             f"could not fetch the weights of {name!r} ({type(error).__name__}); without a network set weights to a "
-            "local file (.safetensors, .pth), or to 'random' for untrained features"
+            "local file (.safetensors, .pth), or to 'random' for untrained features, or features to a folder with a "
+            "timm model (config.json and model.safetensors)"
         ) from error

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import timm
 from safetensors import SafetensorError
-from timm.models import load_state_dict
+from timm.models import eva, load_state_dict
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
@@ -36,8 +36,8 @@ class HierarchicalBackbone(nn.Module):
         return self.network(images)
 
 
-def load_vit_weights(vit: VisionTransformer, path: Path) -> None:
-    """Load timm or DINO weights from a local file; positions are resampled to the ViT's own grid.
+def load_vit_weights(vit: VisionTransformer | eva.Eva, path: Path) -> None:
+    """Load weights of timm, DINO, DINOv2 or DINOv3 from a local file; positions are resampled to the ViT's own grid.
 
     Raises:
         WeightsError: the file is absent or its keys do not fit (classifier heads are ignored).
@@ -48,7 +48,7 @@ def load_vit_weights(vit: VisionTransformer, path: Path) -> None:
         state = load_state_dict(str(path), use_ema=False)
     except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
         raise WeightsError(f"backbone weights in {path} cannot be read: {error}") from error
-    state = checkpoint_filter_fn(state, vit)
+    state = (eva.checkpoint_filter_fn if isinstance(vit, eva.Eva) else checkpoint_filter_fn)(state, vit)
     state = {key: value for key, value in state.items() if not key.startswith(("head.", "fc_norm."))}
     load_strictly(vit, state, str(path))
 

@@ -7,8 +7,9 @@ import timm
 import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
+from torch.nn import functional as F
 
-from sohes.config import ExploreConfig
+from sohes.config import ConfigError, ExploreConfig
 from sohes.labels.features import build_extractor
 from sohes.masks import PackedMasks, mask_iou
 from sohes.models.export import save_vit
@@ -34,10 +35,10 @@ def test_descriptor_tells_surfaces_apart(two_discs):
     image, outer, inner = two_discs
     extractor = build_extractor(ExploreConfig(place_weight=0.0, start="patches"))
     view = extractor.view(image)
-    features = torch.nn.functional.normalize(extractor([view])[0].flatten(0, 1), dim=1)
+    features = F.normalize(extractor([view])[0].flatten(0, 1), dim=1)
     kind = (view.pool(torch.stack([outer, inner]).float()) > 0.5).sum(1)  # 0 gray, 1 red, 2 yellow
     means = torch.stack([features[kind == k].mean(0) for k in range(3)])
-    between = torch.nn.functional.cosine_similarity(means[:, None], means[None], dim=2)
+    between = F.cosine_similarity(means[:, None], means[None], dim=2)
     assert between.fill_diagonal_(0).max() < 0.5
     for k in range(3):
         assert (features[kind == k] @ means[k]).mean() > 0.9
@@ -71,7 +72,7 @@ def test_half_precision_stays_close(precision):
     full = build_extractor(replace(config, precision="fp32"))
     full.vit.load_state_dict(state)
     # A ViT of 12 layers with rounded activations; weights are the same.
-    assert torch.nn.functional.cosine_similarity(features, full([view])[0], dim=2).min() > 0.999
+    assert F.cosine_similarity(features, full([view])[0], dim=2).min() > 0.999
 
 
 def test_a_vit_labels_a_photo_from_basins_and_from_patches(two_discs):
@@ -126,8 +127,88 @@ def test_no_network_gives_one_clear_error(monkeypatch, tmp_path):
         build_extractor(ExploreConfig(features=TINY))
     assert str(error.value).startswith(f"could not fetch the weights of '{TINY}' (")
     assert str(error.value).endswith(
-        "without a network set weights to a local file (.safetensors, .pth), or to 'random' for untrained features"
+        "without a network set weights to a local file (.safetensors, .pth), or to 'random' for untrained features, or "
+        "features to a folder with a timm model (config.json and model.safetensors)"
     )
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch16_18x2_224", "vit_tiny_patch16_224.dinosaur"])
+def test_weights_that_nobody_published(name):
+    """Of the first timm knows the architecture only, and would go on with random weights."""
+    with pytest.raises(WeightsError, match=rf"^timm publishes no weights of '{name}', but of: "):
+        build_extractor(ExploreConfig(features=name))
+
+
+# Every family that a name of timm may mean, and how many prefix tokens, patch size and width it has.
+FAMILIES = {
+    "vit_small_patch8_224.dino": (1, 8, 384),
+    "vit_base_patch16_224.mae": (1, 16, 768),
+    "vit_small_patch14_dinov2.lvd142m": (1, 14, 384),
+    "vit_small_patch14_reg4_dinov2.lvd142m": (5, 14, 384),
+    "vit_small_patch16_dinov3.lvd1689m": (5, 16, 384),
+    "vit_small_patch16_dinov3_qkvb.lvd1689m": (5, 16, 384),
+    "vit_small_patch16_rope_mixed_ape_224": (1, 16, 384),
+    "vit_xsmall_patch16_clip_224": (1, 16, 256),
+    "vit_wee_patch16_reg1_gap_256": (1, 16, 256),
+    "vit_tiny_r_s16_p8_224": (1, 32, 192),
+}
+
+
+@pytest.fixture
+def shallow(monkeypatch):
+    """timm's networks with two blocks."""
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, **kwargs: create(name, depth=2, **kwargs))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families_of_vits(name, shallow, monkeypatch):
+    num_prefix, patch, width = FAMILIES[name]
+    torch.manual_seed(0)
+    extractor = build_extractor(ExploreConfig(features=name, weights="random", side=64))
+    for parameter in extractor.vit.parameters():  # biases and scales begin at 0 or 1, which would hide mistakes
+        parameter.copy_(0.1 * torch.randn_like(parameter))
+    assert (extractor.vit.num_prefix_tokens, extractor.patch) == (num_prefix, patch)
+    sizes = ((50, 100), (1, 1), (300, 20), (50, 100))
+    views = [extractor.view(torch.randint(0, 256, (3, h, w), dtype=torch.uint8)) for h, w in sizes]
+    together = extractor(views)
+    assert [tuple(f.shape) for f in together] == [(*view.grid, width) for view in views]
+    single = [extractor([view])[0] for view in views]
+    for features, alone in zip(together, single, strict=True):
+        assert features.isfinite().all()
+        torch.testing.assert_close(features, alone, rtol=1e-3, atol=1e-4)
+
+    # What the network's own attention sees as query and key, before norm and rotation, and as value.
+    seen = {}
+    attention, sdpa = extractor.vit.blocks[-1].attn, F.scaled_dot_product_attention
+    attention.q_norm.register_forward_pre_hook(lambda _, args: seen.update(query=args[0]))
+    attention.k_norm.register_forward_pre_hook(lambda _, args: seen.update(key=args[0]))
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda q, k, v, **kwargs: seen.update(value=v) or sdpa(q, k, v, **kwargs)
+    )
+    pixels = (views[0].image.float() / 255 - extractor.mean) / extractor.std
+    output = extractor.vit.forward_features(pixels[None])[0, num_prefix:]
+    wanted = dict(seen)
+    for facet in ("query", "key", "value"):
+        expected = wanted[facet][0].transpose(0, 1).flatten(1)[num_prefix:]  # [heads, L, D] -> [L, heads * D]
+        extractor.config = replace(extractor.config, facet=facet)
+        got = extractor([views[0]])[0].flatten(0, 1)
+        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
+    extractor.config = replace(extractor.config, facet="output")
+    torch.testing.assert_close(extractor([views[0]])[0].flatten(0, 1), output, rtol=1e-3, atol=1e-4)
+
+
+def test_facets_of_unusual_blocks(shallow):
+    name = "vit_pwee_patch16_reg1_gap_256"
+    with pytest.raises(ConfigError, match=r"of kind ParallelScalingBlock, of which facet 'key' cannot be had"):
+        build_extractor(ExploreConfig(features=name, weights="random"))
+    extractor = build_extractor(ExploreConfig(features=name, weights="random", facet="output", side=32))
+    assert extractor([extractor.view(torch.zeros(3, 9, 9, dtype=torch.uint8))])[0].shape == (2, 2, 256)
+
+
+def test_a_vit_for_one_size():
+    with pytest.raises(ConfigError, match=r"^features 'vit_relpos_small_patch16_224' cannot take images of any size"):
+        build_extractor(ExploreConfig(features="vit_relpos_small_patch16_224", weights="random"))
 
 
 @pytest.mark.parametrize("name", ["resnet50", "vit_bsae_patch8", "nothing"])
