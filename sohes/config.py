@@ -47,6 +47,9 @@ class ExploreConfig:
     """What of the ViT's last block is a patch's feature. [sibling: key]"""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number format in which the ViT runs. [ours]"""
+    batch_size: int = 1
+    """Photos of a shard that go through the ViT together, and then all of their crops, >= 1. Those of one grid of
+    patches are one forward pass. For GPUs; `descriptor` gains nothing by it. [ours]"""
     side: int = 480
     """Photos are resized to about side^2 pixels, aspect ratio kept; `descriptor` does not enlarge, >= 1. [ours]"""
     start: Literal["basins", "patches"] = "basins"

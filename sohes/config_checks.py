@@ -16,6 +16,7 @@ _RANGES: dict[str, tuple[float, float | None]] = {
     "scenes.num_train": (1, None),
     "scenes.num_eval": (1, None),
     "scenes.size": (32, None),
+    "explore.batch_size": (1, None),
     "explore.ward_weight": (0, 1),
     "explore.border_weight": (0, None),
     "explore.size_exponent": (0, None),

@@ -95,7 +95,7 @@ def small() -> Config:
     """ViT-S/16 with DINO's weights, which timm downloads, and 200 queries: real photos on one GPU."""
     return Config(
         preset="small",
-        explore=ExploreConfig(features="vit_small_patch8_224.dino"),
+        explore=ExploreConfig(features="vit_small_patch8_224.dino", batch_size=8),
         model=ModelConfig(
             backbone="vit_small_patch16_224.dino", backbone_weights="timm", adapter_heads=6, num_queries=200
         ),
@@ -112,7 +112,7 @@ def base() -> Config:
     """The paper's scale: DINO ViT-B/8 features and backbone, whose weights timm downloads, and a full Mask2Former."""
     return Config(
         preset="base",
-        explore=ExploreConfig(features="vit_base_patch8_224.dino"),
+        explore=ExploreConfig(features="vit_base_patch8_224.dino", batch_size=8),
         model=ModelConfig(backbone_weights="timm", activation_checkpointing=True),
         optim=OptimConfig(precision="bf16", warmup_steps=1000),
         engine=EngineConfig(checkpoint_seconds=600, async_checkpoints=True),
@@ -129,7 +129,7 @@ def gpu_8gb() -> Config:
     config.preset = "8gb"
     config.model.activation_checkpointing = True
     config.engine.accumulate = 8
-    config.infer.batch_size = 2
+    config.explore.batch_size = config.infer.batch_size = 2
     return config
 
 
@@ -139,7 +139,7 @@ def gpu_24gb() -> Config:
     config.preset = "24gb"
     config.views.size = config.infer.size = 768
     config.engine.accumulate = 16
-    config.infer.batch_size = 1
+    config.explore.batch_size = config.infer.batch_size = 1
     return config
 
 

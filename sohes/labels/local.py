@@ -7,8 +7,9 @@ for: they are its parts, or itself with a finer outline.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -31,23 +32,36 @@ class Crop:
 
 
 def look_closer(
-    image: Tensor, masks: PackedMasks, scores: Tensor, cluster: Cluster, config: ExploreConfig
-) -> tuple[PackedMasks, Tensor]:
-    """Masks and scores of the photo's size, joined by those of the crops of its small candidates.
+    images: Sequence[Tensor], found: Sequence[tuple[PackedMasks, Tensor]], cluster: Cluster, config: ExploreConfig
+) -> list[tuple[PackedMasks, Tensor]]:
+    """Masks and scores of each photo, joined by those of the crops of its small candidates.
 
-    image: uint8 [3, H, W]. masks: of its size, best first. cluster: masks and scores of each of several images, the
-    crops, all at once. A mask of a crop scores at most what its candidate does.
+    images: uint8 [3, H, W] each. found: masks of the photo's size and their scores, best first, of each. cluster: masks
+    and scores of each of several images, which are the crops of all photos at once. A mask of a crop scores at most
+    what its candidate does.
     """
-    crops = make_crops(image, masks, config)
+    crops = [make_crops(image, masks, config) for image, (masks, _) in zip(images, found, strict=True)]
     inner = replace(config, max_masks=config.local_masks, min_area=config.min_area * config.local_min_area)
+    clustered = iter(cluster([crop.image for own in crops for crop in own], inner))
+    return [_join(masks, scores, own, clustered, config) for (masks, scores), own in zip(found, crops, strict=True)]
+
+
+def _join(
+    masks: PackedMasks,
+    scores: Tensor,
+    crops: Sequence[Crop],
+    clustered: Iterator[tuple[PackedMasks, Tensor]],
+    config: ExploreConfig,
+) -> tuple[PackedMasks, Tensor]:
+    """Masks of one photo, and what was found in its crops: the next ones of `clustered`."""
     parts, part_scores = [masks], [scores]
-    for crop, (found, found_scores) in zip(crops, cluster([crop.image for crop in crops], inner), strict=True):
+    for crop, (inner, inner_scores) in zip(crops, islice(clustered, len(crops)), strict=True):
         y0, x0, y1, x1 = crop.box
-        dense = found.resize((y1 - y0, x1 - x0)).to_dense()  # [n, h, w]
+        dense = inner.resize((y1 - y0, x1 - x0)).to_dense()  # [n, h, w]
         placed = PackedMasks.from_dense(F.pad(dense, (x0, masks.size[1] - x1, y0, masks.size[0] - y1)))
         inside = mask_coverage(placed, masks[crop.index : crop.index + 1])[:, 0] >= config.local_cover
         parts.append(placed[inside])
-        part_scores.append(found_scores[inside] * scores[crop.index])
+        part_scores.append(inner_scores[inside] * scores[crop.index])
     return PackedMasks.cat(parts), torch.cat(part_scores)
 
 

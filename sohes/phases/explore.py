@@ -110,26 +110,34 @@ def label_image(
     image: Tensor, extractor: FeatureExtractor, config: ExploreConfig, clock: StageClock | None = None
 ) -> Forest:
     """The pseudo-labels of one photo, uint8 [3, H, W], as a forest: best masks first, scores in (0, 1]."""
+    return label_images([image], extractor, config, clock)[0]
+
+
+def label_images(
+    images: Sequence[Tensor], extractor: FeatureExtractor, config: ExploreConfig, clock: StageClock | None = None
+) -> list[Forest]:
+    """The pseudo-labels of several photos, each as of `label_image`.
+
+    They go through the network together, and so do the crops of all of them.
+    """
     clock = clock or StageClock()
-    ((masks, scores),) = find_masks([image], extractor, config, clock)
+    found = find_masks(images, extractor, config, clock)
+    with clock("masks"):
+        found = [
+            (masks if masks.size == image.shape[1:] else masks.resize((image.shape[1], image.shape[2])), scores)
+            for image, (masks, scores) in zip(images, found, strict=True)
+        ]
     if config.theta_small > 0:
-        with clock("local"):
-            masks, scores = look_closer(
-                image,
-                masks.resize((image.shape[1], image.shape[2])),
-                scores,
-                lambda crops, inner: find_masks(crops, extractor, inner, StageClock()),  # counted as local
-                config,
+        with clock("local"):  # all that is done for crops counts as local
+            found = look_closer(
+                images, found, lambda crops, inner: find_masks(crops, extractor, inner, StageClock()), config
             )
         with clock("masks"):
             # What was seen enlarged may be smaller than what was not.
             finer = replace(config, min_area=config.min_area / config.local_min_area)
-            masks, scores = select_masks(masks, scores, masks.size, finer)
-    elif masks.size != image.shape[1:]:
-        with clock("masks"):
-            masks = masks.resize((image.shape[1], image.shape[2]))
+            found = [select_masks(masks, scores, masks.size, finer) for masks, scores in found]
     with clock("forest"):
-        return make_forest(masks, scores, config)
+        return [make_forest(masks, scores, config) for masks, scores in found]
 
 
 def find_masks(
@@ -246,25 +254,30 @@ def _label_shards(
     log: RunLog,
 ) -> None:
     """Make the shards `todo`, and count them. Threads go on with the next shard while one is being written."""
-    places = [place for index in todo for place in shards.places(index)]
+    # Batches end with their shard, so that it does not depend on others.
+    batches = [
+        shards.places(index)[start : start + config.batch_size]
+        for index in todo
+        for start in range(0, len(shards.places(index)), config.batch_size)
+    ]
     num_cpus = max(1, available_cpus() // world.local_size)
     num_workers = config.num_workers or num_cpus
-    total = summary.num_images + len(places)
+    total = summary.num_images + sum(len(batch) for batch in batches)
     times = Path(shards.folder).parent / TIMES_FILE
     with (
         Progress(total, "explore", "images", initial=summary.num_images, log=log, enabled=world.is_main) as progress,
         threads_per_operator(max(1, num_cpus // num_workers)),
         ThreadPoolExecutor(num_workers, thread_name_prefix="explore") as pool,
     ):
-        files = map_ahead(pool, lambda place: label_place(images, place, extractor, config), places, 2 * num_workers)
+        ready = map_ahead(pool, lambda batch: label_places(images, batch, extractor, config), batches, 2 * num_workers)
         for index in todo:
             start, made = time.perf_counter(), []
-            for _ in shards.places(index):
-                file = next(files)
-                made.append(file)
-                progress.update(1)
-                if file.row["status"].startswith("failed"):
-                    _tell_failure(file.row, summary.num_failed + sum(f.row["status"] > "f" for f in made), log)
+            while len(made) < len(shards.places(index)):
+                for file in next(ready):
+                    made.append(file)
+                    progress.update(1)
+                    if is_failed(file):
+                        _tell_failure(file.row, summary.num_failed + sum(is_failed(f) for f in made), log)
             shards.write(index, made)
             summary.count(file.row for file in made)
             seconds = dict(sum((Counter(file.seconds) for file in made), Counter()))
@@ -277,23 +290,38 @@ def _label_shards(
                 file.write(json.dumps(row) + "\n")
 
 
-def label_place(images: ImageList, place: int, extractor: FeatureExtractor, config: ExploreConfig) -> LabelledFile:
-    """Read and label one image of a list; its id is its place, from 1 on."""
-    clock, image_id, name = StageClock(), place + 1, images.names[place]
-    row = {"file_name": name, "image_id": image_id, "masks": 0, "status": "empty"}
-    try:
-        with clock("decode"):
-            image = images.read(place)
-    except UnreadableImage as error:
-        return LabelledFile({**row, "status": f"failed: {error.reason}"})
-    forest = label_image(image, extractor, config, clock)
-    if len(forest) == 0:
-        return LabelledFile(row, seconds=clock.seconds)
-    with clock("encode"):
-        # Ids are the same whichever images come before: each image has its own range.
-        annotations = forest.to_coco(image_id, first_id=(image_id - 1) * config.max_masks + 1)
-    record = {"id": image_id, "file_name": name, "width": image.shape[2], "height": image.shape[1]}
-    return LabelledFile({**row, "status": "ok", "masks": len(forest)}, record, annotations, clock.seconds)
+def label_places(
+    images: ImageList, places: Sequence[int], extractor: FeatureExtractor, config: ExploreConfig
+) -> list[LabelledFile]:
+    """Read and label some images of a list together; the id of each is its place, from 1 on."""
+    clock, pixels, reasons = StageClock(), {}, {}
+    with clock("decode"):
+        for place in places:
+            try:
+                pixels[place] = images.read(place)
+            except UnreadableImage as error:
+                reasons[place] = error.reason
+    forests = dict(zip(pixels, label_images(list(pixels.values()), extractor, config, clock), strict=True))
+    files = []
+    for place in places:
+        image_id, name = place + 1, images.names[place]
+        row = {"file_name": name, "image_id": image_id, "masks": 0, "status": "empty"}
+        record, annotations = None, []
+        if place in reasons:
+            row["status"] = f"failed: {reasons[place]}"
+        elif len(forests[place]):
+            row |= {"masks": len(forests[place]), "status": "ok"}
+            height, width = pixels[place].shape[1:]
+            record = {"id": image_id, "file_name": name, "width": width, "height": height}
+            with clock("encode"):
+                # Ids are the same whichever images come before: each image has its own range.
+                annotations = forests[place].to_coco(image_id, first_id=(image_id - 1) * config.max_masks + 1)
+        files.append(LabelledFile(row, record, annotations))
+    return [replace(file, seconds={s: t / len(files) for s, t in clock.seconds.items()}) for file in files]
+
+
+def is_failed(file: LabelledFile) -> bool:
+    return file.row["status"].startswith("failed")
 
 
 def map_ahead(

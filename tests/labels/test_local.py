@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+from dataclasses import replace
+
 import torch
 
 from sohes.config import ExploreConfig
@@ -35,11 +37,38 @@ def test_masks_of_a_crop_are_placed_and_filtered(two_discs):
         local = PackedMasks.from_dense(torch.stack([upper, ~inner])[:, y0:y1, x0:x1]).resize(size)
         return [(local, torch.tensor([0.8, 0.9]))]
 
-    joined, joined_scores = look_closer(image, masks, scores, cluster, config)
+    ((joined, joined_scores),) = look_closer([image], [(masks, scores)], cluster, config)
     assert joined_scores.tolist() == torch.tensor([0.5, 0.4]).tolist()  # what lies outside of the candidate is gone
     upper = inner.clone()
     upper[32:] = False
     assert mask_iou(joined[1:], PackedMasks.from_dense(upper[None])) > 0.9
+
+
+def test_crops_of_several_photos_are_clustered_together(two_discs):
+    image, outer, inner = two_discs
+    config = ExploreConfig(theta_small=0.2, local_side=64)
+    whole = torch.ones_like(outer)
+    photos = [image, image.flip(2), image]
+    found = [
+        (PackedMasks.from_dense(torch.stack(masks)), torch.tensor([0.5, 0.25])[: len(masks)])
+        for masks in ([whole, inner], [whole], [outer & ~inner, inner.flip(1)])
+    ]
+    numbers = [len(make_crops(photo, masks, config)) for photo, (masks, _) in zip(photos, found, strict=True)]
+    assert numbers == [1, 0, 1]
+    calls = []
+
+    def cluster(images, _):
+        calls.append(len(images))
+        return [
+            (PackedMasks.from_dense(torch.ones(1, *crop.shape[1:], dtype=torch.bool)), torch.tensor([0.1 * (i + 1)]))
+            for i, crop in enumerate(images)
+        ]
+
+    joined = look_closer(photos, found, cluster, replace(config, local_cover=0.0))
+    assert calls == [sum(numbers)]
+    assert [len(masks) for masks, _ in joined] == [3, 1, 3]
+    torch.testing.assert_close(joined[0][1], torch.tensor([0.5, 0.25, 0.025]))
+    torch.testing.assert_close(joined[2][1], torch.tensor([0.5, 0.25, 0.05]))
 
 
 def test_a_closer_look_finds_parts_that_are_too_small_without(two_discs):

@@ -25,7 +25,7 @@ from sohes.engine.distributed import World
 from sohes.labels.features import build_extractor
 from sohes.labels.shards import LabelsError, read_shard_info
 from sohes.masks import mask_iou
-from sohes.phases.explore import LabelsTimeout, TooManyFailures, explore, label_image, map_ahead
+from sohes.phases.explore import LabelsTimeout, TooManyFailures, explore, label_image, label_images, map_ahead
 
 QUIET = RunLog(console=False)
 CONFIG = ExploreConfig(shard_size=2, max_masks=20)
@@ -119,9 +119,43 @@ def test_rerun_keeps_finished_shards_and_makes_equal_bytes(photos, labelled, tmp
     assert summary.num_images == 7
 
 
+@pytest.mark.parametrize("batch_size", [2, 4, 100])
+def test_photos_of_a_batch_are_labelled_as_alone(photos, tmp_path, batch_size):
+    alone = replace(CONFIG, shard_size=4, theta_small=0.05, local_side=64)
+    label(photos, tmp_path / "alone", alone)
+    label(photos, tmp_path / "batches", replace(alone, batch_size=batch_size))
+    for name in ("shard-00000.json", "shard-00001.json"):
+        contents = [json.loads((tmp_path / out / "labels" / name).read_text()) for out in ("alone", "batches")]
+        for content in contents:
+            del content["info"]  # tells the settings apart
+        assert contents[0] == contents[1]
+    manifests = [(tmp_path / out / "labels/manifest.jsonl").read_text() for out in ("alone", "batches")]
+    assert manifests[0] == manifests[1]
+
+
+def test_a_vit_sees_the_crops_of_a_batch_at_once():
+    config = ExploreConfig(
+        features="vit_tiny_patch16_224", weights="random", side=64, theta_small=0.3, local_side=32, max_masks=10
+    )
+    torch.manual_seed(0)
+    extractor = build_extractor(config)
+    sizes = []
+    forward = extractor.vit.forward_intermediates
+    extractor.vit.forward_intermediates = lambda x, **kwargs: sizes.append(tuple(x.shape)) or forward(x, **kwargs)
+    images = [draw_scene(seed, 64).image for seed in range(3)]
+    together = label_images(images, extractor, config)
+    assert sizes[0] == (3, 3, 64, 64)
+    num_crops = sum(size[0] for size in sizes[1:])
+    assert len(sizes) - 1 == len(set(sizes[1:])) < num_crops  # crops of one grid are one forward pass
+    for image, forest in zip(images, together, strict=True):
+        alone = label_image(image, extractor, config)
+        assert len(alone) == len(forest)
+        assert mask_iou(alone.masks, forest.masks).max(1).values.min() > 0.99  # rounding may differ with the batch
+
+
 # Where a process is killed: at the n-th call of a function, before or after it is done.
 KILLS = {
-    "in the middle of an image": ("sohes.phases.explore.label_image", 3, "before"),
+    "in the middle of an image": ("sohes.phases.explore.label_images", 3, "before"),
     "before the first byte of a shard": ("sohes.labels.shards.write_coco", 2, "before"),
     "within a shard": ("sohes.data.coco._write_lines", 3, "before"),
     "before a shard gets its name": ("os.replace", 2, "before"),
