@@ -20,7 +20,7 @@ from sohes import _binary
 from sohes.ops._library import OPERATORS
 
 _PACKAGES = ("torch", "torchvision", "triton", "numpy", "scipy", "timm", "pillow", "pycocotools", "safetensors")
-_OPTIONAL = ("xformers", "tensorboard", "segmentation-refinement")
+_OPTIONAL = ("tensorboard", "segmentation-refinement")
 
 
 def collect_env() -> dict[str, Any]:

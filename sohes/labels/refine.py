@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from sohes.masks import PackedMasks
 
 # Refiners that were trained on human masks: labels made with them say so.
 USES_HUMAN_LABELS = ("cascadepsp",)
+_CASCADE_URL = "https://github.com/hkchengrex/CascadePSP/releases/download/v1.0/model"
 # Masks unpacked at a time.
 _CHUNK = 8
 # Of the CRF, as MaskCut sets it: weights and widths of the smoothness and the appearance kernel. [sibling]
@@ -74,16 +76,24 @@ def load_cascadepsp() -> Any:
     """The network of the package segmentation-refinement, trained on human masks; it downloads its weights.
 
     Raises:
-        RefinerMissing: the package is not installed.
+        RefinerMissing: the package is not installed, or its weights are not there and cannot be fetched.
     """
     try:
         import segmentation_refinement  # only here: an optional plug-in
     except ImportError as error:
         raise RefinerMissing(
-            "refiner 'cascadepsp' needs the package segmentation-refinement (pip install segmentation-refinement); "
-            "refiners without human labels: snap, guided, crf"
+            "refiner 'cascadepsp' needs the package segmentation-refinement (pip install segmentation-refinement): "
+            f"{error}; refiners without human labels: snap, guided, crf"
         ) from error
-    return segmentation_refinement.Refiner(device="cuda:0" if torch.cuda.is_available() else "cpu")
+    # The package opens the file before it downloads, keeps what came even when that was nothing, and asserts its sum.
+    path = Path.home() / ".segmentation-refinement" / "model"
+    try:
+        return segmentation_refinement.Refiner(device="cuda:0" if torch.cuda.is_available() else "cpu")
+    except (OSError, AssertionError) as error:
+        raise RefinerMissing(
+            f"refiner 'cascadepsp' could not fetch its weights ({type(error).__name__}); without a network put the "
+            f"file {_CASCADE_URL} at {path}; refiners without human labels: snap, guided, crf"
+        ) from error
 
 
 def _cascade(network: Any, pixels: np.ndarray, mask: Tensor) -> Tensor:

@@ -102,6 +102,18 @@ def test_missing_plug_in_is_told_before_anything_is_written(photo, tmp_path, mon
     assert not (tmp_path / "out" / "labels").exists()
 
 
+@pytest.mark.parametrize("error", [ConnectionError("no network"), AssertionError("MD5 still does not pass")])
+def test_plug_in_without_a_network_says_where_weights_go(photo, tmp_path, monkeypatch, error):
+    def refuse(device):
+        raise error
+
+    monkeypatch.setitem(sys.modules, "segmentation_refinement", SimpleNamespace(Refiner=refuse))
+    refine.load_cascadepsp.cache_clear()
+    with pytest.raises(RefinerMissing, match=r"could not fetch its weights \(\w+Error\); without a network put the file "):
+        explore([photo], tmp_path / "out", ExploreConfig(refiner="cascadepsp"), log=RunLog(console=False))
+    assert not (tmp_path / "out").exists()
+
+
 def test_labels_of_the_plug_in_say_that_they_use_human_labels(photo, tmp_path, monkeypatch, capsys):
     class Refiner:
         def __init__(self, device):
