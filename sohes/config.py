@@ -154,6 +154,9 @@ class OptimConfig:
     """Peak learning rate of AdamW, > 0. [sibling]"""
     backbone_factor: float = 0.1
     """The backbone ViT learns at this share of the learning rate, >= 0. [sibling]"""
+    layer_decay: float = 1.0
+    """Each layer of the backbone ViT learns at this share of the rate of the layer above it, > 0 to 1: what a
+    pretrained ViT knows of edges and textures then changes least. 1: all alike; BEiT takes 0.65. [ours]"""
     weight_decay: float = 0.05
     """Weight decay of matrices; vectors (norms, biases) and embeddings have none, >= 0. [sibling]"""
     clip_norm: float = 0.01
@@ -227,8 +230,8 @@ class CorrectConfig:
     learning_rate_factor: float = 0.5
     """Peak learning rate of this phase relative to phase 2's, >= 0. [ours]"""
     ema_decay: float = 0.9996
-    """The teacher's momentum, 0 (the teacher is the student) to below 1. [sibling] Short runs need a smaller one: its
-    memory is 1 / (1 - decay) steps."""
+    """The teacher's momentum, 0 (no average: the teacher is the student of the step before) to below 1. [sibling] Short
+    runs need a smaller one: its memory is 1 / (1 - decay) steps."""
     student_view: Literal["strong", "weak"] = "strong"
     """What the student sees: the strong view of the teacher's crop [sibling], or the very view of the teacher."""
     label_weight: tuple[float, float] = (1.0, 0.0)
@@ -242,6 +245,9 @@ class CorrectConfig:
     """Areas in pixels of the photo scaled to 640 on its long side that part small, medium and large, > 0. [COCO]"""
     theta_cover: float = 0.75
     """Coverage from which a teacher mask counts as inside another, 0..1. [sibling]"""
+    teacher_forest: bool = True
+    """Coverage says which teacher mask is an ancestor of which, and the student learns it; else the teacher's labels
+    teach it nothing about ancestors. [sibling]"""
     nms_iou: float = 0.9
     """Of two teacher masks with a higher IoU only the better becomes a label; 1 keeps all, 0..1. [sibling]"""
     max_labels: int = 100

@@ -96,6 +96,13 @@ def _misfits(config: Config, num_processes: int) -> Iterator[str]:
         )
     if not optim.learning_rate > 0:
         yield f"optim.learning_rate = {optim.learning_rate}, expected > 0"
+    if not 0 < optim.layer_decay <= 1:
+        yield f"optim.layer_decay = {optim.layer_decay}, expected > 0 to 1"
+    elif optim.layer_decay < 1 and not config.model.backbone.startswith("vit_"):
+        yield (
+            f"optim.layer_decay = {optim.layer_decay} is for the layers of a plain ViT (vit_*), expected 1 with "
+            f"backbone {config.model.backbone!r}"
+        )
     if not engine.timeout_minutes > 0:
         yield f"engine.timeout_minutes = {engine.timeout_minutes}, expected > 0"
     if optim.precision == "fp16" and engine.sharding == "fsdp":

@@ -90,6 +90,11 @@ def test_presets_fit(name):
             "instruct.batch_size = 8 cannot be shared by 2 processes in 3 parts each, expected a",
         ),
         ({"optim.precision": "fp16", "engine.sharding": "fsdp"}, "optim.precision fp16 does not work with"),
+        ({"optim.layer_decay": 0.0}, "optim.layer_decay = 0.0, expected > 0 to 1"),
+        (
+            {"optim.layer_decay": 0.8, "model.backbone": "convnext_atto"},
+            "optim.layer_decay = 0.8 is for the layers of a plain ViT (vit_*), expected 1 with backbone",
+        ),
         ({"views.scale": (2.0, 1.0)}, "views.scale = 2.0 1.0, expected 0 < low <= high"),
         ({"correct.ema_decay": 1.0}, "correct.ema_decay = 1.0, expected 0 to below 1"),
         ({"correct.nms_iou": 1.5}, "correct.nms_iou = 1.5, expected 0 to 1"),

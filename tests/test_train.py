@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from micro import MICRO
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -21,14 +22,6 @@ from sohes.segment import main as segment_main
 from sohes.train import main
 
 ROOT = Path(__file__).resolve().parents[1]
-
-# Everything as small as it can be while every part still works.
-MICRO = [
-    *("--scenes.num-train", "4", "--scenes.num-eval", "2", "--scenes.size", "64"),
-    *("--views.size", "64", "--infer.size", "64", "--loss.num-points", "64", "--device", "cpu"),
-    *("--instruct.num-steps", "4", "--instruct.batch-size", "2"),
-    *("--correct.num-steps", "4", "--correct.batch-size", "2"),
-]
 
 
 def run_main(*arguments):

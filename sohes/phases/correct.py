@@ -37,8 +37,12 @@ def correct(run: Run, config: Config, labels: LabelSet, device: torch.device, wo
     """
     student = Segmenter.from_pretrained(run.weights("instruct")).model.to(device).train()
     teacher = make_teacher(student)
-    criterion = Criterion(config.loss)
     settings = config.correct
+    without_ancestors = replace(config.loss, ancestor_weight=0.0)
+    criteria = {
+        "label": Criterion(config.loss),
+        "teacher": Criterion(config.loss if settings.teacher_forest else without_ancestors),
+    }
     dataset = LabelDataset(labels, config.views, seed=config.seed + 1, pairs=settings.student_view == "strong")
 
     def branch_weights(step: int) -> dict[str, float]:
@@ -60,7 +64,7 @@ def correct(run: Run, config: Config, labels: LabelSet, device: torch.device, wo
         outputs = part.model(batch.images if settings.student_view == "weak" else batch.strong_images, batch.valid)
         losses = {"loss": outputs.class_logits.new_zeros((), dtype=torch.float32)}
         for branch, weight in branch_weights(step).items():
-            parts = criterion(outputs, part.targets[branch], part.generators, part.num_masks[branch])
+            parts = criteria[branch](outputs, part.targets[branch], part.generators, part.num_masks[branch])
             losses["loss"] = losses["loss"] + weight * parts["loss"]
             losses |= {f"{branch}_{name}": value for name, value in parts.items()}
         corrected = part.targets.get("teacher", [])
@@ -124,6 +128,7 @@ def teacher_targets(outputs: Outputs, batch: Batch, config: CorrectConfig) -> li
         masks, kept_scores = masks[keep], scores[candidates][keep]
         best = nms_masks(masks, config.nms_iou, kept_scores)[: config.max_labels]
         masks = masks[best]
-        forest = Forest(masks, kept_scores[best], build_forest(masks, config.theta_cover))
-        targets.append(Target.from_forest(forest))
+        roots = torch.full((len(masks),), -1)
+        parents = build_forest(masks, config.theta_cover) if config.teacher_forest else roots
+        targets.append(Target.from_forest(Forest(masks, kept_scores[best], parents)))
     return targets

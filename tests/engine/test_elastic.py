@@ -10,13 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from micro import MICRO
 
 ROOT = Path(__file__).resolve().parents[2]
-MICRO = [
-    *("--scenes.num-train", "4", "--scenes.num-eval", "2", "--scenes.size", "64", "--explore.num-workers", "1"),
-    *("--views.size", "64", "--infer.size", "64", "--loss.num-points", "64", "--device", "cpu"),
-    *("--instruct.num-steps", "8", "--instruct.batch-size", "2", "--phases", "explore", "instruct"),
-]
+STEPS = 8
+JOB = [*MICRO, "--instruct.num-steps", str(STEPS), "--explore.num-workers", "1", "--phases", "explore", "instruct"]
 
 
 def find_process(rank: int, parent: int) -> int | None:
@@ -33,7 +31,7 @@ def test_a_killed_process_is_started_again_and_the_run_goes_on(tmp_path):
     """SIGKILL for one of two as soon as there is a checkpoint: torchrun starts both again, without --resume."""
     out = tmp_path / "run"
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
-    command = [sys.executable, *launcher, "-m", "sohes.train", *MICRO, "--engine.checkpoint-seconds", "0"]
+    command = [sys.executable, *launcher, "-m", "sohes.train", *JOB, "--engine.checkpoint-seconds", "0"]
     with (tmp_path / "said").open("w") as said:
         process = subprocess.Popen(
             [*command, "--out", str(out)], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=said, stderr=said
@@ -49,7 +47,7 @@ def test_a_killed_process_is_started_again_and_the_run_goes_on(tmp_path):
     assert "2 processes, ddp, start 2" in log
     assert "instruct: going on at step" in log
     steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(8))
+    assert steps == list(range(STEPS))
     assert set(json.loads((out / "results.json").read_text())) == {"explore", "instruct"}
     assert (out / "report.html").is_file()
     assert not list((out / "predictions").glob("*.part-*"))

@@ -5,11 +5,13 @@ import itertools
 
 import pytest
 import torch
+from micro import micro_model
 from torch import nn
 
 from sohes.config import OptimConfig
 from sohes.engine.ema import ema_decay_at, make_teacher, update_teacher
 from sohes.engine.optim import build_optimizer, learning_rate_at, set_learning_rate
+from sohes.models.segmenter_model import build_model
 
 
 class Small(nn.Module):
@@ -36,6 +38,25 @@ def test_optimizer_groups():
     assert len(rows) == len(list(model.parameters()))
     set_learning_rate(optimizer, 0.5)
     assert {g["lr"] for g in optimizer.param_groups} == {0.5, 0.05}
+
+
+def test_each_layer_of_the_vit_learns_slower_than_the_one_above():
+    model = build_model(micro_model())
+    optimizer = build_optimizer(model, OptimConfig(backbone_factor=0.5, layer_decay=0.1))
+    factor = {id(p): group["lr_factor"] for group in optimizer.param_groups for p in group["params"]}
+    vit = model.backbone.vit
+    for parameters, expected in [
+        ([*vit.norm.parameters()], 0.5),
+        ([*vit.blocks[1].parameters()], 0.05),
+        ([*vit.blocks[0].parameters()], 0.005),
+        ([vit.pos_embed, vit.cls_token, *vit.patch_embed.parameters()], 0.0005),
+        ([*model.backbone.prior.parameters()], 1.0),
+        ([*model.mask_decoder.parameters()], 1.0),
+    ]:
+        assert [factor[id(p)] for p in parameters] == pytest.approx([expected] * len(parameters))
+    assert len(factor) == len(list(model.parameters()))
+    alike = build_optimizer(model, OptimConfig(backbone_factor=0.5))
+    assert {group["lr_factor"] for group in alike.param_groups} == {0.5, 1.0}
 
 
 def test_learning_rate_schedule():

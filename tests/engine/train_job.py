@@ -14,6 +14,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
+from micro import micro_model
 
 from sohes.config import (
     Config,
@@ -22,7 +23,6 @@ from sohes.config import (
     InferConfig,
     InstructConfig,
     LossConfig,
-    ModelConfig,
     OptimConfig,
     ViewConfig,
 )
@@ -36,23 +36,7 @@ from sohes.phases.correct import correct
 from sohes.phases.instruct import instruct
 
 CONFIG = Config(
-    model=ModelConfig(
-        backbone="vit_tiny_patch16_224",
-        backbone_kwargs={"img_size": 64, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2},
-        vit_stride=8,
-        adapter_interactions=2,
-        adapter_heads=2,
-        adapter_stem=8,
-        hidden_dim=32,
-        mask_dim=16,
-        num_heads=2,
-        encoder_layers=1,
-        encoder_ffn_dim=32,
-        decoder_layers=2,
-        decoder_ffn_dim=32,
-        query_init="seeds",
-        grid_size=3,
-    ),
+    model=micro_model(query_init="seeds"),
     loss=LossConfig(num_points=64, num_match_points=64, local_ratio=0.2, importance_ratio=0.4),
     optim=OptimConfig(learning_rate=1e-3, clip_norm=1.0, warmup_steps=2),
     views=ViewConfig(size=64),

@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from micro import micro_model
 
 from sohes.config import ModelConfig
 
@@ -11,24 +12,4 @@ from sohes.config import ModelConfig
 @pytest.fixture(scope="session")
 def tiny_config() -> Callable[..., ModelConfig]:
     """The smallest model with every part; keywords change fields."""
-    values = {
-        "backbone": "vit_tiny_patch16_224",
-        "backbone_kwargs": {"img_size": 64, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2},
-        "vit_stride": 8,
-        "adapter_interactions": 2,
-        "adapter_heads": 2,
-        "adapter_stem": 8,
-        "hidden_dim": 32,
-        "mask_dim": 16,
-        "num_heads": 2,
-        "encoder_layers": 1,
-        "encoder_ffn_dim": 32,
-        "decoder_layers": 2,
-        "decoder_ffn_dim": 32,
-        "num_queries": 9,
-        "grid_size": 3,
-        "seeds_per_cell": 2,
-        "num_granularities": 2,
-        "affinity_dim": 8,
-    }
-    return lambda **changes: ModelConfig(**{**values, **changes})
+    return micro_model

@@ -65,6 +65,14 @@ def test_labels_have_no_duplicates_and_a_forest():
     assert target.ancestors.tolist() == [[False, True], [False, False]]
 
 
+def test_duplicates_and_the_forest_can_be_left_as_they_are():
+    masks = torch.stack([box(0, 0, 40, 40), box(0, 0, 40, 40), box(8, 8, 24, 24)])
+    config = CorrectConfig(nms_iou=1.0, teacher_forest=False)
+    (target,) = teacher_targets(outputs_of(masks, [0.9, 0.95, 0.8]), batch(), config)
+    torch.testing.assert_close(target.scores, torch.tensor([0.95, 0.9, 0.8]), atol=2e-3, rtol=0)
+    assert not target.ancestors.any()
+
+
 def test_best_labels_stay_when_there_are_too_many():
     masks = torch.stack([box(16 * i, 0, 16 * i + 12, 12) for i in range(4)])
     (target,) = teacher_targets(outputs_of(masks, [0.8, 0.95, 0.85, 0.9]), batch(), CorrectConfig(max_labels=2))
