@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,11 +29,19 @@ def parse(cls: type[Arguments], given: Sequence[str], prog: str, default: Argume
 
 @contextmanager
 def fail_clearly(command: str) -> Iterator[None]:
-    """Turn a SohesError into one line on stderr and exit code 2. Any other error is a bug and keeps its traceback."""
+    """Turn a SohesError, or a disk that is full, into one line on stderr and exit code 2.
+
+    Any other error is a bug and keeps its traceback.
+    """
     try:
         yield
     except SohesError as error:
         print(f"{command}: error: {error}", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"{command}: error: {error}; what was written stays", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
     except KeyboardInterrupt:
         print(f"{command}: interrupted; what was written stays", file=sys.stderr)

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything as small as it can be while every part still works: for the tests that train."""
+"""Everything as small as it can be while every part still works, for the tests that train; and a disk that is full."""
 
 from __future__ import annotations
 
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from sohes.config import ModelConfig
@@ -39,3 +43,16 @@ def micro_model(**changes: Any) -> ModelConfig:
         "affinity_dim": 8,
     }
     return ModelConfig(**{**values, **changes})
+
+
+@contextmanager
+def no_file_beyond(num_bytes: int) -> Iterator[None]:
+    """A write that the system really refuses: no file of this process may grow longer."""
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)

@@ -2,10 +2,13 @@
 """What every command says of itself: each option with its meaning and default; unknown ones with the nearest name."""
 
 import re
+import sys
+from pathlib import Path
 
 import pytest
 
 from sohes import evaluate, pretrain, segment, train
+from sohes.cli import fail_clearly
 
 COMMANDS = {"train": train, "segment": segment, "evaluate": evaluate, "pretrain": pretrain}
 
@@ -57,3 +60,12 @@ def test_an_unknown_option_names_the_nearest(command, given, nearest, capsys, mo
     assert code == 2
     assert re.search(rf"{re.escape(given)}(?![\w-])", shown)
     assert re.search(rf"{re.escape(nearest)}(?![\w-])", shown), shown
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no /dev/full")
+def test_a_full_disk_is_one_clear_line(capsys):
+    with pytest.raises(SystemExit) as stop, fail_clearly("sohes.train"):
+        Path("/dev/full").write_text("some")
+    assert stop.value.code == 2
+    told = "sohes.train: error: [Errno 28] No space left on device; what was written stays\n"
+    assert capsys.readouterr().err == told

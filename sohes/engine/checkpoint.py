@@ -35,6 +35,7 @@ from sohes.errors import SohesError
 
 _NAME = re.compile(r"step-(\d{8})")
 _OPTIMIZER = "optimizer"
+_HARDLY_ANY_SPACE = 2**20  # bytes
 # What torch raises for files that are cut short, damaged, or of other tensors; CheckpointException is no Exception.
 _READ_ERRORS = (
     CheckpointException,
@@ -137,9 +138,13 @@ class Checkpoints:
         shutil.rmtree(path, ignore_errors=True)
 
     def _give_up(self, path: Path, error: BaseException) -> None:
+        reason = _reason(error)
+        # Errors of other processes come without what the system said to them.
+        if "space" not in reason and shutil.disk_usage(self.folder).free < _HARDLY_ANY_SPACE:
+            reason = f"no space left on the disk ({reason})"
         if _is_main():
             shutil.rmtree(self.folder / f".{path.name}.tmp", ignore_errors=True)
-        raise CheckpointError(f"cannot write checkpoint {path}: {_reason(error)}") from error
+        raise CheckpointError(f"cannot write checkpoint {path}: {reason}") from error
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -193,6 +198,9 @@ def _reason(error: BaseException) -> str:
     """One line for what went wrong; torch hides it among the traceback of every process."""
     if isinstance(error, CheckpointException):
         error = next(iter(error.failures.values()))[0]
-    while error.__cause__ is not None:
-        error = error.__cause__
+    # What the system said counts more than what torch stumbled over while it closed the file.
+    while (before := error.__cause__ or error.__context__) is not None:
+        error = before
+        if isinstance(error, OSError):
+            break
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -58,14 +58,20 @@ def save_weights(folder: Path, state: dict[str, Tensor], model_config: ModelConf
 
 
 def write_model(folder: Path, state: dict[str, Tensor], settings: dict[str, Any]) -> None:
-    """Write a state dict beside its settings; each file appears complete or not at all."""
+    """Write a state dict beside its settings; each file appears complete or not at all.
+
+    Raises WeightsError when it cannot be written: a full disk, say.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
-        save_file(state, Path(partial, WEIGHTS_FILE), metadata={"format": "pt"})
-        Path(partial, CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n")
-        for name in (WEIGHTS_FILE, CONFIG_FILE):
-            os.replace(Path(partial, name), folder / name)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
+            save_file(state, Path(partial, WEIGHTS_FILE), metadata={"format": "pt"})
+            Path(partial, CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+            for name in (WEIGHTS_FILE, CONFIG_FILE):
+                os.replace(Path(partial, name), folder / name)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"cannot write {folder / WEIGHTS_FILE}: {error}") from error
 
 
 def find_weights(path_or_hub_id: str | os.PathLike) -> Path:

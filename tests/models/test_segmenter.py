@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from micro import no_file_beyond
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -38,6 +39,13 @@ def saved(segmenter, tmp_path):
 @pytest.fixture(scope="module")
 def picture():
     return np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+
+
+def test_a_full_disk_is_told_and_leaves_the_old_weights(segmenter, saved):
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    with no_file_beyond(100), pytest.raises(WeightsError, match=r"^cannot write .*model.safetensors: .+$"):
+        segmenter.save_pretrained(saved)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
 
 
 def edit_config(folder: Path, **changes: object) -> None:
