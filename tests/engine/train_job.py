@@ -36,7 +36,7 @@ from sohes.phases.correct import correct
 from sohes.phases.instruct import instruct
 
 CONFIG = Config(
-    model=micro_model(query_init="seeds"),
+    model=micro_model(query_init="seeds", affinity_dim=16),
     loss=LossConfig(num_points=64, num_match_points=64, local_ratio=0.2, importance_ratio=0.4),
     optim=OptimConfig(learning_rate=1e-3, clip_norm=1.0, warmup_steps=2),
     views=ViewConfig(size=64),
