@@ -52,6 +52,11 @@ class ExploreConfig:
     patches are one forward pass. For GPUs; `descriptor` gains nothing by it. [ours]"""
     side: int = 480
     """Photos are resized to about side^2 pixels, aspect ratio kept; `descriptor` does not enlarge, >= 1. [ours]"""
+    feature_side: int = 0
+    """A ViT sees photos of about this many pixels squared, 0 to `side`; 0: of `side` too. Fewer where it was trained on
+    small crops, in which objects are small. [ours]"""
+    color_share: float = 0.0
+    """Of a ViT's features pooled into basins: weight of the basins' mean colours beside them, 0..1. [ours]"""
     start: Literal["basins", "patches"] = "basins"
     """What the merge tree starts from: `basins`, pixel-sharp watershed basins into which features are pooled, merged by
     features and border strength [ours]; or `patches` of the features' grid, merged by features alone. [paper]"""

@@ -17,6 +17,8 @@ _RANGES: dict[str, tuple[float, float | None]] = {
     "scenes.num_eval": (1, None),
     "scenes.size": (32, None),
     "explore.batch_size": (1, None),
+    "explore.feature_side": (0, None),
+    "explore.color_share": (0, 1),
     "explore.ward_weight": (0, 1),
     "explore.border_weight": (0, None),
     "explore.size_exponent": (0, None),
@@ -114,6 +116,11 @@ def _misfits(config: Config, num_processes: int) -> Iterator[str]:
                 f"{phase}.batch_size = {batch_size} cannot be shared by {num_processes} processes in "
                 f"{engine.accumulate} parts each, expected a multiple of {parts}"
             )
+    if config.explore.feature_side > config.explore.side:
+        yield (
+            f"explore.feature_side = {config.explore.feature_side} is more than explore.side = {config.explore.side}, "
+            "expected at most that"
+        )
     low, high = config.views.scale
     if not 0 < low <= high:
         yield f"views.scale = {low} {high}, expected 0 < low <= high"

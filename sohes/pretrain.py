@@ -23,6 +23,7 @@ from sohes.data.sources import ImageList, list_images
 from sohes.engine.distributed import World, find_world, on_main, process_group
 from sohes.engine.run import Run, RunError
 from sohes.labels.features import build_extractor
+from sohes.labels.photo_regions import cut_photos
 from sohes.phases.pretrain import pretrain
 from sohes.pretrain_config import PretrainConfig, get_preset
 from sohes.report import write_report
@@ -79,6 +80,9 @@ def pretrain_run(args: Arguments, device: torch.device, world: World) -> Run:
     for reason in photos.failures:
         run.log(reason)
     run.log(f"{len(photos)} photos, preset {config.preset}, device {device}, seed {config.seed}")
+    if config.distill.region_weight:
+        run.log(f"cutting photos into {', '.join(map(str, config.distill.region_counts))} regions")
+        photos.regions = cut_photos(photos, config.distill.region_counts, config.num_threads)
     pretrain(run, config, photos, device, world)
     on_main(lambda: report(run, photos))
     return run

@@ -104,6 +104,15 @@ class DistillConfig:
     """Weight of the loss on hidden patches. [iBOT]"""
     koleo_weight: float = 0.1
     """Weight of the term that keeps photos apart. [DINOv2]"""
+    region_weight: float = 1.0
+    """Weight of the contrast of regions seen in both large crops. Regions are those of phase 1's merge tree of colours;
+    0: none are made. [DetCon, with other regions]"""
+    region_counts: tuple[int, ...] = (8, 16, 40)
+    """A photo is cut into one of these numbers of regions, another one each time it is seen; 1..255 each. [ours]"""
+    region_samples: int = 1024
+    """Regions that are told apart at a time in each process, at most, >= 2. [ours]"""
+    region_temperature: float = 0.1
+    """Sharpness of the contrast, > 0. [DetCon]"""
 
 
 def _default_optim() -> OptimConfig:
@@ -152,6 +161,14 @@ class PretrainConfig:
             low, high = getattr(self.crops, name)
             if not 0 < low <= high:
                 raise ConfigError(f"crops.{name} {low, high}: expected 0 < low <= high")
+        counts, distill = self.distill.region_counts, self.distill
+        if distill.region_weight and (not counts or min(counts) < 1 or max(counts) > 255):
+            raise ConfigError(f"distill.region_counts {counts}: expected one or more numbers from 1 to 255")
+        if distill.region_samples < 2 or not distill.region_temperature > 0:
+            raise ConfigError(
+                f"distill.region_samples {distill.region_samples} and region_temperature "
+                f"{distill.region_temperature}: expected at least 2, and more than 0"
+            )
         if self.batch_size % num_processes or self.batch_size < 2 * num_processes:
             raise ConfigError(
                 f"batch_size {self.batch_size} for {num_processes} processes: expected a multiple, and at least 2 "

@@ -96,6 +96,10 @@ def test_presets_fit(name):
             "optim.layer_decay = 0.8 is for the layers of a plain ViT (vit_*), expected 1 with backbone",
         ),
         ({"views.scale": (2.0, 1.0)}, "views.scale = 2.0 1.0, expected 0 < low <= high"),
+        (
+            {"explore.feature_side": 500},
+            "explore.feature_side = 500 is more than explore.side = 480, expected at most that",
+        ),
         ({"correct.ema_decay": 1.0}, "correct.ema_decay = 1.0, expected 0 to below 1"),
         ({"correct.nms_iou": 1.5}, "correct.nms_iou = 1.5, expected 0 to 1"),
         ({"correct.label_weight": (0.0, 0.0), "correct.teacher_weight": (0.0, 1.0)}, "at start and end not both 0"),

@@ -66,6 +66,26 @@ def cut_crops(canvases: Tensor, boxes: Tensor, mirrored: Tensor, size: int) -> T
     return F.avg_pool2d(crops, factor) if factor > 1 else crops
 
 
+def cut_labels(maps: Tensor, boxes: Tensor, mirrored: Tensor, grid: int, side: int) -> Tensor:
+    """The labels at the centres of the patches of crops, as `cut_crops` cuts them.
+
+    Args:
+        maps: [B, S', S'], labels of canvases of `side` pixels at any resolution. boxes, mirrored: as for `cut_crops`.
+        grid: patches along the side of a crop.
+
+    Returns:
+        [B, grid, grid], of the dtype of `maps`.
+    """
+    scale = maps.shape[-1] / side
+    place = (torch.arange(grid, device=boxes.device, dtype=torch.float32) + 0.5) / grid  # [n], 0..1 across the box
+    across = torch.where(mirrored[:, None], 1 - place, place)  # [B, n]
+    x = boxes[:, 0, None] + across * (boxes[:, 2] - boxes[:, 0])[:, None]  # [B, n]
+    y = boxes[:, 1, None] + place * (boxes[:, 3] - boxes[:, 1])[:, None]  # [B, n]
+    rows, columns = ((c * scale).long().clamp(0, maps.shape[-1] - 1) for c in (y, x))
+    photo = torch.arange(len(maps), device=maps.device)
+    return maps[photo[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
 def distort(crops: Tensor, config: DistortConfig, blur: float, solarize: float, generator: Generator) -> Tensor:
     """Change colours, drop colour, blur and solarise, each crop by its own dice.
 

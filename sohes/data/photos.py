@@ -20,14 +20,17 @@ from sohes.data.sources import ImageList
 @dataclass(frozen=True, eq=False)
 class PhotoBatch:
     """B photos. names: where they come from. images: uint8 [B, 3, S, S]; a photo lies in the corner at 0, 0, and its
-    last row and column are repeated to the canvas' edge. sizes: int64 [B, 2], height and width of the photo itself."""
+    last row and column are repeated to the canvas' edge. sizes: int64 [B, 2], height and width of the photo itself.
+    regions: uint8 [B, K, S', S'], K ways to cut the canvases into regions, or None."""
 
     names: list[str]
     images: Tensor
     sizes: Tensor
+    regions: Tensor | None = None
 
     def to(self, device: torch.device | str) -> PhotoBatch:
-        return PhotoBatch(self.names, self.images.to(device, non_blocking=True), self.sizes.to(device))
+        regions = None if self.regions is None else self.regions.to(device, non_blocking=True)
+        return PhotoBatch(self.names, self.images.to(device, non_blocking=True), self.sizes.to(device), regions)
 
 
 def photo_canvas(image: Tensor, side: int) -> tuple[Tensor, tuple[int, int]]:
@@ -41,7 +44,8 @@ def photo_canvas(image: Tensor, side: int) -> tuple[Tensor, tuple[int, int]]:
 class PhotoSet:
     """Photos that were decoded once.
 
-    names: those that could be read. failures: the others, with their reasons.
+    names: those that could be read. failures: the others, with their reasons. regions: uint8 [N, K, S', S'] as in
+    `PhotoBatch`, None until somebody sets them.
     """
 
     def __init__(self, photos: ImageList, side: int, num_threads: int, cache_gb: float) -> None:
@@ -71,6 +75,7 @@ class PhotoSet:
         if not sizes:
             raise DataError(f"none of {len(photos)} photos could be read; the first: {self.failures[0]}")
         self.images, self.sizes = self.images[: len(sizes)], torch.tensor(sizes)
+        self.regions: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -82,7 +87,8 @@ class PhotoSet:
 
     def batch(self, indices: Sequence[int]) -> PhotoBatch:
         chosen = torch.tensor(indices)
-        return PhotoBatch([self.names[i] for i in indices], self.images[chosen], self.sizes[chosen])
+        regions = None if self.regions is None else self.regions[chosen]
+        return PhotoBatch([self.names[i] for i in indices], self.images[chosen], self.sizes[chosen], regions)
 
 
 def photo_batches(

@@ -8,6 +8,7 @@ steepest descent, Vincent and Soille 1991 in spirit). Borders of basins lie on r
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import sqrt
 
 import torch
 from torch import Tensor
@@ -31,15 +32,20 @@ class Basins:
 
 
 def find_basins(view: View, features: Tensor | None, config: ExploreConfig) -> Basins:
-    """Basins of a view. Their features are those of a ViT, [h, w, C], pooled; or their mean colours', for None."""
+    """Basins of a view. Their features are those of a ViT, [h, w, C], pooled, of which `color_share` is replaced by
+    their mean colours'; colours alone for None."""
     labels = catchment_basins(color_gradient(view.lab, config.basin_sigma))  # [H, W]
     flat = labels.flatten()
     sizes = torch.bincount(flat)  # [N]
-    if features is None:
+    share = 1.0 if features is None else config.color_share
+    parts = []
+    if share > 0:
         colors = torch.stack([torch.bincount(flat, channel) for channel in view.lab.flatten(1)]) / sizes  # [3, N]
-        means = embed_color(colors.T.float(), config)  # [N, 32]
-    else:
-        means = pool_features(flat, sizes, view.patches.flatten(), features.flatten(0, 1))
+        parts.append(sqrt(share) * embed_color(colors.T.float(), config))  # [N, 32]
+    if share < 1:
+        pooled = pool_features(flat, sizes, view.patches.flatten(), features.flatten(0, 1))
+        parts.append(sqrt(1 - share) * pooled)  # [N, C]
+    means = torch.cat(parts, 1)
     gradient = 2 * color_gradient(view.lab, config.border_sigma)  # [H, W], the step across two pixels
     edges, borders = region_borders(labels, gradient / (gradient + config.border_softness))
     return Basins(labels, means, sizes, edges, borders)

@@ -80,8 +80,12 @@ class ViTExtractor:
 
     def view(self, image: Tensor) -> View:
         config = self.config
-        size = fit_area((image.shape[1], image.shape[2]), config.side**2, self.patch, enlarge=True)
-        grid = (size[0] // self.patch, size[1] // self.patch)
+        photo_size = (image.shape[1], image.shape[2])
+        size, seen = (
+            fit_area(photo_size, side**2, self.patch, enlarge=True)
+            for side in (config.side, config.feature_side or config.side)
+        )
+        grid = (seen[0] // self.patch, seen[1] // self.patch)
         return make_view(image, size, grid, snap_rounds(config), config.compactness)
 
     def __call__(self, views: Sequence[View]) -> list[Tensor]:
@@ -89,11 +93,18 @@ class ViTExtractor:
         features: list[Tensor] = [torch.empty(0)] * len(views)
         for grid in dict.fromkeys(view.grid for view in views):
             group = [i for i, view in enumerate(views) if view.grid == grid]
-            images = torch.stack([(views[i].image.float() / 255 - self.mean) / self.std for i in group])  # [B, 3, H, W]
+            images = torch.stack([(self._seen(views[i]) / 255 - self.mean) / self.std for i in group])  # [B, 3, H, W]
             tokens = self._forward(images.to(self.device, self.dtype)).float().cpu()  # [B, h*w, C]
             for i, feature in zip(group, tokens, strict=True):
                 features[i] = feature.reshape(*grid, -1)
         return features
+
+    def _seen(self, view: View) -> Tensor:
+        """What the network sees of a view: float32 [3, h*patch, w*patch], 0..255."""
+        size = (view.grid[0] * self.patch, view.grid[1] * self.patch)
+        if view.image.shape[1:] == size:
+            return view.image.float()
+        return F.interpolate(view.image[None].float(), size, mode="bilinear", antialias=True)[0]
 
     @torch.no_grad()
     def _forward(self, images: Tensor) -> Tensor:

@@ -76,3 +76,26 @@ def koleo_loss(tokens: Tensor) -> Tensor:
         nearest = (unit @ unit.T).fill_diagonal_(-2).argmax(1)  # [B]
     distance = (unit - unit[nearest]).norm(dim=-1)
     return -torch.log(distance + _KOLEO_EPSILON).mean()
+
+
+def region_loss(teacher: Tensor, student: Tensor, present: Tensor, temperature: float, chosen: Tensor) -> Tensor:
+    """Each region of one large crop must be told from all others by what the teacher sees of it in the other crop.
+
+    The contrast of pooled regions of DetCon (Henaff et al. 2021): cross-entropy over the regions of this process's
+    photos, both ways. Regions of the same photo are among those to be told apart.
+
+    Args:
+        teacher, student: of unit length, [2, B, R, D], of region r in the first and second crop of each photo.
+        present: bool [2, B, R], where the crop shows the region. chosen: int64 [n], indices into the regions that both
+            crops show, which take part.
+
+    Returns:
+        Scalar; 0 when no region is chosen.
+    """
+    both = present.all(0).flatten().nonzero()[:, 0][chosen]  # [n]
+    if len(both) == 0:
+        return student.sum() * 0
+    keys, queries = (tokens.float().flatten(1, 2)[:, both] for tokens in (teacher, student))  # [2, n, D]
+    own = torch.arange(len(both), device=both.device)
+    ways = (F.cross_entropy(queries[v] @ keys[1 - v].T / temperature, own) for v in (0, 1))
+    return sum(ways) / 2

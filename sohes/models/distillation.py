@@ -20,12 +20,14 @@ class Views:
     """What a network says of B large and S small crops, K prototypes.
 
     class_tokens: [B, C] of the large ones, normalised by the ViT's last norm. class_logits: [B + S, K]. patch_logits:
-    [M, K], of the M patches asked for, in the order of the large crops.
+    [M, K], of the M patches asked for, in the order of the large crops. regions: [B, R, D] of unit length, the mean
+    patch of each region; meaningless where a crop has no patch of it; None when no regions were given.
     """
 
     class_tokens: Tensor
     class_logits: Tensor
     patch_logits: Tensor
+    regions: Tensor | None = None
 
 
 ARCHITECTURE = "vit_tiny_patch16_224"
@@ -67,6 +69,27 @@ class ProjectionHead(nn.Module):
         return F.linear(F.normalize(self.layers(tokens), dim=-1), F.normalize(self.prototypes, dim=-1))
 
 
+class RegionHead(nn.Module):
+    """Projects pooled patches; the student then predicts what the teacher projects [BYOL, DetCon]."""
+
+    def __init__(self, channels: int, hidden: int, bottleneck: int) -> None:
+        super().__init__()
+        self.project = nn.Sequential(nn.Linear(channels, hidden), nn.GELU(), nn.Linear(hidden, bottleneck))
+        self.predict = nn.Sequential(nn.Linear(bottleneck, hidden), nn.GELU(), nn.Linear(hidden, bottleneck))
+
+    def forward(self, tokens: Tensor, is_student: bool) -> Tensor:
+        """[B, R, C] -> [B, R, D] of unit length."""
+        projected = F.normalize(self.project(tokens), dim=-1)
+        return F.normalize(self.predict(projected), dim=-1) if is_student else projected
+
+
+def pool_regions(tokens: Tensor, regions: Tensor, num_regions: int) -> Tensor:
+    """Mean token of each region of each crop: tokens [B, L, C], regions int64 [B, L] in 0..R-1 -> [B, R, C]; 0 where
+    there is none."""
+    belongs = F.one_hot(regions, num_regions).to(tokens.dtype)  # [B, L, R]
+    return belongs.mT @ tokens / belongs.sum(1).clamp_min(1)[..., None]
+
+
 class DistillationModel(nn.Module):
     """Student or teacher: crops in, prototypes' logits of the class token and of chosen patches out."""
 
@@ -77,6 +100,9 @@ class DistillationModel(nn.Module):
         sizes = (config.head_hidden, config.head_bottleneck, config.prototypes)
         self.class_head = ProjectionHead(vit.embed_dim, *sizes)
         self.patch_head = ProjectionHead(vit.embed_dim, *sizes)
+        self.num_regions = max(config.region_counts) if config.region_weight else 0
+        if self.num_regions:
+            self.region_head = RegionHead(vit.embed_dim, config.head_hidden, config.head_bottleneck)
 
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
         """None: everything starts from random weights and learns at one rate."""
@@ -86,23 +112,35 @@ class DistillationModel(nn.Module):
         """The units that `engine.compile` compiles."""
         return list(self.vit.blocks)
 
-    def forward(self, large: Tensor, chosen: Tensor, small: Tensor | None = None, hide: bool = False) -> Views:
+    def forward(
+        self,
+        large: Tensor,
+        chosen: Tensor,
+        small: Tensor | None = None,
+        regions: Tensor | None = None,
+        is_student: bool = False,
+    ) -> Views:
         """All crops in one call, so that gradients of all processes meet once.
 
         Args:
             large: [B, 3, G, G], normalised. small: [S, 3, L, L] or None.
-            chosen: bool [B, h, w], patches of the large crops to speak of. hide: these are not seen.
+            chosen: bool [B, h, w], patches of the large crops to speak of; the student does not see them.
+            regions: int64 [B, h, w], the region of every patch of the large crops.
         """
         patches = self.vit.patch_embed(large)  # [B, h, w, C]
-        if hide:
+        if is_student:
             patches = torch.where(chosen[..., None], self.mask_token.to(patches.dtype), patches)
         tokens = self.encode(patches)
         class_tokens = tokens[:, 0]
-        own = tokens[:, self.vit.num_prefix_tokens :][chosen.flatten(1)]  # [M, C]
+        patch_tokens = tokens[:, self.vit.num_prefix_tokens :]  # [B, h*w, C]
         all_classes = class_tokens
         if small is not None:
             all_classes = torch.cat((class_tokens, self.encode(self.vit.patch_embed(small))[:, 0]))  # [B + S, C]
-        return Views(class_tokens, self.class_head(all_classes), self.patch_head(own))
+        pooled = None
+        if regions is not None:
+            pooled = self.region_head(pool_regions(patch_tokens, regions.flatten(1), self.num_regions), is_student)
+        own = patch_tokens[chosen.flatten(1)]  # [M, C]
+        return Views(class_tokens, self.class_head(all_classes), self.patch_head(own), pooled)
 
     def encode(self, patches: Tensor) -> Tensor:
         """Embedded patches [B, h, w, C] -> tokens [B, prefix + h*w, C]."""

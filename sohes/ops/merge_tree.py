@@ -117,6 +117,17 @@ class MergeTree:
             labels.view(len(thresholds), self.num_leaves)[:, ~self.leaf_mask] = -1
         return labels
 
+    def cut_to(self, count: int) -> Tensor:
+        """The cut at which `count` regions are left, or as near as there was one: int32 [h, w] ([N] without a grid).
+
+        Node ids, -1 outside leaf_mask; leaves outside count as regions.
+        """
+        merged = min(max(self.num_leaves - count, 0), len(self.merges))
+        labels = torch.from_numpy(cut_labels(self._layout, self.num_leaves + merged)).view(self._leaf_shape)
+        if self.leaf_mask is not None:
+            labels.view(-1)[~self.leaf_mask] = -1
+        return labels
+
     def candidates(self, thresholds: Iterable[float]) -> Tensor:
         """int64 [n]: ids, ascending, of the nodes that are alive in the cut of at least one of `thresholds`."""
         # A node is in the state after m merges exactly when born <= m <= died.

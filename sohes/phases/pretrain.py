@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Before the three phases: a ViT teaches itself from raw photos, so that nothing need be downloaded.
 
-Self-distillation between crops of a photo [DINO], the same on patches that are hidden from the student [iBOT], and a
-term that keeps photos apart [DINOv2]. The teacher is the student's moving average, and what is kept.
+Self-distillation between crops of a photo [DINO], the same on patches that are hidden from the student [iBOT], a term
+that keeps photos apart [DINOv2], and one that tells the regions of phase 1's own merge trees apart [DetCon]. The
+teacher is the student's moving average, and what is kept.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Generator, Tensor
+from torch.nn import functional as F
 
-from sohes.data.crops import cut_crops, distort, draw_boxes, draw_patch_masks
+from sohes.data.crops import cut_crops, cut_labels, distort, draw_boxes, draw_patch_masks
 from sohes.data.photos import PhotoBatch, PhotoSet, photo_batches
 from sohes.data.transforms import normalise
 from sohes.engine.distributed import World, on_main
@@ -18,10 +20,10 @@ from sohes.engine.ema import make_teacher, update_teacher
 from sohes.engine.loop import Part, Trainer, train
 from sohes.engine.optim import cosine_between
 from sohes.engine.run import Run
-from sohes.losses.distillation import class_loss, koleo_loss, patch_loss, sinkhorn
+from sohes.losses.distillation import class_loss, koleo_loss, patch_loss, region_loss, sinkhorn
 from sohes.models.distillation import ARCHITECTURE, build_distillation_model, vit_arguments
 from sohes.models.export import save_vit
-from sohes.pretrain_config import CropConfig, DistortConfig, PretrainConfig
+from sohes.pretrain_config import PretrainConfig
 
 
 def pretrain(run: Run, config: PretrainConfig, photos: PhotoSet, device: torch.device, world: World) -> None:
@@ -36,12 +38,12 @@ def pretrain(run: Run, config: PretrainConfig, photos: PhotoSet, device: torch.d
 
     def compute_loss(step: int, part: Part) -> dict[str, Tensor]:
         batch, generator = part.batch, part.generators[0]
-        large, small = draw_views(batch, config.crops, config.distort, generator)
+        large, small, regions = draw_views(batch, config, generator)
         grid = (config.crops.global_size // config.vit.patch,) * 2
         hidden = draw_patch_masks(len(large), grid, settings.mask_share, settings.mask_probability, generator)
-        seen = part.model(large, hidden, small, hide=True)
+        seen = part.model(large, hidden, small, regions, is_student=True)
         with torch.no_grad():
-            taught = teacher(large, hidden)
+            taught = teacher(large, hidden, regions=regions)
         with torch.autocast(device.type, enabled=False):
             heat = teacher_temperature(step, config)
             num = len(batch.images)
@@ -54,8 +56,24 @@ def pretrain(run: Run, config: PretrainConfig, photos: PhotoSet, device: torch.d
                 ),
                 "loss_koleo": sum(koleo_loss(tokens) for tokens in seen.class_tokens.split(num)) / 2,
             }
-        weights = (settings.class_weight, settings.patch_weight, settings.koleo_weight)
-        return {"loss": sum(w * part for w, part in zip(weights, losses.values(), strict=True)), **losses}
+            if regions is not None:
+                pair = regions.view(2, num, -1)  # [2, B, h*w]
+                present = F.one_hot(pair, student.num_regions).sum(2) > 0  # [2, B, R]
+                common = int(present.all(0).sum())
+                order = torch.randperm(common, generator=generator, device=device)[: settings.region_samples]
+                teacher_regions, student_regions = (
+                    views.regions.view(2, num, *views.regions.shape[1:]) for views in (taught, seen)
+                )
+                losses["loss_region"] = region_loss(
+                    teacher_regions, student_regions, present, settings.region_temperature, order
+                )
+        weights = {
+            "loss_class": settings.class_weight,
+            "loss_patch": settings.patch_weight,
+            "loss_koleo": settings.koleo_weight,
+            "loss_region": settings.region_weight,
+        }
+        return {"loss": sum(weights[name] * value for name, value in losses.items()), **losses}
 
     def after_step(step: int) -> None:
         update_teacher(teacher, student, cosine_between(*settings.momentum, step / config.num_steps))
@@ -82,29 +100,42 @@ def pretrain(run: Run, config: PretrainConfig, photos: PhotoSet, device: torch.d
 
 
 def draw_views(
-    batch: PhotoBatch, crops: CropConfig, distortion: DistortConfig, generator: Generator
-) -> tuple[Tensor, Tensor | None]:
+    batch: PhotoBatch, config: PretrainConfig, generator: Generator
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The crops of a batch of B photos, normalised, drawn and coloured on the batch's device.
 
     Returns:
         Large crops float32 [2 * B, 3, G, G], the first crop of every photo before the second of any; small ones
-        [num_locals * B, 3, L, L] in the same order, None when there are to be none.
+        [num_locals * B, 3, L, L] in the same order, None when there are to be none; int64 [2 * B, h, w], the region of
+        every patch of the large crops, both crops of a photo cut the same way, None for a batch without regions.
     """
+    crops, distortion = config.crops, config.distort
     canvases = batch.images.float() / 255  # [B, 3, S, S]
+    num, side = len(canvases), canvases.shape[-1]
 
-    def cut(scale: tuple[float, float], size: int, blur: float, solarize: float) -> Tensor:
+    def draw(scale: tuple[float, float]) -> tuple[Tensor, Tensor]:
+        """Boxes [B, 4], and who is mirrored, [B]."""
         boxes = draw_boxes(batch.sizes, scale, crops, generator)
-        mirrored = torch.rand(len(boxes), generator=generator, device=boxes.device) < 0.5
-        views = cut_crops(canvases, boxes, mirrored, size)
-        return distort(views, distortion, blur, solarize, generator)
+        return boxes, torch.rand(num, generator=generator, device=boxes.device) < 0.5
+
+    def cut(box: tuple[Tensor, Tensor], size: int, blur: float, solarize: float) -> Tensor:
+        return distort(cut_crops(canvases, *box, size), distortion, blur, solarize, generator)
 
     blur = distortion.blur_probability
+    places = [draw(crops.global_scale), draw(crops.global_scale)]
     large = [
-        cut(crops.global_scale, crops.global_size, blur[0], 0.0),
-        cut(crops.global_scale, crops.global_size, blur[1], distortion.solarize_probability),
+        cut(places[0], crops.global_size, blur[0], 0.0),
+        cut(places[1], crops.global_size, blur[1], distortion.solarize_probability),
     ]
-    small = [cut(crops.local_scale, crops.local_size, blur[2], 0.0) for _ in range(crops.num_locals)]
-    return normalise(torch.cat(large) * 255), normalise(torch.cat(small) * 255) if small else None
+    small = [cut(draw(crops.local_scale), crops.local_size, blur[2], 0.0) for _ in range(crops.num_locals)]
+    regions = None
+    if batch.regions is not None:
+        ways = torch.randint(batch.regions.shape[1], (num,), generator=generator, device=canvases.device)
+        maps = batch.regions[torch.arange(num, device=ways.device), ways].long()  # [B, S', S']
+        grid = crops.global_size // config.vit.patch
+        regions = torch.cat([cut_labels(maps, *place, grid, side) for place in places])
+    large_views = normalise(torch.cat(large) * 255)
+    return large_views, normalise(torch.cat(small) * 255) if small else None, regions
 
 
 def teacher_temperature(step: int, config: PretrainConfig) -> float:

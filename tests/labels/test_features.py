@@ -61,6 +61,19 @@ def test_vit_keeps_the_aspect_ratio_and_drops_prefix_tokens(facet):
         torch.testing.assert_close(extractor([view])[0], features, rtol=1e-3, atol=1e-4)
 
 
+def test_a_vit_may_see_less_than_the_working_size(two_discs):
+    image = two_discs[0]  # 64 x 96
+    config = ExploreConfig(features=TINY, weights="random", side=320, feature_side=96, start="patches")
+    extractor = build_extractor(config)
+    view = extractor.view(image)
+    assert view.lab.shape[1:] == (256, 384)
+    assert view.grid == (5, 7)
+    (features,) = extractor([view])
+    small = replace(view, image=F.interpolate(view.image[None].float(), (80, 112), mode="bilinear", antialias=True)[0])
+    torch.testing.assert_close(features, extractor([small])[0])
+    assert len(label_image(image, extractor, config)) > 1
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_stays_close(precision):
     config = ExploreConfig(features=TINY, weights="random", side=64, precision=precision)

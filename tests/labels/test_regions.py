@@ -117,3 +117,16 @@ def test_features_of_a_network_are_pooled(two_discs):
     torch.testing.assert_close(basins.means.sum(1), torch.ones(len(basins.sizes)))
     shares = torch.zeros(len(basins.sizes)).index_add_(0, basins.labels.flatten(), outer.flatten().float())
     assert (basins.means[:, 1] - shares / basins.sizes).abs().mean() < 0.1
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_colors_share_the_features_of_basins_with_a_network(two_discs, share):
+    config = ExploreConfig(color_share=share)
+    view = build_extractor(config).view(two_discs[0])
+    features = torch.ones(*view.grid, 2)
+    colors, both = find_basins(view, None, config).means, find_basins(view, features, config).means
+    parts = both.split([colors.shape[1] * (share > 0), 2 * (share < 1)], dim=1)
+    torch.testing.assert_close(parts[0].square().sum(1), share * torch.ones(len(colors)))
+    torch.testing.assert_close(parts[1].square().sum(1), (1 - share) * torch.ones(len(colors)))
+    if share:
+        torch.testing.assert_close(parts[0], share**0.5 * colors)

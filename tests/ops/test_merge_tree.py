@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from sohes.ops.merge_regions import merge_regions
 from sohes.ops.merge_tree import MergeTree
 from sohes.ops.reference.merge_regions import grid_edges, merge_regions_heap
 
@@ -112,6 +113,16 @@ def test_candidates_are_the_labels_of_all_cuts(seed):
     tree = random_tree(seed)
     expected = sorted({node for threshold in THRESHOLDS for node in tree.cut(threshold).unique().tolist()})
     assert tree.candidates(THRESHOLDS).tolist() == expected
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 40, 100])
+def test_cut_to_a_number_of_regions(count):
+    tree = merge_regions(torch.randn(5, 8, 3, generator=torch.Generator().manual_seed(count))[None])[0]
+    labels = tree.cut_to(count)
+    assert labels.shape == (5, 8)
+    assert len(labels.unique()) == min(count, 40)
+    expected = tree.cut(float(tree.similarity[-1]) - 1) if count == 1 else None
+    assert expected is None or torch.equal(labels, expected)
 
 
 def test_leaves_outside_the_mask_have_no_label():

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,12 +24,14 @@ from sohes.data.sources import list_images
 from sohes.engine.checkpoint import list_checkpoints
 from sohes.engine.ema import make_teacher
 from sohes.models.distillation import build_distillation_model
-from sohes.pretrain_config import DistillConfig, PretrainConfig, VitConfig, get_preset
+from sohes.phases.pretrain import draw_views
+from sohes.pretrain_config import CropConfig, DistillConfig, DistortConfig, PretrainConfig, VitConfig, get_preset
 
 SMALL = [
     *("--vit.width", "32", "--vit.depth", "2", "--vit.heads", "2"),
     *("--crops.photo-side", "48", "--crops.global-size", "32", "--crops.local-size", "16", "--crops.num-locals", "2"),
     *("--distill.prototypes", "32", "--distill.head-hidden", "16", "--distill.head-bottleneck", "8"),
+    *("--distill.region-counts", "3", "6"),
     *("--batch-size", "4", "--optim.warmup-steps", "2", "--device", "cpu"),
 ]
 
@@ -108,11 +111,11 @@ def test_only_hidden_patches_differ_for_the_student():
     torch.nn.init.normal_(model.mask_token)
     crops, chosen = torch.randn(2, 3, 32, 32), torch.zeros(2, 4, 4, dtype=torch.bool)
     chosen[0, 1, 2] = chosen[0, 3, 3] = chosen[1, 0, 0] = True
-    seen, hidden = model(crops, chosen), model(crops, chosen, hide=True)
+    seen, hidden = model(crops, chosen), model(crops, chosen, is_student=True)
     assert seen.patch_logits.shape == hidden.patch_logits.shape == (3, DistillConfig().prototypes)
     changed = crops.clone()
     changed[0, :, 8:16, 16:24] = 9.0  # the hidden patch at (1, 2): the student cannot tell
-    torch.testing.assert_close(model(changed, chosen, hide=True).patch_logits, hidden.patch_logits)
+    torch.testing.assert_close(model(changed, chosen, is_student=True).patch_logits, hidden.patch_logits)
     assert not torch.allclose(model(changed, chosen).patch_logits, seen.patch_logits)
     assert seen.class_logits.abs().max() <= 1 + 1e-5  # cosines
 
@@ -120,12 +123,37 @@ def test_only_hidden_patches_differ_for_the_student():
 def test_losses_fall_and_the_teacher_follows(photos, tmp_path):
     state = run(tmp_path, photos, "--num-steps", "30", "--optim.learning-rate", "3e-3")
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    first, last = (sum(row["loss_patch"] for row in part) / 5 for part in (rows[:5], rows[-5:]))
-    assert last < first
+    for name in ("loss_patch", "loss_region"):
+        first, last = (sum(row[name] for row in part) / 5 for part in (rows[:5], rows[-5:]))
+        assert last < first
     torch.manual_seed(0)
     start = make_teacher(build_distillation_model(VitConfig(width=32, depth=2, heads=2), DistillConfig(), 32))
     assert not torch.equal(state["teacher"]["vit.norm.weight"], start.vit.norm.weight)
     assert not torch.equal(state["teacher"]["vit.norm.weight"], state["model"]["vit.norm.weight"])
+
+
+def test_without_their_weight_there_are_no_regions(photos, tmp_path):
+    state = run(tmp_path, photos, "--num-steps", "1", "--distill.region-weight", "0")
+    assert not any("region" in name for name in state["model"])
+    assert "loss_region" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_regions_lie_where_the_crops_are(photos):
+    config = PretrainConfig(crops=CropConfig(photo_side=48, global_size=32, local_size=16, num_locals=1))
+    photo_set = PhotoSet(list_images(photos), 48, 1, 1.0)
+    # The number of a region is the red of its pixels: crops must agree with it, wherever they were cut.
+    photo_set.images[:] = (torch.arange(48) // 6 * 30)[None, None, None]
+    photo_set.regions = photo_set.images[:, :1, ::2, ::2]
+    plain = DistortConfig(0, 0, 0, 0, 0, 0, (0.1, 1.2), (0, 0, 0), 0)
+    config = replace(config, distort=plain)
+    large, small, regions = draw_views(photo_set.batch([0, 3, 5]), config, torch.Generator().manual_seed(0))
+    assert large.shape == (6, 3, 32, 32)
+    assert small.shape == (3, 3, 16, 16)
+    assert regions.shape == (6, 4, 4)
+    red = large[:, 0] * 255 * 0.229 + 255 * 0.485
+    seen = torch.nn.functional.avg_pool2d(red[:, None], 8)[:, 0]
+    assert (seen - regions).abs().mean() < 16
+    assert (seen - regions).abs().max() < 46  # half of what a patch may span, and a neighbour
 
 
 def test_pack_holds_the_photos_shrunk(photos, tmp_path, capsys):
@@ -181,6 +209,8 @@ def test_batches_of_ranks_make_the_global_batch(photos):
         (["--images", ".", "--crops.global-size", "30"], "crops.global_size 30 is not a multiple of vit.patch 8"),
         (["--images", ".", "--batch-size", "1"], "batch_size 1 for 1 processes: expected a multiple, and at least 2"),
         (["--images", ".", "--engine.accumulate", "2"], "engine.accumulate 2: pretraining compares the photos"),
+        (["--images", ".", "--distill.region-counts", "300"], "distill.region_counts (300,): expected one or more"),
+        (["--images", ".", "--distill.region-samples", "1"], "expected at least 2, and more than 0"),
         (["--images", ".", "--vit.heads", "5"], "vit.width 192 is not a multiple of vit.heads 5"),
         (["--preset", "tiny-h20"], "unknown preset 'tiny-h20': did you mean 'tiny-h200'?"),
     ],
