@@ -7,7 +7,7 @@ Labels of values: [DINO], [iBOT], [DINOv2] the value of that work, [ours] decide
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sohes.config import ConfigError, EngineConfig, OptimConfig
@@ -191,6 +191,27 @@ def tiny_cpu() -> PretrainConfig:
     )
 
 
+def micro_cpu() -> PretrainConfig:
+    """`sohes-micro`: a ViT of 1.2 M parameters, in about an hour of one CPU core. Regions alone: within so few steps
+    the terms that compare prototypes learn nothing."""
+    return PretrainConfig(
+        preset="micro-cpu",
+        num_steps=1500,
+        vit=VitConfig(width=128, depth=6, heads=4, drop_path=0.0),
+        crops=CropConfig(global_size=96, num_locals=0),
+        distill=DistillConfig(
+            prototypes=256,
+            head_bottleneck=128,
+            momentum=(0.98, 1.0),
+            mask_probability=0.0,
+            class_weight=0.0,
+            patch_weight=0.0,
+            koleo_weight=0.0,
+        ),
+        optim=replace(_default_optim(), warmup_steps=50),
+    )
+
+
 def tiny_h200() -> PretrainConfig:
     """`sohes-tiny`: a ViT of 5.5 M parameters with patches of 8 px, in minutes of one large GPU."""
     return PretrainConfig(
@@ -210,7 +231,11 @@ def tiny_h200() -> PretrainConfig:
     )
 
 
-PRESETS: dict[str, Callable[[], PretrainConfig]] = {"tiny-cpu": tiny_cpu, "tiny-h200": tiny_h200}
+PRESETS: dict[str, Callable[[], PretrainConfig]] = {
+    "tiny-cpu": tiny_cpu,
+    "micro-cpu": micro_cpu,
+    "tiny-h200": tiny_h200,
+}
 
 
 def get_preset(name: str) -> PretrainConfig:

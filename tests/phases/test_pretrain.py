@@ -25,7 +25,15 @@ from sohes.engine.checkpoint import list_checkpoints
 from sohes.engine.ema import make_teacher
 from sohes.models.distillation import build_distillation_model
 from sohes.phases.pretrain import draw_views
-from sohes.pretrain_config import CropConfig, DistillConfig, DistortConfig, PretrainConfig, VitConfig, get_preset
+from sohes.pretrain_config import (
+    PRESETS,
+    CropConfig,
+    DistillConfig,
+    DistortConfig,
+    PretrainConfig,
+    VitConfig,
+    get_preset,
+)
 
 SMALL = [
     *("--vit.width", "32", "--vit.depth", "2", "--vit.heads", "2"),
@@ -230,7 +238,7 @@ def test_a_set_too_large_for_memory_is_refused(photos, tmp_path, capsys):
 
 
 def test_presets_are_sound():
-    for name in ("tiny-cpu", "tiny-h200"):
+    for name in PRESETS:
         config: PretrainConfig = get_preset(name)
         config.check()
         assert config.preset == name
