@@ -14,7 +14,7 @@ import argparse
 import ast
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from torch import Tensor
 from sohes.baselines.classical import box_grid_forest, felzenszwalb_forest, slic_tree_forest
 from sohes.baselines.tree_oracle import tree_oracle_forest
 from sohes.config import BaselineConfig, ExploreConfig
-from sohes.data.coco import LabelSet
+from sohes.data.coco import LabelledImage, LabelSet
 from sohes.data.images import read_image
 from sohes.data.scenes import draw_scene
 from sohes.evaluation import Evaluator
@@ -110,26 +110,43 @@ def oracle_forest(config: ExploreConfig) -> Segment:
     return lambda image, truths: tree_oracle_forest(image, truths, extractor, 1000)
 
 
-def measure_quality(folder: Path, num_images: int, segment: Segment) -> dict[str, float]:
-    """Metrics over `num_images` evenly chosen images; each human annotator of an image counts as an image."""
-    labels = LabelSet(folder)
-    evaluator, seconds = Evaluator((1, 10, 100, 1000)), 0.0
-    chosen = np.linspace(0, len(labels) - 1, min(num_images, len(labels))).astype(int)
-    for index in chosen:
-        truth = labels[int(index)]
-        image = read_image(truth.path)
+class Quality:
+    """Metrics of one way to segment over some photos, and its CPU time; each human annotator counts as an image."""
+
+    def __init__(self) -> None:
+        self.evaluator, self.seconds, self.num_images = Evaluator((1, 10, 100, 1000)), 0.0, 0
+
+    def add(self, truth: LabelledImage, image: Tensor, segment: Segment) -> None:
         people = torch.zeros(len(truth.forest), dtype=torch.int64) if truth.annotator is None else truth.annotator
         truths = [truth.forest.masks[(people == person) & ~truth.crowd] for person in people.unique()]
         start = time.process_time()
         forest = segment(image, truths)
-        seconds += time.process_time() - start
+        self.seconds += time.process_time() - start
+        self.num_images += 1
         for person in people.unique():
             own = people == person
             # Sets without parts say nothing about parents.
             parents = truth.forest.parents if len(people.unique()) == 1 and (truth.forest.parents >= 0).any() else None
             masks, crowd = truth.forest.masks[own], truth.crowd[own]
-            evaluator.add((truth.image_id, int(person)), masks, forest, crowd=crowd, gt_parents=parents)
-    return {**evaluator.summary(), "seconds": seconds / len(chosen)}
+            self.evaluator.add((truth.image_id, int(person)), masks, forest, crowd=crowd, gt_parents=parents)
+
+    def summary(self) -> dict[str, float]:
+        return {**self.evaluator.summary(), "seconds": self.seconds / self.num_images}
+
+
+def chosen_images(folder: Path, num_images: int) -> Iterator[tuple[LabelledImage, Tensor]]:
+    """`num_images` evenly chosen images of a set, truth and pixels."""
+    labels = LabelSet(folder)
+    for index in np.linspace(0, len(labels) - 1, min(num_images, len(labels))).astype(int):
+        truth = labels[int(index)]
+        yield truth, read_image(truth.path)
+
+
+def measure_quality(folder: Path, num_images: int, segment: Segment) -> dict[str, float]:
+    quality = Quality()
+    for truth, image in chosen_images(folder, num_images):
+        quality.add(truth, image, segment)
+    return quality.summary()
 
 
 def print_header() -> None:

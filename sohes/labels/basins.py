@@ -21,11 +21,13 @@ from sohes.labels.view import View
 
 @dataclass(frozen=True, eq=False)
 class Basins:
-    """labels: int64 [H, W] of the view, 0..N-1. means: float32 [N, C]. sizes: int64 [N]. edges: int64 [E, 2], each
-    adjacent pair once. borders: float32 [E, 2], pixel sides between the two and summed edge strength along them."""
+    """labels: int64 [H, W] of the view, 0..N-1. means: float32 [N, C] of features. colors: float64 [N, 4], mean Lab and
+    the mean of its squared length. sizes: int64 [N]. edges: int64 [E, 2], each adjacent pair once. borders: float32
+    [E, 2], pixel sides between the two and summed edge strength along them."""
 
     labels: Tensor
     means: Tensor
+    colors: Tensor
     sizes: Tensor
     edges: Tensor
     borders: Tensor
@@ -37,18 +39,19 @@ def find_basins(view: View, features: Tensor | None, config: ExploreConfig) -> B
     labels = catchment_basins(color_gradient(view.lab, config.basin_sigma))  # [H, W]
     flat = labels.flatten()
     sizes = torch.bincount(flat)  # [N]
+    channels = torch.cat([view.lab, view.lab.square().sum(0, keepdim=True)]).flatten(1)  # [4, H*W]
+    colors = torch.stack([torch.bincount(flat, channel.double()) for channel in channels], 1) / sizes[:, None]
     share = 1.0 if features is None else config.color_share
     parts = []
     if share > 0:
-        colors = torch.stack([torch.bincount(flat, channel) for channel in view.lab.flatten(1)]) / sizes  # [3, N]
-        parts.append(sqrt(share) * embed_color(colors.T.float(), config))  # [N, 32]
+        parts.append(sqrt(share) * embed_color(colors[:, :3].float(), config))  # [N, 32]
     if share < 1:
         pooled = pool_features(flat, sizes, view.patches.flatten(), features.flatten(0, 1))
         parts.append(sqrt(1 - share) * pooled)  # [N, C]
     means = torch.cat(parts, 1)
     gradient = 2 * color_gradient(view.lab, config.border_sigma)  # [H, W], the step across two pixels
     edges, borders = region_borders(labels, gradient / (gradient + config.border_softness))
-    return Basins(labels, means, sizes, edges, borders)
+    return Basins(labels, means, colors, sizes, edges, borders)
 
 
 def pool_features(labels: Tensor, sizes: Tensor, patches: Tensor, features: Tensor) -> Tensor:

@@ -19,8 +19,11 @@ from sohes.ops.merge_borders import merge_borders
 from sohes.ops.merge_regions import merge_regions
 from sohes.ops.merge_tree import MergeTree
 
-# Exponents of the score's factors, measured on photos: contrast, rank, area, roundness, stability, inside. [ours]
-_EXPONENTS = (2.0, 1.0, 0.3, 0.3, 0.5, 0.5)
+# Exponents of the score's factors, measured on photos: contrast, rank, area, roundness, stability, inside, variety,
+# sibling. [ours]
+_EXPONENTS = (2.0, 1.2, 0.25, 0.5, 0.4, 0.6, 0.4, 0.4)
+# Variance of Lab that counts as one more shade; this many shades are the most that count. [ours]
+_VARIETY = 100.0
 # Exponent of sizes that makes merging by distance alone Ward's criterion.
 _WARD = 0.5
 
@@ -99,7 +102,8 @@ def score_nodes(tree: MergeTree, shared: Tensor, basins: Basins) -> np.ndarray:
 
     An entity has a strong border (contrast), is among the last to be swallowed (rank: 1 - the logarithm of the number
     of regions left then, relative to all), is not tiny, is round rather than thread-like, was made much more cheaply
-    than it is swallowed (stability), and is not mostly bounded by the edge of the image (inside).
+    than it is swallowed (stability), is not mostly bounded by the edge of the image (inside), has more than one shade
+    in it (variety), and was not swallowed by something far smaller, which would be a speck of it (sibling).
     """
     num_leaves = tree.num_leaves
     length, strength = border_sums(tree, shared, basins)  # [R], [R]
@@ -114,6 +118,11 @@ def score_nodes(tree: MergeTree, shared: Tensor, basins: Basins) -> np.ndarray:
     left = np.ones(tree.num_nodes)  # regions in the image after the node was swallowed
     left[has_parent] = 2 * num_leaves - 1 - parents[has_parent]
 
+    sibling = np.where(has_parent, pixels[parents] - pixels, 0)
+    colors = basins.colors.numpy() * basins.sizes.numpy()[:, None]  # [N, 4]
+    *lab, squared = (_sum_over_nodes(tree, channel) / pixels for channel in colors.T)
+    variance = np.maximum(squared - sum(mean**2 for mean in lab), 0)  # of Lab inside the node
+
     perimeter = np.maximum(length + frame, 1)
     factors = (
         strength / np.maximum(length, 1),
@@ -122,6 +131,8 @@ def score_nodes(tree: MergeTree, shared: Tensor, basins: Basins) -> np.ndarray:
         4 * np.pi * pixels / perimeter**2,
         1 - born / np.maximum(died, 1e-9),
         1 - frame / perimeter,
+        (1 + variance / _VARIETY) / _VARIETY,
+        sibling / (sibling + pixels),
     )
     logarithm = sum(e * np.log(np.clip(f, 1e-3, 1)) for e, f in zip(_EXPONENTS, factors, strict=True))
     return np.exp(logarithm / sum(_EXPONENTS))

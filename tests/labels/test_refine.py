@@ -109,7 +109,7 @@ def test_plug_in_without_a_network_says_where_weights_go(photo, tmp_path, monkey
 
     monkeypatch.setitem(sys.modules, "segmentation_refinement", SimpleNamespace(Refiner=refuse))
     refine.load_cascadepsp.cache_clear()
-    with pytest.raises(RefinerMissing, match=r"could not fetch its weights \(\w+Error\); without a network put the file "):
+    with pytest.raises(RefinerMissing, match=r"could not fetch its weights \(\w+Error\); without a network put the "):
         explore([photo], tmp_path / "out", ExploreConfig(refiner="cascadepsp"), log=RunLog(console=False))
     assert not (tmp_path / "out").exists()
 

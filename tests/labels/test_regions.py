@@ -62,6 +62,30 @@ def test_pooled_features_are_means_over_pixels():
         torch.testing.assert_close(got[region], unit[patches[labels == region]].mean(0))
 
 
+def test_colors_are_moments_over_pixels():
+    image = random_image(19, 23)
+    view, basins = build_extractor(ExploreConfig()).view(image), basins_of(image)
+    for region in range(len(basins.sizes)):
+        inside = view.lab[:, basins.labels == region].double()
+        torch.testing.assert_close(basins.colors[region, :3], inside.mean(1))
+        torch.testing.assert_close(basins.colors[region, 3], inside.square().sum(0).mean())
+
+
+def test_of_two_equal_discs_the_varied_one_scores_more():
+    y, x = torch.meshgrid(torch.arange(64), torch.arange(128), indexing="ij")
+    image = torch.full((3, 64, 128), 128, dtype=torch.uint8)
+    discs = [(y - 32) ** 2 + (x - center) ** 2 < 18**2 for center in (32, 96)]
+    for disc in discs:
+        image[:, disc] = torch.tensor([200, 20, 20], dtype=torch.uint8)[:, None]
+    image[:, discs[1] & (y < 32)] = torch.tensor([20, 20, 200], dtype=torch.uint8)[:, None]
+    basins = basins_of(image)
+    tree, shared = grow_tree(basins, 3.0, 0.3)
+    scores = score_nodes(tree, shared, basins)
+    masks = PackedMasks.from_dense(tree.node_masks(torch.arange(tree.num_nodes))[:, basins.labels])
+    flat, varied = mask_iou(PackedMasks.from_dense(torch.stack(discs)), masks).argmax(1).tolist()
+    assert scores[varied] > scores[flat]
+
+
 def test_drawn_intervals_are_unions_of_their_basins():
     basins = basins_of(random_image(37, 51))
     tree, _ = grow_tree(basins, 3.0, 0.3)
