@@ -33,26 +33,22 @@ Found pack_rows(const uint8_t* dense, int64_t row_stride, int64_t height, int64_
     const int64_t columns = std::min(kBlocks * 64, width - x0);
     for (int64_t y0 = 0; y0 < height; y0 += 64) {
       const int64_t rows = std::min<int64_t>(64, height - y0);
-      for (int64_t y = 0; y < rows; ++y) {
-        simd().bytes_to_bits(dense + (y0 + y) * row_stride + x0, columns, bits + y, 64);
-      }
+      uint64_t any[kBlocks] = {};
+      simd().bytes_to_bits(dense + y0 * row_stride + x0, row_stride, rows, columns, bits, 64, any);
       for (int64_t block = 0; 64 * block < columns; ++block) {
+        if (any[block] == 0) continue;
         uint64_t* square = bits + 64 * block;
         std::fill(square + rows, square + 64, 0);
-        uint64_t any = 0;
-        for (int64_t y = 0; y < 64; ++y) any |= square[y];
-        if (any == 0) continue;
-        transpose64(square);
+        simd().transpose(square);
         uint64_t used = 0;  // bit y: row y0 + y holds a pixel
         const int64_t first = x0 + 64 * block;
-        const int64_t inside = std::min<int64_t>(64, width - first);
-        for (int64_t x = 0; x < inside; ++x) {
-          if (square[x] == 0) continue;
+        for (uint64_t rest = any[block]; rest != 0; rest &= rest - 1) {
+          const int64_t x = std::countr_zero(rest);
           used |= square[x];
           or_bits(words, (first + x) * height + y0, square[x]);
-          found.x0 = std::min(found.x0, first + x);
-          found.x1 = std::max(found.x1, first + x + 1);
         }
+        found.x0 = std::min<int64_t>(found.x0, first + std::countr_zero(any[block]));
+        found.x1 = std::max<int64_t>(found.x1, first + 64 - std::countl_zero(any[block]));
         found.y0 = std::min<int64_t>(found.y0, y0 + std::countr_zero(used));
         found.y1 = std::max<int64_t>(found.y1, y0 + 64 - std::countl_zero(used));
       }
@@ -75,7 +71,7 @@ void unpack_rows(const uint64_t* words, int64_t height, int64_t width, uint8_t* 
           square[x] = column < width ? read_bits(words, column * height + y0, rows) : 0;
           any |= square[x];
         }
-        if (any != 0) transpose64(square);
+        if (any != 0) simd().transpose(square);
       }
       for (int64_t y = 0; y < rows; ++y) {
         simd().bits_to_bytes(bits + y, 64, columns, dense + (y0 + y) * width + x0);
@@ -114,28 +110,37 @@ void stats_of(const uint64_t* words, int64_t height, int64_t width, int64_t* are
 
 using namespace mask_ops;
 
-void mask_pack(const TensorView& dense, const TensorView& words, const TensorView& areas,
-               const TensorView& boxes, int num_threads) {
-  const int64_t height = dense.shape[1], width = dense.shape[2];
+void mask_pack(const TensorView& dense, const TensorView& scratch, const TensorView& words,
+               const TensorView& areas, const TensorView& boxes, int num_threads) {
+  const int64_t height = dense.shape[1], width = dense.shape[2], num = words.shape[1];
   require(dense.ndim == 3 && (dense.dtype == DType::kBool || dense.dtype == DType::kUInt8),
           "mask_pack: expected bool or uint8 [N, H, W]");
   require_words(words, height * width);
   const bool columns_first = dense.stride[1] == 1 && (dense.stride[2] == height || width == 1);
   require(columns_first || dense.stride[2] == 1 || width <= 1 || height == 0,
           "mask_pack: expected pixels side by side in memory");
+  const bool is_zeroed = scratch.numel() == 0;
+  require(is_zeroed || (scratch.shape[0] >= num_threads && scratch.shape[1] >= num),
+          "mask_pack: scratch is too small");
   prefer_huge_pages(words);
-  parallel_for(dense.shape[0], 1, num_threads, [&](int, int64_t n, int64_t) {
+  parallel_for(dense.shape[0], 1, num_threads, [&](int thread, int64_t n, int64_t) {
     const uint8_t* one = dense.as<uint8_t>() + n * dense.stride[0];
     uint64_t* out = row(words, n);
     int64_t* area = areas.as<int64_t>() + n;
     int64_t* box = boxes.as<int64_t>() + 4 * n;
     if (columns_first) {
-      simd().bytes_to_bits(one, height * width, out, 1);  // as packed masks are
+      simd().bytes_to_bits(one, 0, 1, height * width, out, 1, nullptr);  // as packed masks are
       stats_of(out, height, width, area, box);
-    } else {
-      const Found found = pack_rows(one, dense.stride[1], height, width, out);
-      set_stats(found, found.x1 ? count_pixels(out, height, found.x0, found.x1) : 0, area, box);
+      return;
     }
+    uint64_t* const made = is_zeroed ? out : row(scratch, thread);
+    const Found found = pack_rows(one, dense.stride[1], height, width, made);
+    set_stats(found, found.x1 ? count_pixels(made, height, found.x0, found.x1) : 0, area, box);
+    if (is_zeroed) return;
+    const int64_t from = found.x1 ? (found.x0 * height) >> 6 : 0, to = (found.x1 * height + 63) >> 6;
+    simd().move_words(nullptr, from, out);
+    simd().move_words(made + from, to - from, out + from);
+    simd().move_words(nullptr, num - to, out + to);
   });
 }
 

@@ -2,7 +2,10 @@
 // The plain version of each loop, which the others agree with, and the choice among them.
 #include "simd.h"
 
+#include <algorithm>
 #include <bit>
+
+#include "bits.h"
 
 // Results must not depend on whether the processor can fuse a product and a sum.
 #if defined(__clang__)
@@ -33,17 +36,30 @@ int64_t count_changes_plain(const uint64_t* words, int64_t count) {
   return sum;
 }
 
-void bytes_to_bits_plain(const uint8_t* bytes, int64_t count, uint64_t* out, int64_t stride) {
-  for (int64_t start = 0; start < count; start += 64, out += stride) {
-    const int64_t n = count - start < 64 ? count - start : 64;
-    uint64_t word = 0;
-    for (int64_t i = 0; i < n; ++i) word |= uint64_t{bytes[start + i] != 0} << i;
-    *out = word;
+void bytes_to_bits_plain(const uint8_t* bytes, int64_t row_stride, int64_t rows, int64_t count, uint64_t* out,
+                         int64_t stride, uint64_t* any) {
+  for (int64_t y = 0; y < rows; ++y, bytes += row_stride) {
+    for (int64_t start = 0; start < count; start += 64) {
+      const int64_t n = count - start < 64 ? count - start : 64;
+      uint64_t word = 0;
+      for (int64_t i = 0; i < n; ++i) word |= uint64_t{bytes[start + i] != 0} << i;
+      out[y + (start >> 6) * stride] = word;
+      if (any) any[start >> 6] |= word;
+    }
   }
 }
 
 void bits_to_bytes_plain(const uint64_t* bits, int64_t stride, int64_t count, uint8_t* bytes) {
   for (int64_t i = 0; i < count; ++i) bytes[i] = (bits[(i >> 6) * stride] >> (i & 63)) & 1;
+}
+
+void move_words_plain(uint64_t* from, int64_t count, uint64_t* to) {
+  if (from) {
+    std::copy_n(from, count, to);
+    std::fill_n(from, count, 0);
+  } else {
+    std::fill_n(to, count, 0);
+  }
 }
 
 void above_plain(const float* a, float threshold, int64_t count, uint64_t* bits) {
@@ -75,7 +91,7 @@ void blend_plain(const float* a, float weight_a, const float* b, float weight_b,
 
 const Simd kPlain = {
     "plain",     and_popcount_plain, count_changes_plain, bytes_to_bits_plain, bits_to_bytes_plain,
-    above_plain, blend_plain};
+    transpose64, move_words_plain,   above_plain,         blend_plain};
 
 const Simd* const* simd_versions() {
   static const Simd* const list[] = {&kPlain, vector_version(0), vector_version(1), nullptr};

@@ -21,12 +21,20 @@ struct Simd {
   // How many bits differ from the one before, over all bits of the words in order; before the first comes 0.
   int64_t (*count_changes)(const uint64_t* words, int64_t count);
 
-  // Bit i of the stream out[0], out[stride], out[2 * stride], ... is bytes[i] != 0; the last word is padded
-  // with zeros.
-  void (*bytes_to_bits)(const uint8_t* bytes, int64_t count, uint64_t* out, int64_t stride);
+  // Of each row y of `count` bytes at bytes + y * row_stride, y < rows: bit i of the stream out[y],
+  // out[y + stride], out[y + 2 * stride], ... is whether byte i is not 0; the last word is padded with zeros.
+  // any[k] |= word k of all streams, unless null.
+  void (*bytes_to_bits)(const uint8_t* bytes, int64_t row_stride, int64_t rows, int64_t count, uint64_t* out,
+                        int64_t stride, uint64_t* any);
 
-  // The inverse: bytes[i] = bit i of that stream, 0 or 1.
+  // The inverse: bytes[i] = bit i of one stream from `bits` on, 0 or 1.
   void (*bits_to_bytes)(const uint64_t* bits, int64_t stride, int64_t count, uint8_t* bytes);
+
+  // Transposes a square of 64 x 64 bits in place: bit j of square[i] becomes bit i of square[j].
+  void (*transpose)(uint64_t* square);
+
+  // to[k] = from[k], past the caches where that is possible, and from[k] = 0; zeros where `from` is null.
+  void (*move_words)(uint64_t* from, int64_t count, uint64_t* to);
 
   // Bit i of bits: a[i] - threshold >= kNear; false for NaN.
   void (*above)(const float* a, float threshold, int64_t count, uint64_t* bits);

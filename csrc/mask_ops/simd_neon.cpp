@@ -27,28 +27,38 @@ int64_t and_popcount_neon(const uint64_t* a, int64_t stride_a, const uint64_t* b
   return sum + static_cast<int64_t>(vaddvq_u64(sums));
 }
 
-void bytes_to_bits_neon(const uint8_t* bytes, int64_t count, uint64_t* out, int64_t stride) {
+inline uint64_t nonzero64_neon(const uint8_t* bytes) {
   const uint8x16_t place = vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201ull));
-  int64_t start = 0;
-  for (; start + 64 <= count; start += 64, out += stride) {
-    uint8x16_t v[4];
-    for (int part = 0; part < 4; ++part) {
-      const uint8x16_t loaded = vld1q_u8(bytes + start + 16 * part);
-      v[part] = vandq_u8(vtstq_u8(loaded, loaded), place);
-    }
-    // Three rounds of pairwise sums leave one byte for each eight.
-    const uint8x16_t pairs = vpaddq_u8(vpaddq_u8(v[0], v[1]), vpaddq_u8(v[2], v[3]));
-    *out = vgetq_lane_u64(vreinterpretq_u64_u8(vpaddq_u8(pairs, pairs)), 0);
+  uint8x16_t v[4];
+  for (int part = 0; part < 4; ++part) {
+    const uint8x16_t loaded = vld1q_u8(bytes + 16 * part);
+    v[part] = vandq_u8(vtstq_u8(loaded, loaded), place);
   }
-  kPlain.bytes_to_bits(bytes + start, count - start, out, stride);
+  // Three rounds of pairwise sums leave one byte for each eight.
+  const uint8x16_t pairs = vpaddq_u8(vpaddq_u8(v[0], v[1]), vpaddq_u8(v[2], v[3]));
+  return vgetq_lane_u64(vreinterpretq_u64_u8(vpaddq_u8(pairs, pairs)), 0);
+}
+
+void bytes_to_bits_neon(const uint8_t* bytes, int64_t row_stride, int64_t rows, int64_t count, uint64_t* out,
+                        int64_t stride, uint64_t* any) {
+  const int64_t blocks = count / 64;
+  for (int64_t y = 0; y < rows; ++y, bytes += row_stride) {
+    for (int64_t k = 0; k < blocks; ++k) {
+      const uint64_t word = nonzero64_neon(bytes + 64 * k);
+      out[y + k * stride] = word;
+      if (any) any[k] |= word;
+    }
+    kPlain.bytes_to_bits(bytes + 64 * blocks, 0, 1, count - 64 * blocks, out + y + blocks * stride, stride,
+                         any ? any + blocks : nullptr);
+  }
 }
 
 }  // namespace
 
 const Simd* vector_version(int level) {
   static const Simd neon = {
-      "neon",       and_popcount_neon, kPlain.count_changes, bytes_to_bits_neon, kPlain.bits_to_bytes,
-      kPlain.above, kPlain.blend};
+      "neon",           and_popcount_neon, kPlain.count_changes, bytes_to_bits_neon, kPlain.bits_to_bytes,
+      kPlain.transpose, kPlain.move_words, kPlain.above,         kPlain.blend};
   return level == 0 ? &neon : nullptr;
 }
 

@@ -7,15 +7,14 @@ backend.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sohes._binary import require_binary
 from sohes.ops._cuda import run_cuda
 from sohes.ops._library import define_op, why_not_cpp, why_not_cuda
+from sohes.ops._words import num_words, reused_words, zero_words
 from sohes.ops.reference import mask_pack as reference
-from sohes.ops.reference.mask_pack import num_words
 
 MASKS_AT_A_TIME = 64  # masks copied at a time to bring their pixels side by side: one cache line of a masks-last array
 
@@ -55,14 +54,6 @@ def mask_from_index(index: Tensor, num_masks: int, backend: str = "auto") -> Ten
     return _from_index(index, num_masks, backend)
 
 
-def zero_words(num_masks: int, size: tuple[int, int]) -> Tensor:
-    """int64 [N, V] of zeros on the CPU. Numpy takes them from `calloc`: large ones come as zeros from the system, and
-    are not written here once more, as `torch.zeros` would."""
-    if num_masks == 0:  # of an array without elements from_numpy drops the strides, and other views of it fail
-        return torch.zeros((0, num_words(size)), dtype=torch.int64)
-    return torch.from_numpy(np.zeros((num_masks, num_words(size)), np.int64))
-
-
 def _new_stats(like: Tensor) -> tuple[Tensor, Tensor]:
     """Areas and boxes for as many masks as `like` has."""
     areas = torch.empty(like.shape[0], dtype=torch.int64, device=like.device)
@@ -76,14 +67,17 @@ def _fake_packed(like: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, T
 
 def _pack_cpp(dense: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     N, H, W = dense.shape
-    out = (zero_words(N, (H, W)), *_new_stats(dense))
+    words, is_zero = reused_words(N, (H, W))
+    out = (words, *_new_stats(dense))
+    threads = torch.get_num_threads()
+    scratch = words.new_zeros((0 if is_zero else threads, words.shape[1]))
     columns_first = dense.stride(1) == 1 and dense.stride(2) == H
     side_by_side = dense.stride(2) == 1 or columns_first
     step = max(N, 1) if side_by_side else MASKS_AT_A_TIME
     for start in range(0, N, step):
         part = dense[start : start + step]
         args = (t[start : start + step] for t in out)
-        require_binary().mask_pack(part if side_by_side else part.contiguous(), *args, torch.get_num_threads())
+        require_binary().mask_pack(part if side_by_side else part.contiguous(), scratch, *args, threads)
     return out
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sohes._binary import find_binary, require_binary
 from sohes.ops._library import Operator, define_op, why_not_cpp
-from sohes.ops.mask_pack import zero_words
+from sohes.ops._words import zero_words
 from sohes.ops.reference import mask_regions as reference
 from sohes.ops.reference.mask_pack import num_words
 

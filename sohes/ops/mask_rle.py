@@ -12,7 +12,7 @@ from torch import Tensor
 from sohes._binary import find_binary
 from sohes.ops._cuda import run_cuda
 from sohes.ops._library import why_not_cuda
-from sohes.ops.mask_pack import zero_words
+from sohes.ops._words import zero_words
 from sohes.ops.reference import mask_rle as reference
 from sohes.ops.reference.mask_rle import Counts
 

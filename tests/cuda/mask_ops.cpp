@@ -86,7 +86,8 @@ struct Set {
   Set(int64_t n, int64_t h, int64_t w)
       : num(n), height(h), width(w), words({n, words_of(h, w)}), areas({n}), boxes({n, 4}), order({n}) {
     Bytes dense = random_masks(n, h, w), back({n, h, w});
-    sohes::mask_pack(dense.view(), words.view(), areas.view(), boxes.view(), 1);
+    Ints none({0});
+    sohes::mask_pack(dense.view(), none.view(), words.view(), areas.view(), boxes.view(), 1);
     Ints other({n, words_of(h, w)}), other_areas({n}), other_boxes({n, 4});
     sohes::mask_pack_cuda(dense.view(), other.view(), other_areas.view(), other_boxes.view(), 0);
     expect(words.data == other.data && areas.data == other_areas.data && boxes.data == other_boxes.data,

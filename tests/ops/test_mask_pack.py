@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+from collections import deque
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,9 @@ import torch.nn.functional as F
 from mask_cases import SIZES, mixed, object_logits
 
 from sohes._binary import find_binary
+from sohes.ops import _words
 from sohes.ops.mask_pack import mask_from_index, mask_pack, mask_pack_logits, mask_stats, mask_unpack
+from sohes.ops.reference import mask_pack as reference
 from sohes.ops.reference.mask_pack import bilinear_table, num_words
 
 BACKENDS = [
@@ -205,3 +209,25 @@ def test_messages():
         mask_pack_logits(torch.zeros(1, 2, 2, dtype=torch.int64), (4, 4), 0.0)
     with pytest.raises(ValueError, match=r"^mask_pack_logits: cannot upsample \[1, 0, 2\] to \[4, 4\]$"):
         mask_pack_logits(torch.zeros(1, 0, 2), (4, 4), 0.0)
+
+
+@needs_binary
+def test_memory_that_another_set_of_masks_had(monkeypatch):
+    """The words of a set that is gone are used again, whatever they hold; never those of one that is still there."""
+    monkeypatch.setattr(_words, "KEPT_BYTES", (1, 1 << 20))
+    monkeypatch.setattr(_words, "_kept", deque(maxlen=1))
+    dense = [mixed(seed, 65, 70) for seed in range(4)]
+    expected = [reference.mask_pack(one) for one in dense]
+    words = mask_pack(dense[0], "cpp")[0]
+    view = words[3:5]  # keeps the memory
+    del words
+    assert len(_words._kept) == 0
+    second = mask_pack(dense[1], "cpp")
+    assert torch.equal(view, expected[0][0][3:5])
+    address = second[0].data_ptr()
+    del second
+    third = mask_pack(dense[2], "cpp")
+    assert third[0].data_ptr() == address
+    fewer = mask_pack(dense[3][:20], "cpp")
+    for got, wanted in ((third, expected[2]), (fewer, [part[:20] for part in expected[3]])):
+        assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))

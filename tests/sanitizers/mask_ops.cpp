@@ -116,7 +116,7 @@ void check_vectors() {
         same = same && shared(simd) == shared(plain);
       }
       same = same && simd.count_changes(a.data(), count) == plain.count_changes(a.data(), count);
-      simd.bytes_to_bits(bytes.data(), count, bits.data(), 1);
+      simd.bytes_to_bits(bytes.data(), 0, 1, count, bits.data(), 1, nullptr);
       simd.bits_to_bytes(bits.data(), 1, count, back.data());
       for (int64_t i = 0; i < count; ++i) same = same && back[i] == (bytes[i] != 0);
       if (count % 64) same = same && (bits.back() >> (count % 64)) == 0;
@@ -127,6 +127,17 @@ void check_vectors() {
       std::vector<float> expected(count);
       std::vector<uint64_t> expected_signs(signs.size());
       plain.blend(left.data(), 0.3f, right.data(), 0.7f, count, expected.data(), expected_signs.data());
+      std::vector<uint64_t> moved(count, 7), gone = a, square(64), turned;
+      simd.move_words(gone.data(), count, moved.data());
+      same = same && moved == a && gone == std::vector<uint64_t>(count);
+      simd.move_words(nullptr, count, moved.data());
+      same = same && moved == gone;
+      for (uint64_t& row : square) row = (uint64_t{rng()} << 32) | rng();
+      turned = square;
+      simd.transpose(turned.data());
+      for (int64_t i = 0; i < 64 * 64; ++i) {
+        same = same && (turned[i / 64] >> (i % 64) & 1) == (square[i % 64] >> (i / 64) & 1);
+      }
       expect(same && blended == expected && signs == expected_signs, simd.name, 1, count);
     }
   }
@@ -153,8 +164,13 @@ void flood(const std::vector<uint8_t>& mask, std::vector<uint8_t>& reached, int6
 
 void check_masks(int64_t height, int64_t width) {
   Bytes dense = random_masks(height, width);
-  Ints words({kMasks, words_of(height, width)}), areas({kMasks}), boxes({kMasks, 4});
-  sohes::mask_pack(dense.view(), words.view(), areas.view(), boxes.view(), kThreads);
+  Ints words({kMasks, words_of(height, width)}), areas({kMasks}), boxes({kMasks, 4}), none({0});
+  sohes::mask_pack(dense.view(), none.view(), words.view(), areas.view(), boxes.view(), kThreads);
+  Ints used(words.shape, -1), row_of_each({kThreads, words.shape[1]});
+  sohes::mask_pack(dense.view(), row_of_each.view(), used.view(), areas.view(), boxes.view(), kThreads);
+  expect(used.data == words.data && std::count(row_of_each.data.begin(), row_of_each.data.end(), 0) ==
+                                        static_cast<int64_t>(row_of_each.data.size()),
+         "pack into used words", height, width);
   Bytes back({kMasks, height, width}, 7);
   sohes::mask_unpack(words.view(), back.view(), kThreads);
   expect(back.data == dense.data, "pack and unpack", height, width);
@@ -171,7 +187,8 @@ void check_masks(int64_t height, int64_t width) {
   std::swap(columns_first.shape[1], columns_first.shape[2]);
   std::swap(columns_first.stride[1], columns_first.stride[2]);
   Ints again({kMasks, words_of(height, width)}), areas_again({kMasks}), boxes_again({kMasks, 4});
-  sohes::mask_pack(columns_first, again.view(), areas_again.view(), boxes_again.view(), kThreads);
+  sohes::mask_pack(columns_first, none.view(), again.view(), areas_again.view(), boxes_again.view(),
+                   kThreads);
   expect(again.data == words.data && areas_again.data == areas.data, "pack by columns", height, width);
   sohes::mask_stats(words.view(), height, width, areas_again.view(), boxes_again.view(), kThreads);
   expect(areas_again.data == areas.data && boxes_again.data == boxes.data, "stats", height, width);
@@ -290,8 +307,8 @@ void check_resizing(int64_t height, int64_t width, int64_t new_height, int64_t n
   expect(areas_again.data == areas.data && boxes_again.data == boxes.data, "logits", new_height, new_width);
 
   Bytes dense = random_masks(height, width);
-  Ints small({kMasks, words_of(height, width)});
-  sohes::mask_pack(dense.view(), small.view(), areas.view(), boxes.view(), kThreads);
+  Ints small({kMasks, words_of(height, width)}), none({0});
+  sohes::mask_pack(dense.view(), none.view(), small.view(), areas.view(), boxes.view(), kThreads);
   std::fill(words.data.begin(), words.data.end(), 0);
   sohes::mask_resize(small.view(), height, row_start.view(), columns.view(), new_height, words.view(),
                      kThreads);

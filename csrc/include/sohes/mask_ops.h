@@ -13,10 +13,12 @@
 
 namespace sohes {
 
-// dense bool / uint8 [N, H, W] (non-zero is inside) -> words (zeroed), areas [N], boxes. The pixels of a row,
-// or of the whole mask column after column, lie side by side; masks and rows may be any distance apart.
-void mask_pack(const TensorView& dense, const TensorView& words, const TensorView& areas,
-               const TensorView& boxes, int num_threads);
+// dense bool / uint8 [N, H, W] (non-zero is inside) -> words, areas [N], boxes. The pixels of a row, or of
+// the whole mask column after column, lie side by side; masks and rows may be any distance apart. Either the
+// words come zeroed and scratch is empty; or scratch, int64 [num_threads, V], comes zeroed and is left so,
+// and every word is written once, past the caches: better for words that have been in use before.
+void mask_pack(const TensorView& dense, const TensorView& scratch, const TensorView& words,
+               const TensorView& areas, const TensorView& boxes, int num_threads);
 
 // index int64 [W, H], columns first: the mask that holds each pixel, or -1 -> words (zeroed).
 void mask_from_index(const TensorView& index, const TensorView& words);
