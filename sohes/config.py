@@ -194,6 +194,8 @@ class EngineConfig:
     """Checkpoints kept per phase, >= 1."""
     async_checkpoints: bool = False
     """Write checkpoints while training goes on, from a copy of the state in CPU memory."""
+    half_checkpoints: bool = False
+    """Round checkpoints to bfloat16, for half the bytes: a resumed run then goes on nearly, not bitwise, equally."""
     tensorboard: bool = False
     """Write metrics for TensorBoard too, into tensorboard/ of the run. Needs the package `tensorboard`."""
     timeout_minutes: float = 60.0

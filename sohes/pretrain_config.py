@@ -219,6 +219,9 @@ def tiny_h200() -> PretrainConfig:
         num_steps=5000,
         batch_size=1024,
         num_threads=16,
+        distill=DistillConfig(prototypes=2048),
+        # What has to be carried from one slot on a machine to the next stays below 60 MB.
+        engine=EngineConfig(half_checkpoints=True, keep_checkpoints=1),
         optim=OptimConfig(
             learning_rate=2e-3,
             backbone_factor=1.0,

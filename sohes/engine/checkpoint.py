@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.utils._pytree import tree_map
 
 from sohes.engine.distributed import on_main
 from sohes.errors import SohesError
@@ -61,10 +62,11 @@ class Checkpoints:
         keep: how many stay, the newest, >= 1.
         asynchronous: `save` copies the state in memory and returns; files are written while training goes on. Needs a
             process group.
+        half: weights and optimiser are rounded to bfloat16, for half the bytes; `load_checkpoint` reads both kinds.
     """
 
-    def __init__(self, folder: Path, keep: int, asynchronous: bool = False) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, keep: int, asynchronous: bool = False, half: bool = False) -> None:
+        self.folder, self.keep, self._half = folder, keep, half
         self._pending: tuple[Future, Path] | None = None
         # A group of its own: the writing thread's messages must not mix with those of the training loop.
         self._group = dist.new_group(backend="gloo") if asynchronous else None
@@ -93,6 +95,8 @@ class Checkpoints:
         temporary = self.folder / f".{path.name}.tmp"
         on_main(lambda: self._clear(temporary))
         state = _collect(modules, optimizer, {"step": step, **(extra or {})})
+        if self._half:
+            state = tree_map(_round, state)
         try:
             with warnings.catch_warnings():
                 _expect_one_process()
@@ -184,6 +188,13 @@ def _collect(modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, va
     """The state by names, not by order or process: what torch.distributed.checkpoint can part and join."""
     state = {name: get_model_state_dict(module) for name, module in modules.items()}
     return {**values, **state, _OPTIMIZER: get_optimizer_state_dict(modules["model"], optimizer)}
+
+
+def _round(value: Any) -> Any:
+    """float32 tensors as bfloat16; single numbers, such as the optimiser's count of steps, stay exact."""
+    if isinstance(value, torch.Tensor) and value.dtype == torch.float32 and value.numel() > 1:
+        return value.bfloat16()
+    return value
 
 
 def _is_main() -> bool:

@@ -113,7 +113,9 @@ def train(trainer: Trainer) -> None:
     bad_steps, saved_at, ready_at = 0, time.monotonic(), time.monotonic()
     with (
         run.open_metrics(phase, start, engine.tensorboard) as metrics,
-        Checkpoints(run.checkpoints(phase), engine.keep_checkpoints, engine.async_checkpoints) as checkpoints,
+        Checkpoints(
+            run.checkpoints(phase), engine.keep_checkpoints, engine.async_checkpoints, engine.half_checkpoints
+        ) as checkpoints,
         Progress(trainer.num_steps, phase, "steps", initial=start, log=run.log, enabled=world.is_main) as progress,
     ):
         for step, batch in trainer.make_batches(start):

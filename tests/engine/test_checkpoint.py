@@ -5,6 +5,8 @@ import pytest
 import torch
 from micro import no_file_beyond
 from torch import nn
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from sohes.config import OptimConfig
 from sohes.engine.checkpoint import CheckpointError, Checkpoints, list_checkpoints, load_checkpoint
@@ -87,6 +89,22 @@ def test_an_asynchronous_save_holds_the_state_of_its_step(tmp_path, group):
     again, optimizer = fresh()
     assert load_checkpoint(kept, {"model": again}, optimizer) == 10
     assert_equal(straight, again)
+
+
+def test_half_checkpoints_are_rounded_and_open_alike(tmp_path):
+    model, optimizer = trained(range(10))
+    Checkpoints(tmp_path, 1, half=True).save(10, {"model": model}, optimizer)
+    (path,) = list_checkpoints(tmp_path)
+    stored = FileSystemReader(path).read_metadata().state_dict_metadata
+    kinds = {name: entry.properties.dtype for name, entry in stored.items() if isinstance(entry, TensorStorageMetadata)}
+    assert kinds["model.head.weight"] == kinds["optimizer.state.head.weight.exp_avg"] == torch.bfloat16
+    assert kinds["optimizer.state.head.weight.step"] == torch.float32  # counts beyond 256 are no bfloat16
+    again, opened = fresh()
+    assert load_checkpoint(path, {"model": again}, opened) == 10
+    for a, b in zip(model.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(b, a, rtol=2**-8, atol=0)
+        for name in ("exp_avg", "exp_avg_sq"):
+            torch.testing.assert_close(opened.state[b][name], optimizer.state[a][name], rtol=2**-8, atol=0)
 
 
 def test_only_the_newest_stay(tmp_path):

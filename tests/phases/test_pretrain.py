@@ -242,5 +242,9 @@ def test_presets_are_sound():
         config: PretrainConfig = get_preset(name)
         config.check()
         assert config.preset == name
-    model = build_distillation_model(VitConfig(), DistillConfig(), 128)
+    config = get_preset("tiny-h200")
+    model = build_distillation_model(config.vit, config.distill, config.crops.global_size)
     assert 5e6 < sum(p.numel() for p in model.vit.parameters()) < 6e6
+    # Weights of student and teacher and two moments, two bytes each, beside what training leaves out of the teacher.
+    assert config.engine.half_checkpoints
+    assert 4 * 2 * sum(p.numel() for p in model.parameters()) < 60e6
