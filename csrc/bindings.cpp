@@ -64,6 +64,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("run_pairs", &run_pairs, ReleaseGil());
   m.def("rle_pairs", &rle_pairs, ReleaseGil());
   m.def("match_lanes", &sohes::match_lanes, ReleaseGil());
+  m.def("count_precision", &sohes::count_precision, ReleaseGil());
 
   // --- merge_regions ---
   m.def("merge_regions_loops", &sohes::merge_regions_loops);

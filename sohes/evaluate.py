@@ -140,15 +140,15 @@ def evaluate(args: Arguments, world: World) -> None:
         ignore_others=args.dataset is not None,
     )
     with _progress("evaluate") as on_image:
-        evaluators = score(truth, args.pred, plan, on_image if world.is_main else None)
+        evaluations = score(truth, args.pred, plan, on_image if world.is_main else None)
     if not world.is_main:
         return
-    results = summarize(evaluators)
+    results = summarize(evaluations)
     print(format_summary(results))
     if args.out is not None:
-        write_whole(args.out, to_json(results | granularity(evaluators)))
+        write_whole(args.out, to_json(results | granularity(evaluations)))
     if args.per_image is not None:
-        write_rows(args.per_image, per_image(evaluators))
+        write_rows(args.per_image, per_image(evaluations))
 
 
 @contextmanager

@@ -28,8 +28,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sohes.evaluation.average_recall import recall
-from sohes.evaluation.evaluator import Evaluator
+from sohes.evaluation.metrics import Evaluation
 
 MIN_PHOTOS = 5
 
@@ -69,21 +68,21 @@ class Interval:
         return self.low > 0 or self.high < 0
 
 
-def collect_sums(evaluator: Evaluator) -> PhotoSums:
+def collect_sums(evaluation: Evaluation) -> PhotoSums:
     """The sums of ``AR@k``, ``AR-<range>`` and the hierarchy's metrics; annotators are added up.
 
-    Raises ValueError for a class-aware evaluator, whose recall is a mean over categories and no ratio of sums.
+    Raises ValueError for a class-aware evaluation, whose recall is a mean over categories and no ratio of sums.
     """
-    if evaluator.protocol.class_aware:
-        raise ValueError("expected a class-agnostic evaluator")
-    protocol, largest = evaluator.protocol, evaluator.protocol.max_dets[-1]
+    if evaluation.protocol.class_aware:
+        raise ValueError("expected a class-agnostic evaluation")
+    protocol, largest = evaluation.protocol, evaluation.protocol.max_dets[-1]
     place: dict[Hashable, int] = {}
     rows: dict[str, list[tuple[int, float, float]]] = {}
-    for key, record in evaluator.records():
+    for key, record in evaluation.records():
         photo = place.setdefault(key[0] if isinstance(key, tuple) else key, len(place))
         outcomes = record.outcomes[None]
         for k in protocol.max_dets:
-            found = np.nan_to_num(recall([outcomes], protocol, k).mean(0)) * outcomes.num_gt  # [A]
+            found = np.nan_to_num(evaluation.recall_of(outcomes, k).mean(0)) * outcomes.num_gt  # [A]
             for a, label in enumerate(protocol.area_ranges):
                 name = f"AR@{k}" if label == "all" else f"AR-{label}"
                 if label == "all" or k == largest:

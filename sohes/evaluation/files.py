@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,13 @@ import torch
 from sohes.engine.distributed import World, barrier
 from sohes.evaluation.annotations import NO_PARENT, UNKNOWN_PARENT, Against, Annotations, Want
 from sohes.evaluation.coco_index import BadInput, CocoIndex, ImageId
-from sohes.evaluation.evaluator import Evaluator
 from sohes.evaluation.image import Found, Truth, score_image
+from sohes.evaluation.metrics import Evaluation, id_order
 from sohes.evaluation.names import align_ids
 from sohes.evaluation.overlap import restrict
 from sohes.evaluation.protocol import IouType, Protocol
-from sohes.evaluation.shards import Scored, Shards
+from sohes.evaluation.shards import Scored, Shards, StoredEvaluation
+from sohes.evaluation.workers import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class Plan:
 def evaluate_files(
     gt_json: PathLike, pred_json: PathLike, *, max_dets: Sequence[int] = (1, 10, 100, 1000)
 ) -> dict[str, float]:
-    """``Evaluator.summary()`` of a file of predictions; see ``score``."""
+    """``Evaluation.summary()`` of a file of predictions; see ``score``."""
     return score_files(gt_json, pred_json, max_dets=max_dets).summary()
 
 
@@ -74,16 +75,16 @@ def score_files(
     threads: int | None = None,
     on_image: OnImages | None = None,
     ignore_others: bool = False,
-) -> Evaluator:
-    """An evaluator of one IoU type that has seen every image of the ground truth; see ``score`` and ``Plan``."""
+) -> Evaluation:
+    """Of one IoU type, every image of the ground truth; see ``score`` and ``Plan``."""
     plan = Plan(max_dets, (iou_type,), class_aware, threads, ignore_others=ignore_others)
     return score(gt_json, pred_json, plan, on_image)[iou_type]
 
 
 def score(
     gt_json: PathLike, pred_json: PathLike, plan: Plan, on_image: OnImages | None = None
-) -> dict[IouType, Evaluator]:
-    """An evaluator for each IoU type of the plan, that has seen every image of the ground truth.
+) -> dict[IouType, Evaluation]:
+    """For each IoU type of the plan, every image of the ground truth scored.
 
     gt_json: COCO JSON; segmentations are RLE or polygons; categories are looked at in a class-aware plan only. ``area``
     (default: the shape's) decides the area range. Images with ``parent`` (an annotation id or null) on some annotation
@@ -95,9 +96,10 @@ def score(
     among the image's predictions makes a root. A box without ``bbox`` is the one around the mask.
 
     Images are matched by id, or where ids mean different images, by file name (see ``names``). One that has no
-    predictions counts as missed. Memory does not grow with the files.
+    predictions counts as missed. Memory does not grow with the files: what is scored goes to disk, some 25 bytes for
+    each prediction, into the plan's folder or a temporary one (in TMPDIR) that goes with the result.
     on_image(done, total) is called after each image of this process. In a world of several processes each scores its
-    share and returns when all have; only the first one's evaluators are filled.
+    share and returns when all have; only the first one's evaluations have images.
 
     Raises BadInput: a file is missing or malformed, ids or sizes do not agree, or the shards are of something else.
     """
@@ -105,55 +107,43 @@ def score(
     gt, pred = CocoIndex(gt_json), CocoIndex(pred_json)
     align_ids(gt, pred)
     _check_ids(gt, pred, plan.ignore_others)
-    evaluators = {
-        iou_type: Evaluator(protocol.max_dets, iou_type=iou_type, class_aware=protocol.class_aware)
-        for iou_type, protocol in protocols.items()
-    }
     if plan.world.size > 1 and plan.shards is None:
         raise BadInput("several processes need a folder of shards to meet in")
-    shards = None if plan.shards is None else Shards.open(plan.shards, gt.path, pred.path, protocols)
-    images = list(gt.images)
-    chunks = _split(images, IMAGES_A_SHARD)
+    # Where no folder is wanted for good, one in the system's place for temporary files goes with the evaluations.
+    temporary = TemporaryDirectory(prefix="sohes-evaluate-") if plan.shards is None else None
+    shards = Shards.open(plan.shards or Path(temporary.name), gt.path, pred.path, protocols)
+    chunks = _split(sorted(gt.images, key=id_order), IMAGES_A_SHARD)
     mine = range(plan.world.rank, len(chunks), plan.world.size)
-    total, done = sum(len(chunks[chunk]) for chunk in mine), 0
+    total, done = sum(len(chunks[number]) for number in mine), 0
 
-    def score_some(some: Sequence[ImageId]) -> list[Scored]:
-        return [_score_one(protocols, gt, pred, image_id) for image_id in some]
+    def score_some(task: tuple[int, Sequence[ImageId]]) -> list[Scored]:
+        return [_score_one(protocols, gt, pred, image_id) for image_id in task[1]]
 
-    threads = torch.get_num_threads() if plan.threads is None else plan.threads
-    with ThreadPoolExecutor(threads) as pool:
-        for chunk in mine:
-            if shards is not None and shards.has(chunk):
-                scored = None
-                parts: Iterable[Scored] = [[] for _ in chunks[chunk]]
-            else:
-                scored = []
-                tasks = _split(chunks[chunk], IMAGES_A_TASK)
-                parts = chain.from_iterable((pool.map if threads > 1 else map)(score_some, tasks))
-            for part in parts:
-                done += 1
-                if scored is not None:
-                    scored += part
-                if on_image is not None:
-                    on_image(done, total)
-            if shards is None:
-                _add(evaluators, scored)
-            elif scored is not None:
-                shards.write(chunk, scored)
-    if shards is not None:
-        barrier()
-        for chunk in range(len(chunks)) if plan.world.is_main else ():
-            _add(evaluators, shards.read(chunk))
-    return evaluators
+    def count(num_images: int) -> None:
+        nonlocal done
+        for _ in range(num_images):
+            done += 1
+            if on_image is not None:
+                on_image(done, total)
+
+    count(sum(len(chunks[number]) for number in mine if shards.has(number)))
+    tasks = [
+        (number, some) for number in mine if not shards.has(number) for some in _split(chunks[number], IMAGES_A_TASK)
+    ]
+    scored: dict[int, Scored] = {number: [] for number, _ in tasks}
+    with Workers(torch.get_num_threads() if plan.threads is None else plan.threads) as workers:
+        for (number, some), parts in zip(tasks, workers.map(score_some, tasks), strict=True):
+            scored[number] += chain.from_iterable(parts)
+            count(len(some))
+            if some[-1] == chunks[number][-1]:
+                workers.start(shards.write, number, scored.pop(number))
+    barrier()
+    num_shards = len(chunks) if plan.world.is_main else 0
+    return {iou_type: StoredEvaluation(shards, num_shards, iou_type, temporary) for iou_type in protocols}
 
 
 def _split(images: Sequence[ImageId], size: int) -> list[Sequence[ImageId]]:
     return [images[start : start + size] for start in range(0, len(images), size)]
-
-
-def _add(evaluators: dict[IouType, Evaluator], scored: Scored) -> None:
-    for iou_type, key, record in scored:
-        evaluators[iou_type].add_record(key, record)
 
 
 def _check_ids(gt: CocoIndex, pred: CocoIndex, ignore_others: bool) -> None:
@@ -199,8 +189,7 @@ def _some(ids: Any) -> str:
 
 def _score_one(protocols: dict[IouType, Protocol], gt: CocoIndex, pred: CocoIndex, image_id: ImageId) -> Scored:
     """The records of one image: by IoU type, and by annotator where there are several."""
-    image = gt.images[image_id]
-    size = (image.get("height"), image.get("width"))
+    size = tuple(gt.images[image_id].get(side) for side in ("height", "width"))
     if not all(isinstance(side, int) for side in size):
         raise BadInput(f"{gt.path}: expected height and width of image {image_id!r}, got {size[0]} and {size[1]}")
     class_aware = any(protocol.class_aware for protocol in protocols.values())
@@ -214,7 +203,7 @@ def _score_one(protocols: dict[IouType, Protocol], gt: CocoIndex, pred: CocoInde
         _need_categories(pred, image_id, found)
     parents = np.maximum(found.parents, NO_PARENT)  # one that is not here makes a root
     scored = []
-    for annotator, index in _by_annotator(true).items():
+    for annotator, index in sorted(_by_annotator(true).items(), key=lambda item: id_order(item[0])):
         drawn, pairs = true, found.pairs
         if annotator is not None:
             drawn = true.select(index)
@@ -230,10 +219,10 @@ def _score_one(protocols: dict[IouType, Protocol], gt: CocoIndex, pred: CocoInde
             truth = Truth(gt_shapes, areas, drawn.crowd, drawn.categories, hierarchy)
             predictions = Found(pred_shapes, found.scores, parents, found.categories)
             try:
-                record = score_image(protocol, truth, predictions, pairs if is_mask else None)
+                image = score_image(protocol, truth, predictions, pairs if is_mask else None)
             except ValueError as error:
                 raise BadInput(f"{pred.path} against {gt.path}, image {image_id!r}: {error}") from error
-            scored.append((iou_type, key, record))
+            scored.append((iou_type, key, image))
     return scored
 
 

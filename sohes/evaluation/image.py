@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sohes.evaluation.hierarchy import HierarchyCounts, count_hierarchy, match_by_iou
-from sohes.evaluation.matching import Matches, match_greedy
+from sohes.evaluation.matching import match_greedy
 from sohes.evaluation.overlap import Pairs, find_pairs, restrict
 from sohes.evaluation.protocol import Protocol
 from sohes.evaluation.shapes import Shapes, as_array
@@ -42,29 +42,37 @@ class Found:
 
 @dataclass(frozen=True, eq=False)
 class Outcomes:
-    """What became of the D best predictions of one image, or of one of its categories, by falling score.
+    """What became of the D best predictions of one image, or of one of its categories.
 
-    num_gt: int64 [A], true masks that count in each area range. scores: [D], float32 where that is exact, else
-    float64. outside: uint8 [A, ceil(D/8)], bits of the predictions whose own area is out of the range.
+    num_gt: int64 [A], true masks that count in each area range. found: int32 [S, A * T], how many of them the best
+    ``Protocol.steps[s]`` predictions match in each lane (see ``reference.matching``). num_ranked: D.
     """
 
     num_gt: np.ndarray
-    scores: np.ndarray
-    outside: np.ndarray
-    matches: Matches
+    found: np.ndarray
+    num_ranked: int
 
 
 @dataclass(frozen=True, eq=False)
 class ImageRecord:
-    """What is kept of an image. num_predictions: before any cut. outcomes: by category, in a class-agnostic protocol
-    all under None."""
+    """The sums of an image. num_predictions: before any cut. outcomes: by category, in a class-agnostic protocol all
+    under None."""
 
     num_predictions: int
     hierarchy: HierarchyCounts
     outcomes: dict[int | None, Outcomes]
 
 
-def score_image(protocol: Protocol, truth: Truth, found: Found, pairs: Pairs | None = None) -> ImageRecord:
+@dataclass(frozen=True, eq=False)
+class ScoredImage:
+    """What is kept of an image: its sums, and of each category the rows (``ranking.row_type`` [D]) of its best
+    predictions by falling score."""
+
+    record: ImageRecord
+    rows: dict[int | None, np.ndarray]
+
+
+def score_image(protocol: Protocol, truth: Truth, found: Found, pairs: Pairs | None = None) -> ScoredImage:
     """Score the predictions of one image. Pure.
 
     pairs: those of ``find_pairs`` where they are known, of all predictions and true masks.
@@ -81,13 +89,14 @@ def score_image(protocol: Protocol, truth: Truth, found: Found, pairs: Pairs | N
     best = order[: protocol.max_dets[-1]]  # [D]
     everything = np.arange(len(truth.crowd))  # [M]
     outcomes: dict[int | None, Outcomes] = {}
+    ranked: dict[int | None, np.ndarray] = {}
     if protocol.class_aware:
         for category in np.union1d(truth.categories, found.categories).tolist():
             rows = order[found.categories[order] == category][: protocol.max_dets[-1]]
             columns = np.flatnonzero(truth.categories == category)
-            outcomes[category] = _score_some(protocol, truth, found, pairs, rows, columns)
+            outcomes[category], ranked[category] = _score_some(protocol, truth, found, pairs, rows, columns)
     else:
-        outcomes[None] = _score_some(protocol, truth, found, pairs, best, everything)
+        outcomes[None], ranked[None] = _score_some(protocol, truth, found, pairs, best, everything)
 
     hierarchy = HierarchyCounts()
     if truth.parents is not None:
@@ -95,7 +104,7 @@ def score_image(protocol: Protocol, truth: Truth, found: Found, pairs: Pairs | N
         match = match_by_iou(among_best, len(truth.crowd), truth.crowd)  # [M], into best
         match = np.append(best, -1)[match]  # [M], into the predictions as given
         hierarchy = count_hierarchy(match, truth.parents, found.parents, truth.crowd)
-    return ImageRecord(len(found.scores), hierarchy, outcomes)
+    return ScoredImage(ImageRecord(len(found.scores), hierarchy, outcomes), ranked)
 
 
 def _rank(found: Found) -> np.ndarray:
@@ -109,23 +118,25 @@ def _rank(found: Found) -> np.ndarray:
 
 def _score_some(
     protocol: Protocol, truth: Truth, found: Found, pairs: Pairs, rows: np.ndarray, columns: np.ndarray
-) -> Outcomes:
+) -> tuple[Outcomes, np.ndarray]:
     """The predictions ``rows`` (int64 [D], by falling score) against the true masks ``columns`` (int64 [m], rising)."""
     crowd, gt_areas = truth.crowd[columns], truth.areas[columns]  # [m] each
     among = restrict(pairs, rows, columns, (len(found.scores), len(truth.crowd)))
-    ranges = np.array(list(protocol.area_ranges.values()), np.float64)[:, :, None]  # [A, 2, 1]
-    low, high = ranges[:, 0], ranges[:, 1]  # [A, 1] each
+    low, high = protocol.area_limits  # [A, 1] each
     gt_ignored = crowd | (gt_areas < low) | (gt_areas > high)  # [A, m]
     pred_areas = as_array(found.shapes.areas)[rows]  # [D]
+    outside = (pred_areas < low) | (pred_areas > high)  # [A, D]
+    matches = match_greedy(among, gt_ignored, crowd, protocol.capped_thresholds)
+
+    ranked = np.zeros(len(rows), protocol.row_type)  # [D]
+    ranked["score"], ranked["rank"] = found.scores[rows], np.arange(len(rows))
+    ranked["outside"] = np.packbits(outside, axis=0, bitorder="little").T
+    ranked["hit"][matches.pred], ranked["ignored"][matches.pred] = matches.hit, matches.ignored
+    hit = np.unpackbits(matches.hit, axis=1, count=protocol.num_lanes, bitorder="little")  # [R, L]
+    so_far = np.zeros((len(hit) + 1, protocol.num_lanes), np.int32)  # [R + 1, L]
+    np.cumsum(hit, axis=0, out=so_far[1:])
     return Outcomes(
         num_gt=(~gt_ignored).sum(1),
-        scores=compact(found.scores[rows]),
-        outside=np.packbits((pred_areas < low) | (pred_areas > high), axis=1),
-        matches=match_greedy(among, gt_ignored, crowd, protocol.capped_thresholds),
-    )
-
-
-def compact(scores: np.ndarray) -> np.ndarray:
-    """float64 [D] as float32 where no digit is lost."""
-    single = scores.astype(np.float32)  # [D]
-    return single if (single == scores).all() else scores
+        found=so_far[np.searchsorted(matches.pred, protocol.steps)],
+        num_ranked=len(rows),
+    ), ranked

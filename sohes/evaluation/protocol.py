@@ -5,14 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
 
 from sohes.evaluation.hierarchy import MATCH_IOU
+from sohes.evaluation.ranking import row_type
 
 IouType = Literal["mask", "box"]
 COCO_AREAS = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
+CURVE_STEPS = (1, 2, 5)  # a granularity curve has points at these, ten times them, ...
 COCO_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 
 
@@ -58,3 +61,31 @@ class Protocol:
     def everywhere(self) -> int:
         """Index of the area range "all"."""
         return list(self.area_ranges).index("all")
+
+    @cached_property
+    def curve(self) -> list[int]:
+        """Numbers of masks that a granularity curve has points at, rising: 1, 2, 5, 10, ..., the largest of
+        ``max_dets``."""
+        largest = self.max_dets[-1]
+        steps = {step * 10**power for power in range(len(str(largest))) for step in CURVE_STEPS}
+        return sorted({step for step in steps if step < largest} | {largest})
+
+    @cached_property
+    def steps(self) -> list[int]:
+        """How many of an image's best predictions recall is counted for, S numbers, rising."""
+        return sorted({*self.curve, *self.max_dets})
+
+    @property
+    def num_lanes(self) -> int:
+        """L = A * T, see ``reference.matching``."""
+        return len(self.area_ranges) * len(self.iou_thresholds)
+
+    @cached_property
+    def row_type(self) -> np.dtype:
+        """Of a scored prediction, see ``ranking.row_type``."""
+        return row_type(len(self.area_ranges), self.num_lanes)
+
+    @cached_property
+    def area_limits(self) -> np.ndarray:
+        """Least and most of each area range, float64 [2, A, 1]."""
+        return np.array(list(self.area_ranges.values()), np.float64).T[:, :, None]

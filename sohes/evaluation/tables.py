@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sohes.evaluation.evaluator import Evaluator
+from sohes.evaluation.metrics import Evaluation
 from sohes.evaluation.protocol import IouType
 from sohes.files import whole_file
 
@@ -22,7 +22,7 @@ COUNTS = ("num_images", "masks_per_image", "true_masks", "predicted_masks")  # n
 SHARED = ("image", *COUNTS)  # the same whether masks or boxes are compared
 
 Metrics = Mapping[str, float | None]
-Evaluators = Mapping[IouType, Evaluator]
+Evaluations = Mapping[IouType, Evaluation]
 
 
 def format_results(results: Mapping[str, Metrics]) -> str:
@@ -38,22 +38,22 @@ def format_summary(metrics: Metrics) -> str:
     return _align([[name, _text(name, value)] for name, value in metrics.items()])
 
 
-def summarize(evaluators: Evaluators) -> dict[str, float]:
-    """``Evaluator.summary`` of each IoU type in one; what is said of boxes begins with ``box-``."""
+def summarize(evaluations: Evaluations) -> dict[str, float]:
+    """``Evaluation.summary`` of each IoU type in one; what is said of boxes begins with ``box-``."""
     results: dict[str, float] = {}
-    for iou_type, evaluator in evaluators.items():
-        results |= _named(iou_type, evaluator.summary())
+    for iou_type, evaluation in evaluations.items():
+        results |= _named(iou_type, evaluation.summary())
     return results
 
 
-def granularity(evaluators: Evaluators) -> dict[str, list[dict[str, float]]]:
-    """``Evaluator.granularity`` of each IoU type, as ``granularity`` and ``box-granularity``."""
-    return {_prefix(iou_type) + "granularity": evaluator.granularity() for iou_type, evaluator in evaluators.items()}
+def granularity(evaluations: Evaluations) -> dict[str, list[dict[str, float]]]:
+    """``Evaluation.granularity`` of each IoU type, as ``granularity`` and ``box-granularity``."""
+    return {_prefix(iou_type) + "granularity": evaluation.granularity() for iou_type, evaluation in evaluations.items()}
 
 
-def per_image(evaluators: Evaluators) -> list[dict[str, float | str]]:
-    """``Evaluator.per_image`` of each IoU type, one row for each image."""
-    tables = [[_named(iou_type, row) for row in evaluator.per_image()] for iou_type, evaluator in evaluators.items()]
+def per_image(evaluations: Evaluations) -> list[dict[str, float | str]]:
+    """``Evaluation.per_image`` of each IoU type, one row for each image."""
+    tables = [[_named(iou_type, row) for row in evaluation.per_image()] for iou_type, evaluation in evaluations.items()]
     return [{name: value for row in rows for name, value in row.items()} for rows in zip(*tables, strict=True)]
 
 

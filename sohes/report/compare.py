@@ -24,7 +24,7 @@ _SIZES = ("small", "medium", "large")
 
 @dataclass(frozen=True, eq=False)
 class ComparedRun:
-    """One run as it was scored. name: distinct among the runs. summary: `Evaluator.summary()`."""
+    """One run as it was scored. name: distinct among the runs. summary: `Evaluation.summary()`."""
 
     name: str
     predictions: Path

@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 
 from sohes._binary import Binary, find_binary
-from sohes.evaluation import Plan, annotations, coco_index, matching, overlap, runs, score
+from sohes.evaluation import Plan, annotations, average_recall, coco_index, matching, overlap, runs, score
 from sohes.evaluation.annotations import Against, Annotations, Want, read_annotations
 from sohes.evaluation.coco_index import CocoIndex
 from sohes.evaluation.matching import match_greedy
 from sohes.evaluation.overlap import Pairs
+from sohes.evaluation.ranking import row_type
 from sohes.evaluation.reference import annotations as reference_annotations
 from sohes.evaluation.reference import matching as reference_matching
+from sohes.evaluation.reference import precision as reference_precision
+from sohes.evaluation.reference.precision import PrecisionCounts
 from sohes.evaluation.shapes import Boxes, RunMasks
 
 SIZE = (6, 10)
@@ -32,7 +35,7 @@ def binary():
 @contextmanager
 def without_binary(monkeypatch):
     with monkeypatch.context() as patch:
-        for module in (annotations, coco_index, matching, overlap, runs):
+        for module in (annotations, average_recall, coco_index, matching, overlap, runs):
             patch.setattr(module, "find_binary", lambda: Binary(None, None, "left out"))
         yield
 
@@ -192,6 +195,31 @@ def test_matching_equals_the_reference(binary, seed):
     ours, theirs = match_greedy(*given), reference_matching.match_greedy(*given)
     for name, value in vars(ours).items():
         np.testing.assert_array_equal(value, getattr(theirs, name))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_counting_precision_equals_the_reference(binary, seed):
+    """In portions, of which some are empty; each hit takes a mask, so there are no more than there are masks."""
+    rng = np.random.default_rng(seed)
+    num_ranges, num_thresholds, num_rows = rng.integers(1, 9), rng.integers(1, 8), rng.integers(1, 80)
+    num_lanes = num_ranges * num_thresholds
+    hit, ignored = rng.random((2, num_rows, num_lanes)) < 0.3
+    rows = np.zeros(num_rows, row_type(num_ranges, num_lanes))
+    rows["rank"] = rng.integers(0, 9, num_rows)
+    for name, bits in (
+        ("hit", hit),
+        ("ignored", ignored & ~hit),
+        ("outside", rng.random((num_rows, num_ranges)) < 0.4),
+    ):
+        rows[name] = np.packbits(bits, axis=1, bitorder="little")
+    num_gt = hit.reshape(num_rows, num_ranges, -1).sum(0).max(1) + rng.integers(0, 3, num_ranges)
+    ours, theirs = (PrecisionCounts.start(num_gt, num_thresholds) for _ in range(2))
+    for portion in np.split(rows, np.sort(rng.integers(0, num_rows, 3))):
+        average_recall.count_precision(portion, 6, ours)
+        reference_precision.count_precision(portion, 6, theirs)
+        for name, value in vars(ours).items():
+            np.testing.assert_array_equal(value, getattr(theirs, name), err_msg=name)
+    assert ours.hits.sum() == hit[rows["rank"] < 6].sum()
 
 
 def test_more_lanes_than_a_word_has_bits_are_left_to_the_reference(tools):

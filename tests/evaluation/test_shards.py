@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """An evaluation that is killed, resumed, shared by threads and by processes has the figures of one that is not."""
 
+import gc
 import json
 import os
 import re
@@ -17,7 +18,8 @@ import pytest
 from sohes.engine.distributed import World
 from sohes.evaluate import main
 from sohes.evaluation import BadInput, Plan, files, score
-from sohes.evaluation.shards import Shards
+from sohes.evaluation.protocol import Protocol
+from sohes.evaluation.shards import Shards, StoredEvaluation
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,7 +64,7 @@ def test_threads_shards_and_resuming_change_nothing(set_of_images, tmp_path, mon
     assert_same(score(*set_of_images, plan), whole)
     after = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert after.keys() - before.keys() == {folder / "shard-000002.npz"}
-    assert all(after[path] == time for path, time in before.items())
+    assert {path for path, time in before.items() if after[path] != time} == {folder / "shard-000002.rows"}
 
 
 def test_each_rank_scores_its_share_and_the_first_merges(set_of_images, tmp_path, monkeypatch):
@@ -93,9 +95,22 @@ def test_shards_of_something_else_are_refused(set_of_images, tmp_path):
 
 def test_an_empty_shard_is_kept(tmp_path):
     """As that of images nobody drew, where annotators are named."""
-    shards = Shards(tmp_path)
+    shards = Shards(tmp_path, {"mask": Protocol()})
     shards.write(0, [])
-    assert shards.read(0) == []
+    assert shards.has(0)
+    stored = StoredEvaluation(shards, 1, "mask")
+    assert (list(stored.records()), stored.runs(None)) == ([], [])
+    assert stored.summary()["num_images"] == 0
+
+
+def test_what_is_kept_for_the_time_of_an_evaluation_goes_with_it(set_of_images, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    scored = score(*set_of_images, Plan())
+    (folder,) = tmp_path.glob("sohes-evaluate-*")
+    assert len(list(folder.glob("shard-*"))) == 2
+    del scored
+    gc.collect()
+    assert not folder.exists()
 
 
 KILLED_IN_THE_MIDDLE = """

@@ -97,4 +97,14 @@ int64_t match_lanes(const TensorView& pred, const TensorView& gt, const TensorVi
                     const TensorView& scratch, const TensorView& out_pred, const TensorView& hit,
                     const TensorView& spare);
 
+// Interpolated precision, counted in every lane over predictions that come by falling score. rows uint8 [n,
+// B]: of each a float64 score, an int32 rank, a byte with bit a where it is out of area range a, and the
+// lanes of its hits and of its matches to ignored masks, ceil(L / 8) bytes each, lane l in bit l % 8 of byte
+// l / 8. At most 8 ranges and 64 lanes. Rows of rank >= max_dets are passed over. needed int64 [A, K], rising
+// in a row; inside int64 [A], hits, change and point int64 [L], best float64 [L, K] are counted on, see
+// sohes/evaluation/reference/precision.py.
+void count_precision(const TensorView& rows, int64_t max_dets, const TensorView& needed,
+                     const TensorView& inside, const TensorView& hits, const TensorView& change,
+                     const TensorView& point, const TensorView& best);
+
 }  // namespace sohes

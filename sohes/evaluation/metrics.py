@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All metrics of a set of scored images, wherever they are kept."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sohes.evaluation.average_recall import precision, recall
+from sohes.evaluation.hierarchy import HierarchyCounts
+from sohes.evaluation.image import ImageRecord, Outcomes
+from sohes.evaluation.protocol import Protocol
+from sohes.evaluation.ranking import Run
+from sohes.evaluation.reference.precision import RECALL_POINTS
+
+
+@dataclass
+class _Totals:
+    """Sums over images. num_gt, found: by category, as in ``Outcomes``. used: int64 [S], predictions among the best
+    ``Protocol.steps[s]`` of their image and category."""
+
+    used: np.ndarray
+    num_gt: dict[int | None, np.ndarray] = field(default_factory=dict)
+    found: dict[int | None, np.ndarray] = field(default_factory=dict)
+    num_images: int = 0
+    num_predictions: int = 0
+    hierarchy: HierarchyCounts = field(default_factory=HierarchyCounts)
+
+
+class Evaluation(ABC):
+    """Scored images under one protocol: mask or box metrics, equal to pycocotools' where both are defined, and the
+    hierarchy's beside them. Images are ranked by id, as pycocotools ranks them."""
+
+    def __init__(self, protocol: Protocol) -> None:
+        self.protocol = protocol
+
+    @abstractmethod
+    def records(self) -> Iterable[tuple[Hashable, ImageRecord]]:
+        """(id, record) of every image, by id (see ``id_order``)."""
+
+    @abstractmethod
+    def runs(self, category: int | None) -> Sequence[Run]:
+        """The predictions of a category (None in a class-agnostic protocol), in the order of their images."""
+
+    @property
+    def categories(self) -> list[int | None]:
+        """The K categories that metrics are means over, rising: those of some image; [None] if class-agnostic."""
+        return sorted(self._totals().num_gt) if self.protocol.class_aware else [None]
+
+    def recall(self, max_dets: int) -> np.ndarray:
+        """float64 [T, K, A]: per IoU threshold, category and area range, NaN where there is nothing to find.
+
+        Raises ValueError unless ``max_dets`` is one of the protocol's steps.
+        """
+        if max_dets not in self.protocol.steps:
+            raise ValueError(f"max_dets: expected one of {self.protocol.steps}, got {max_dets}")
+        return self._recall(self._totals(), max_dets)
+
+    def precision(self, max_dets: int) -> np.ndarray:
+        """float64 [T, 101, K, A]: at the recalls 0, 0.01, ..., 1, NaN where there is nothing to find.
+
+        max_dets: at most the protocol's largest.
+        """
+        return self._precision(self._totals(), max_dets)
+
+    def summary(self) -> dict[str, float]:
+        """All metrics by name: fractions in 0..1, NaN where not defined.
+
+        ``AR@k`` for each of ``max_dets``; ``AR-<range>``, ``AP``, ``AP50``, ``AP75`` and ``AP-<range>`` at the
+        largest; the metrics of ``hierarchy``; ``num_images``; ``masks_per_image`` (predicted, before any cut).
+        """
+        totals = self._totals()
+        largest, everywhere = self.protocol.max_dets[-1], self.protocol.everywhere
+        result = {f"AR@{k}": _mean(self._recall(totals, k)[..., everywhere]) for k in reversed(self.protocol.max_dets)}
+        result |= self._by_range("AR", self._recall(totals, largest))
+        precisions = self._precision(totals, largest)
+        result["AP"] = _mean(precisions[..., everywhere])
+        for percent in (50, 75):
+            at = np.isclose(self.protocol.iou_thresholds, percent / 100)
+            result[f"AP{percent}"] = _mean(precisions[at][..., everywhere])
+        result |= self._by_range("AP", precisions)
+        result |= totals.hierarchy.metrics()
+        result["num_images"] = float(totals.num_images)
+        result["masks_per_image"] = _per_image(totals.num_predictions, totals)
+        return result
+
+    def granularity(self) -> list[dict[str, float]]:
+        """Recall against the number of masks: what the best 1, 2, 5, 10, ... masks of each image find.
+
+        One row for each such number up to the largest of ``max_dets``: ``max_dets``; ``masks_per_image``, the mean
+        number of predictions within that limit; ``AR`` and ``AR50``, the recall over all IoU thresholds and at 0.5.
+        """
+        totals = self._totals()
+        at = np.isclose(self.protocol.iou_thresholds, 0.5)
+        rows = []
+        for k in self.protocol.curve:
+            recalls = self._recall(totals, k)[..., self.protocol.everywhere]  # [T, K]
+            used = _per_image(int(totals.used[self.protocol.steps.index(k)]), totals)
+            rows.append({"max_dets": k, "masks_per_image": used, "AR": _mean(recalls), "AR50": _mean(recalls[at])})
+        return rows
+
+    def per_image(self) -> list[dict[str, float | str]]:
+        """One row per image, by id: its id, its true and predicted masks, its own AR and hierarchy metrics."""
+        largest, everywhere = self.protocol.max_dets[-1], self.protocol.everywhere
+        rows = []
+        for image_id, record in self.records():
+            outcomes = list(record.outcomes.values())
+            row: dict[str, float | str] = {
+                "image": "/".join(map(str, image_id)) if isinstance(image_id, tuple) else str(image_id),
+                "true_masks": sum(int(one.num_gt[everywhere]) for one in outcomes),
+                "predicted_masks": record.num_predictions,
+            }
+            # Of several categories the mean, as for all images.
+            recalls = {k: self._stack([self.recall_of(one, k) for one in outcomes]) for k in self.protocol.max_dets}
+            row |= {f"AR@{k}": _mean(recalls[k][..., everywhere]) for k in reversed(self.protocol.max_dets)}
+            row |= self._by_range("AR", recalls[largest])
+            rows.append(row | record.hierarchy.metrics())
+        return rows
+
+    def recall_of(self, outcomes: Outcomes, max_dets: int) -> np.ndarray:
+        """Of one image and category, float64 [T, A]."""
+        return recall(outcomes.num_gt, outcomes.found[self.protocol.steps.index(max_dets)], self.protocol)
+
+    def _totals(self) -> _Totals:
+        steps = np.array(self.protocol.steps)  # [S]
+        totals = _Totals(np.zeros(len(steps), np.int64))
+        for _, record in self.records():
+            totals.num_images += 1
+            totals.num_predictions += record.num_predictions
+            totals.hierarchy += record.hierarchy
+            for category, one in record.outcomes.items():
+                if category not in totals.num_gt:
+                    totals.num_gt[category] = np.zeros(one.num_gt.shape, np.int64)
+                    totals.found[category] = np.zeros(one.found.shape, np.int64)
+                totals.num_gt[category] += one.num_gt
+                totals.found[category] += one.found
+                totals.used += np.minimum(steps, one.num_ranked)
+        return totals
+
+    def _recall(self, totals: _Totals, max_dets: int) -> np.ndarray:
+        step = self.protocol.steps.index(max_dets)
+        categories = sorted(totals.num_gt.items())
+        return self._stack([recall(num_gt, totals.found[c][step], self.protocol) for c, num_gt in categories])
+
+    def _precision(self, totals: _Totals, max_dets: int) -> np.ndarray:
+        categories = sorted(totals.num_gt.items())
+        values = [precision(self.runs(c), num_gt, self.protocol, max_dets) for c, num_gt in categories]
+        return self._stack(values, middle=(len(RECALL_POINTS),))
+
+    def _stack(self, values: Sequence[np.ndarray], middle: tuple[int, ...] = ()) -> np.ndarray:
+        """[T, ..., A] of each category as [T, ..., K, A]: pycocotools' order, in which a mean adds. Without any
+        category one of NaN."""
+        nothing = np.full((len(self.protocol.iou_thresholds), *middle, len(self.protocol.area_ranges)), np.nan)
+        return np.stack(values or [nothing], axis=-2)
+
+    def _by_range(self, name: str, values: np.ndarray) -> dict[str, float]:
+        """The mean of values [..., A] in each area range but "all"."""
+        ranges = self.protocol.area_ranges
+        return {f"{name}-{label}": _mean(values[..., a]) for a, label in enumerate(ranges) if label != "all"}
+
+
+def id_order(image_id: Hashable) -> list[tuple[str, Hashable]]:
+    """What image ids are sorted by, so that 3 and "3" can stand in one set, also as annotators of one image."""
+    parts = image_id if isinstance(image_id, tuple) else (image_id,)
+    return [(type(part).__name__, part) for part in parts]
+
+
+def _per_image(count: int, totals: _Totals) -> float:
+    return count / totals.num_images if totals.num_images else float("nan")
+
+
+def _mean(values: np.ndarray) -> float:
+    defined = values[~np.isnan(values)]
+    return float(np.mean(defined)) if len(defined) else float("nan")
