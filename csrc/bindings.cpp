@@ -64,6 +64,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("run_pairs", &run_pairs, ReleaseGil());
   m.def("rle_pairs", &rle_pairs, ReleaseGil());
   m.def("match_lanes", &sohes::match_lanes, ReleaseGil());
+  m.def("coco_image_scratch", &sohes::coco_image_scratch);
+  m.def("coco_image", &sohes::coco_image, ReleaseGil());
   m.def("count_precision", &sohes::count_precision, ReleaseGil());
 
   // --- merge_regions ---

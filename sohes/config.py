@@ -17,6 +17,22 @@ from sohes.config_io import to_dict as to_dict  # callers find it here, beside t
 from sohes.config_model import LossConfig, ModelConfig
 
 Phase = Literal["explore", "instruct", "correct"]
+DataSetName = Literal[
+    "coco",
+    "lvis",
+    "ade20k",
+    "ade20k-full",
+    "entityseg",
+    "entityseg-full",
+    "sa1b",
+    "partimagenet",
+    "partimagenet-parts",
+    "paco",
+    "paco-parts",
+    "bsds500",
+    "bsds500-val",
+    "plain",
+]
 BaselineName = Literal["felzenszwalb", "slic-tree", "box-grid", "tree-oracle"]
 PHASES: tuple[Phase, ...] = ("explore", "instruct", "correct")
 
@@ -344,6 +360,11 @@ class Config:
     (images only). None: scenes are drawn."""
     eval: Path | None = None
     """Ground truth to score every phase on: a folder with annotations.json and images/, or a COCO JSON file."""
+    eval_dataset: DataSetName | None = None
+    """The data set whose official layout lies under --eval; see docs/datasets.md. It is converted once, into the run
+    folder."""
+    eval_num_images: int | None = None
+    """Take only so many images of --eval-dataset, at equal distances, >= 1. Default: all."""
     phases: tuple[Phase, ...] = PHASES
     """Phases to run; those already finished in the run folder are not done again."""
     seed: int = 0

@@ -13,13 +13,13 @@ from typing import Literal
 import torch
 
 from sohes.cli import fail_clearly, parse
-from sohes.config import BaselineConfig, BaselineName, CompareConfig, ExploreConfig, load
+from sohes.config import BaselineConfig, BaselineName, CompareConfig, DataSetName, ExploreConfig, load
 from sohes.engine.console import Progress
 from sohes.engine.distributed import World, find_world, on_main, process_group
 from sohes.evaluation import BadInput, Plan, score
 from sohes.evaluation.datasets.base import DataSet
 from sohes.evaluation.datasets.convert import choose_evenly, convert_dataset
-from sohes.evaluation.datasets.registry import DataSetName, open_dataset
+from sohes.evaluation.datasets.registry import open_dataset
 from sohes.evaluation.tables import (
     format_results,
     format_summary,

@@ -25,6 +25,8 @@ from sohes.data.sources import ImageList, list_images
 from sohes.engine.distributed import World, find_world, gather, on_main, process_group
 from sohes.engine.run import Run, RunError, open_run, write_json
 from sohes.env import collect_env
+from sohes.evaluation.datasets.convert import convert_dataset
+from sohes.evaluation.datasets.registry import open_dataset
 from sohes.evaluation.tables import format_results
 from sohes.forest import Forest
 from sohes.labels.features import build_extractor
@@ -89,6 +91,7 @@ def train_run(args: Arguments, device: torch.device, world: World) -> Run:
         run.log(f"{world.size} processes, {config.engine.sharding}, start {world.restarts + 1}")
 
     on_main(lambda: draw_scenes(run, config))
+    on_main(lambda: convert_truth(run, config))
     images, ground_truth = find_data(run, config, given)
     for phase in PHASES:
         if phase not in config.phases:
@@ -157,7 +160,13 @@ def check_inputs(config: Config) -> ImageList | None:
     """Find wrong paths before anything is written. Returns the photos, if any are given."""
     if not config.phases:
         raise RunError(f"--phases: name at least one of {', '.join(PHASES)}")
-    if config.eval is not None:
+    if config.eval_num_images is not None and (config.eval_dataset is None or config.eval_num_images < 1):
+        raise RunError(f"--eval-num-images {config.eval_num_images}: expected at least 1, with --eval-dataset NAME")
+    if config.eval_dataset is not None:
+        if config.eval is None:
+            raise RunError(f"--eval-dataset {config.eval_dataset} goes with --eval, the folder it lies in")
+        open_dataset(config.eval_dataset, config.eval)
+    elif config.eval is not None:
         find_ground_truth(config.eval)
     return list_images(config.images) if config.images else None
 
@@ -173,10 +182,20 @@ def draw_scenes(run: Run, config: Config) -> None:
     run.log(f"{scenes.num_train} scenes drawn to learn from")
 
 
+def convert_truth(run: Run, config: Config) -> None:
+    """Where a data set is named to score on: its ground truth as COCO JSON, in the run folder."""
+    if config.eval_dataset is not None:
+        dataset = open_dataset(config.eval_dataset, config.eval)
+        convert_dataset(dataset, run.truth(config.eval_dataset), config.eval_num_images)
+
+
 def find_data(run: Run, config: Config, given: ImageList | None) -> tuple[ImageList, GroundTruth | None]:
     """The photos to learn from, those given or drawn scenes, and the ground truth to score on."""
     drawn = run.path / "scenes"
     images = given or list_images(drawn / "train" / "images")
+    if config.eval_dataset is not None:
+        dataset = open_dataset(config.eval_dataset, config.eval)
+        return images, GroundTruth(run.truth(config.eval_dataset), dataset.image_root, dataset)
     if config.eval is not None:
         return images, find_ground_truth(config.eval)
     return images, None if config.images else find_ground_truth(drawn / "eval")

@@ -181,12 +181,28 @@ def test_labels_made_in_parts(finished, tmp_path, capsys):
     assert "--part: expected --phases explore" in capsys.readouterr().err
 
 
+def test_phases_are_scored_on_a_data_set_by_name(finished, tmp_path):
+    out = tmp_path / "run"
+    given = ["--eval", finished / "scenes" / "eval", "--eval-dataset", "plain", "--eval-num-images", "1"]
+    assert run_main(*MICRO, "--out", out, "--phases", "explore", *given) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert results["explore"]["num_images"] == 1
+    truth = json.loads((out / "eval" / "plain.json").read_text())
+    whole = json.loads((finished / "scenes" / "eval" / "annotations.json").read_text())
+    assert [image["file_name"] for image in truth["images"]] == [whole["images"][0]["file_name"]]
+    assert not (out / "scenes" / "eval").exists()
+    assert "could not" not in (out / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--images", "{tmp}/absent"], r"{tmp}/absent"),
         (["--images", "{tmp}/empty"], r"no images in {tmp}/empty \(looked recursively for .*jpg"),
         (["--eval", "{tmp}/empty"], r"--eval {tmp}/empty: no ground truth there \(expected .*annotations.json"),
+        (["--eval-dataset", "coco"], "--eval-dataset coco goes with --eval, the folder it lies in"),
+        (["--eval", "{tmp}/empty", "--eval-dataset", "coco"], "empty/annotations/instances_val2017.json is missing"),
+        (["--eval-num-images", "3"], "--eval-num-images 3: expected at least 1, with --eval-dataset NAME"),
         (["--preset", "tinny"], r"unknown preset 'tinny': did you mean 'tiny'"),
         (["--resume"], r"run/config.json does not exist"),
         (["--phases", "correct"], r"has no labels yet: add explore to --phases"),

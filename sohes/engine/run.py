@@ -64,6 +64,10 @@ class Run:
     def predictions(self, phase: Phase) -> Path:
         return self.path / "predictions" / f"{phase}.json"
 
+    def truth(self, dataset: str) -> Path:
+        """Ground truth that was converted from a data set."""
+        return self.path / "eval" / f"{dataset}.json"
+
     def is_trained(self, phase: Phase) -> bool:
         return (self.weights(phase) / "model.safetensors").is_file()
 

@@ -62,13 +62,19 @@ class CocoIndex:
 
     def annotations(self, image_id: ImageId) -> list[dict]:
         """The annotations of one image in the order of the file; [] if there are none."""
-        return json.loads(b"[" + self._text(image_id) + b"]")
+        return json.loads(b"[" + self.text(image_id)[0] + b"]")
+
+    def text(self, image_id: ImageId) -> tuple[bytes, int]:
+        """The annotations of one image as JSON, with commas between, and how many there are."""
+        spans = self._spans.get(image_id, [])
+        file = self._file.fileno()
+        pieces = zip(spans[::3], spans[1::3], strict=True)
+        return b",".join([os.pread(file, stop - start, start) for start, stop in pieces]), sum(spans[2::3])
 
     def columns(self, image_id: ImageId, size: Size, want: Want) -> Annotations:
         """The same as columns, for an image of ``size``. Raises BadInput for what is wrong with them."""
         try:
-            count = sum(self._spans.get(image_id, [])[2::3])
-            return read_annotations(self._text(image_id), count, size, want)
+            return read_annotations(*self.text(image_id), size, want)
         except ValueError as error:
             raise BadInput(f"{self.path}, image {image_id!r}: {error}") from error
 
@@ -77,13 +83,6 @@ class CocoIndex:
         self.images = {new_ids[image_id]: image for image_id, image in self.images.items()}
         self._spans = {new_ids.get(image_id, image_id): spans for image_id, spans in self._spans.items()}
         self.annotated = self._spans.keys()
-
-    def _text(self, image_id: ImageId) -> bytes:
-        """The JSON of an image's annotations, with commas between."""
-        spans = self._spans.get(image_id, [])
-        file = self._file.fileno()
-        pieces = zip(spans[::3], spans[1::3], strict=True)
-        return b",".join([os.pread(file, stop - start, start) for start, stop in pieces])
 
     def _read(self, reader: JsonReader) -> None:
         expected = f'{self.path}: expected COCO JSON, an object with lists "images" and "annotations"'

@@ -21,6 +21,7 @@ from sohes.evaluation.coco_index import BadInput, CocoIndex, ImageId
 from sohes.evaluation.image import Found, Truth, score_image
 from sohes.evaluation.metrics import Evaluation, id_order
 from sohes.evaluation.names import align_ids
+from sohes.evaluation.one_call import score_text
 from sohes.evaluation.overlap import restrict
 from sohes.evaluation.protocol import IouType, Protocol
 from sohes.evaluation.shards import Scored, Shards, StoredEvaluation
@@ -192,6 +193,10 @@ def _score_one(protocols: dict[IouType, Protocol], gt: CocoIndex, pred: CocoInde
     size = tuple(gt.images[image_id].get(side) for side in ("height", "width"))
     if not all(isinstance(side, int) for side in size):
         raise BadInput(f"{gt.path}: expected height and width of image {image_id!r}, got {size[0]} and {size[1]}")
+    if protocols.keys() == {"mask"} and not gt.has_annotators:
+        plain = score_text(protocols["mask"], gt.text(image_id), pred.text(image_id), size)
+        if plain is not None:
+            return [("mask", image_id, plain)]
     class_aware = any(protocol.class_aware for protocol in protocols.values())
     want = Want(masks="mask" in protocols, boxes="box" in protocols)
     true = _read_truth(gt, image_id, size, want, class_aware)

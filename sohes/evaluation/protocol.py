@@ -88,4 +88,4 @@ class Protocol:
     @cached_property
     def area_limits(self) -> np.ndarray:
         """Least and most of each area range, float64 [2, A, 1]."""
-        return np.array(list(self.area_ranges.values()), np.float64).T[:, :, None]
+        return np.ascontiguousarray(np.array(list(self.area_ranges.values()), np.float64).T)[:, :, None]

@@ -19,16 +19,22 @@ from sohes.engine.distributed import World, barrier, on_main
 from sohes.engine.run import Run, RunError
 from sohes.evaluation import score_files
 from sohes.evaluation.coco_index import CocoIndex, ImageId
+from sohes.evaluation.datasets.base import DataSet
 from sohes.evaluation.tables import none_for_nan
 from sohes.forest import Forest
 
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """A COCO JSON file and the folder its file names are relative to."""
+    """A COCO JSON file and the folder its file names are relative to. dataset: what it was converted from, if so."""
 
     annotations: Path
     image_root: Path
+    dataset: DataSet | None = None
+
+    def read_photo(self, name: str) -> Tensor:
+        """uint8 [3, H, W], on whose pixels the masks are drawn."""
+        return read_image(self.image_root / name) if self.dataset is None else self.dataset.read_image(name)
 
 
 def find_ground_truth(path: Path) -> GroundTruth:
@@ -61,7 +67,7 @@ def score_phase(
     ):
         for index in share:
             image_id, name = photos[index]
-            image = read_image(ground_truth.image_root / name)
+            image = ground_truth.read_photo(name)
             forest = segment(image)
             height, width = image.shape[-2:]
             record = {"id": image_id, "file_name": name, "width": width, "height": height}

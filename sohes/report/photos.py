@@ -224,8 +224,12 @@ def choose_evenly(items: Sequence[int], count: int) -> list[int]:
 
 
 def find_ground_truth(run: RunRecord) -> Path | None:
-    """`eval` of the configuration (a COCO file, or a folder with annotations.json), else the scenes of the run."""
-    given = run.config.get("eval")
+    """`eval` of the configuration (a COCO file, or a folder with annotations.json), else what the run converted from a
+    data set, else the scenes of the run."""
+    given, dataset = run.config.get("eval"), run.config.get("eval_dataset")
+    if dataset:
+        converted = run.path / "eval" / f"{dataset}.json"
+        return converted if converted.is_file() else None
     candidates = [Path(given), Path(given) / "annotations.json"] if given else []
     candidates = [*candidates, run.path / "scenes" / "eval" / "annotations.json"]
     return next((path for path in candidates if path.is_file()), None)

@@ -186,40 +186,72 @@ def run_evaluator(images, max_dets, area_ranges, **options):
     return evaluator
 
 
-def run_literally(images, max_dets, area_ranges, iou_thresholds):
-    """(precision [T, 101, A, M], recall [T, A, M]) by the definition, in plain loops over dense masks."""
-    shape = (len(iou_thresholds), len(area_ranges), len(max_dets))
+def run_literally(images, max_dets, area_ranges, iou_thresholds, iou_type="mask", class_aware=False):
+    """(precision [T, 101, K, A, M], recall [T, K, A, M]) by the definition, in plain loops over dense masks or the
+    boxes around them. K: categories of some image, rising; 1 without classes."""
+    parts = [_of_category(images, category) for category in (_categories_of(images) if class_aware else [None])]
+    shape = (len(iou_thresholds), len(parts), len(area_ranges), len(max_dets))
     precision, recall = np.full((shape[0], 101, *shape[1:]), np.nan), np.full(shape, np.nan)
-    ious = [_dense_iou(image) for image in images]
-    for a, (low, high) in enumerate(area_ranges.values()):
-        for t, threshold in enumerate(iou_thresholds):
-            outcomes = [_match(image, iou, low, high, threshold) for image, iou in zip(images, ious, strict=True)]
-            total = sum(num_gt for num_gt, _ in outcomes)
-            for m, limit in enumerate(max_dets):
-                if total == 0:
-                    continue
-                ranked = sorted(
-                    (outcome for _, found in outcomes for outcome in found[:limit]), key=lambda item: -item[0]
-                )  # sorted() keeps the order of equals
-                hits = misses = 0
-                curve = []  # (recall, precision) after each prediction
-                for _, verdict in ranked:
-                    hits += verdict == "hit"
-                    misses += verdict == "miss"
-                    curve.append((hits / total, hits / max(hits + misses, 1)))
-                recall[t, a, m] = hits / total
-                for r, point in enumerate(np.linspace(0, 1, 101)):
-                    reached = [i for i, (rec, _) in enumerate(curve) if rec >= point]
-                    precision[t, r, a, m] = max((p for _, p in curve[reached[0] :]), default=0) if reached else 0
+    for c, part in enumerate(parts):
+        ious = [(_dense_iou if iou_type == "mask" else _box_iou)(image) for image in part]
+        for a, (low, high) in enumerate(area_ranges.values()):
+            for t, threshold in enumerate(iou_thresholds):
+                outcomes = [_match(image, iou, low, high, threshold) for image, iou in zip(part, ious, strict=True)]
+                total = sum(num_gt for num_gt, _ in outcomes)
+                for m, limit in enumerate(max_dets):
+                    if total:
+                        curve = _curve(outcomes, limit, total)
+                        recall[t, c, a, m] = curve[-1][0] if curve else 0
+                        precision[t, :, c, a, m] = _interpolated(curve)
     return precision, recall
+
+
+def _curve(outcomes, limit, total):
+    """(recall, precision) after each prediction of all images."""
+    found = (outcome for _, found in outcomes for outcome in found[:limit])
+    hits = misses = 0
+    curve = []
+    for _, verdict in sorted(found, key=lambda item: -item[0]):  # sorted() keeps the order of equals
+        hits += verdict == "hit"
+        misses += verdict == "miss"
+        curve.append((hits / total, hits / max(hits + misses, 1)))
+    return curve
+
+
+def _interpolated(curve):
+    points = []
+    for point in np.linspace(0, 1, 101):
+        reached = [i for i, (recall, _) in enumerate(curve) if recall >= point]
+        points.append(max((p for _, p in curve[reached[0] :]), default=0) if reached else 0)
+    return points
+
+
+def _categories_of(images):
+    return sorted(
+        {c for image in images for side in (image.gt_categories, image.pred_categories) for c in side.tolist()}
+    )
+
+
+def _of_category(images, category):
+    if category is None:
+        return images
+    parts = []
+    for image in images:
+        gt, pred = image.gt_categories == category, image.pred_categories == category
+        parts.append(_select(image, gt, pred))
+    return parts
+
+
+def _select(image, gt, pred):
+    sides = {name: gt for name in ("gt", "crowd", "gt_areas", "gt_categories", "gt_boxes")}
+    sides |= {name: pred for name in ("pred", "scores", "pred_categories", "pred_boxes")}
+    return Image(**{name: getattr(image, name)[index] for name, index in sides.items()})
 
 
 def in_category_order(image):
     """The image as pycocotools without categories goes through it, which decides ties."""
     gt, pred = np.argsort(image.gt_categories, kind="stable"), np.argsort(image.pred_categories, kind="stable")
-    sides = {name: gt for name in ("gt", "crowd", "gt_areas", "gt_categories", "gt_boxes")}
-    sides |= {name: pred for name in ("pred", "scores", "pred_categories", "pred_boxes")}
-    return Image(**{name: getattr(image, name)[index] for name, index in sides.items()})
+    return _select(image, gt, pred)
 
 
 def _dense_iou(image):
@@ -228,6 +260,19 @@ def _dense_iou(image):
     shared = pred @ gt.T
     union = np.where(image.crowd, pred.sum(1)[:, None], pred.sum(1)[:, None] + gt.sum(1) - shared)
     return shared / np.maximum(union, 1)
+
+
+def _box_iou(image):
+    gt, pred = boxes_around(image.gt), boxes_around(image.pred)
+    iou = np.zeros((len(pred), len(gt)))
+    for p, (x, y, width, height) in enumerate(pred):
+        for g, (left, top, across, down) in enumerate(gt):
+            shared_x = min(x + width, left + across) - max(x, left)
+            shared_y = min(y + height, top + down) - max(y, top)
+            if shared_x > 0 and shared_y > 0:
+                shared, own = shared_x * shared_y, width * height
+                iou[p, g] = shared / (own if image.crowd[g] else own + across * down - shared)
+    return iou
 
 
 def _match(image, iou, low, high, threshold):

@@ -51,23 +51,48 @@ def test_default_protocol_equals_pycocotools_with_1000_predictions(tools):
     assert evaluator.summary()["masks_per_image"] == sum(len(image.pred) for image in images) / 5
 
 
-def test_plain_loops_agree_on_more_than_255_masks_and_1000_predictions(tools):
+@pytest.mark.parametrize("iou_type", ["mask", "box"])
+@pytest.mark.parametrize("class_aware", [False, True])
+def test_plain_loops_agree_on_more_than_255_masks_and_1000_predictions(tools, iou_type, class_aware):
+    """What pycocotools cannot be asked for; crowds, annotated areas and empty images are among them."""
     rng = np.random.default_rng(11)
     gt = rectangles(rng, 300)
     pred = gt[rng.integers(300, size=1200)] & (rng.random((1200, 14, 15)) > 0.15)
     scores = rng.random(1200).astype(np.float32)
-    one_category = [np.zeros(len(masks), np.int64) for masks in (gt, pred)]
+    categories = [rng.choice(tools.CATEGORIES, len(masks)) for masks in (gt, pred)]
     boxes = [tools.boxes_around(masks) for masks in (gt, pred)]
-    areas = gt.sum((1, 2)).astype(float)
-    dense = tools.Image(gt, rng.random(300) < 0.05, areas, pred, scores, *one_category, *boxes)
-    images = [dense] + [tools.random_image(rng, size=(14, 15)) for _ in range(3)]
-    thresholds, limits = (0.5, 0.75), (10, 1000)
-    evaluator = tools.run_evaluator(images, limits, tools.TINY_AREAS, iou_thresholds=thresholds)
-    precision, recall = tools.run_literally(images, limits, tools.TINY_AREAS, thresholds)
+    areas = gt.sum((1, 2)) * rng.choice([1.0, 0.7], 300)
+    dense = tools.Image(gt, rng.random(300) < 0.05, areas, pred, scores, *categories, *boxes)
+    images = [
+        tools.in_category_order(image) for image in [dense, *(tools.random_image(rng, size=(14, 15)) for _ in "123")]
+    ]
+    thresholds, limits, options = (0.5, 0.75), (10, 1000), {"iou_type": iou_type, "class_aware": class_aware}
+    evaluator = tools.run_evaluator(images, limits, tools.TINY_AREAS, iou_thresholds=thresholds, **options)
+    precision, recall = tools.run_literally(images, limits, tools.TINY_AREAS, thresholds, **options)
+    assert recall.shape == (2, 3 if class_aware else 1, 4, 2)
     for m, k in enumerate(limits):
-        ours = evaluator.precision(k)[:, :, 0]
-        np.testing.assert_allclose(ours, precision[..., m], rtol=1e-15)  # no eps in the loops
-        np.testing.assert_array_equal(evaluator.recall(k)[:, 0], recall[..., m])
+        np.testing.assert_allclose(evaluator.precision(k), precision[..., m], rtol=1e-15)  # no eps in the loops
+        np.testing.assert_array_equal(evaluator.recall(k), recall[..., m])
+    summary = evaluator.summary()
+    for a, suffix in enumerate(("@1000", "-small", "-medium", "-large")):
+        assert summary[f"AR{suffix}"] == pytest.approx(np.nanmean(recall[:, :, a, -1]), rel=1e-14)
+        assert summary[f"AP{suffix if a else ''}"] == pytest.approx(np.nanmean(precision[:, :, :, a, -1]), rel=1e-14)
+
+
+@pytest.mark.parametrize("iou_type", ["mask", "box"])
+@pytest.mark.parametrize("class_aware", [False, True])
+def test_plain_loops_agree_on_small_sets(tools, iou_type, class_aware):
+    """Ties of scores and of overlaps, images without masks or predictions, categories of some images."""
+    options = {"iou_type": iou_type, "class_aware": class_aware}
+    for seed in range(500, 512):
+        rng = np.random.default_rng(seed)
+        images = [tools.in_category_order(tools.random_image(rng)) for _ in range(rng.integers(1, 5))]
+        evaluator = tools.run_evaluator(images, (2, 100), tools.TINY_AREAS, iou_thresholds=(0.5, 0.8), **options)
+        precision, recall = tools.run_literally(images, (2, 100), tools.TINY_AREAS, (0.5, 0.8), **options)
+        for m, k in enumerate((2, 100)):
+            if recall.shape[1]:
+                np.testing.assert_allclose(evaluator.precision(k), precision[..., m], rtol=1e-15, err_msg=f"{seed}")
+                np.testing.assert_array_equal(evaluator.recall(k), recall[..., m], err_msg=f"{seed}")
 
 
 def rectangles(rng, count):

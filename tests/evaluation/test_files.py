@@ -83,6 +83,10 @@ def test_masks_and_boxes_with_and_without_classes_equal_pycocotools(tools, save,
             for iou_type, name in (("mask", "segm"), ("box", "bbox")):
                 oracle = tools.run_pycocotools(truth, results, limits, tools.TINY_AREAS, class_aware, name)
                 tools.assert_equal_bits(scored[iou_type], *oracle, message=f"seed {seed} {iou_type} {class_aware}")
+                if iou_type == "mask" and not class_aware:  # alone, each image is one call of the compiled module
+                    alone = score_files(gt, pred, max_dets=limits)
+                    tools.assert_equal_bits(alone, *oracle, message=f"seed {seed} alone")
+                    np.testing.assert_equal(alone.per_image(), scored["mask"].per_image())
 
 
 COCO_AREAS = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}

@@ -107,4 +107,19 @@ void count_precision(const TensorView& rows, int64_t max_dets, const TensorView&
                      const TensorView& inside, const TensorView& hits, const TensorView& change,
                      const TensorView& point, const TensorView& best);
 
+// A whole image at once, so that threads of Python do not meet between kernels: coco_records, rle_runs,
+// rle_pairs and match_lanes, of num_gt true masks and num_pred predictions that are matched without regard to
+// their categories. limits float64 [2, A], least and most of each area range; thresholds float64 [T]; steps
+// int64 [S], rising; scratch uint8 [coco_image_scratch(...)], at an address that is a multiple of 8 -> num_gt
+// int64 [A], found int32 [S, A * T] and rows uint8 [D, B] of the D <= num_pred best predictions, as
+// sohes/evaluation/image.py has them and count_precision reads them. Returns false for what is not plain:
+// some annotation is not understood or broken, has no RLE or one of another size, a prediction has no score,
+// a true mask has a parent or an annotator.
+int64_t coco_image_scratch(int64_t gt_bytes, int64_t pred_bytes, int64_t num_gt, int64_t num_pred,
+                           int64_t num_ranges);
+bool coco_image(const TensorView& gt_text, const TensorView& pred_text, int64_t num_gt, int64_t num_pred,
+                int64_t height, int64_t width, double min_iou, const TensorView& limits,
+                const TensorView& thresholds, const TensorView& steps, const TensorView& scratch,
+                const TensorView& out_num_gt, const TensorView& found, const TensorView& rows);
+
 }  // namespace sohes

@@ -31,7 +31,7 @@ STUFF_CLASSES = (
 class LabelMaps(DataSet):
     """One truth file and one photo per image. Subclasses say where they are and how the file is read."""
 
-    @cached_property
+    @property
     @abstractmethod
     def truth_files(self) -> list[Path]:
         """Sorted; at least one."""

@@ -4,30 +4,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
+from sohes.config import DataSetName
 from sohes.evaluation.datasets.base import DataSet
 from sohes.evaluation.datasets.coco_json import Coco, EntitySeg, EntitySegFull, Lvis, PlainJson
 from sohes.evaluation.datasets.label_maps import Ade20k, Ade20kFull, Bsds500, Bsds500Val
 from sohes.evaluation.datasets.parts import Paco, PacoParts, PartImageNet, PartImageNetParts
 from sohes.evaluation.datasets.sa1b import Sa1b
 
-DataSetName = Literal[
-    "coco",
-    "lvis",
-    "ade20k",
-    "ade20k-full",
-    "entityseg",
-    "entityseg-full",
-    "sa1b",
-    "partimagenet",
-    "partimagenet-parts",
-    "paco",
-    "paco-parts",
-    "bsds500",
-    "bsds500-val",
-    "plain",
-]
 DATA_SETS: dict[DataSetName, type[DataSet]] = {
     "coco": Coco,
     "lvis": Lvis,
