@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -105,20 +106,32 @@ def score(
     Raises BadInput: a file is missing or malformed, ids or sizes do not agree, or the shards are of something else.
     """
     protocols = plan.protocols()
+    if plan.world.size > 1 and plan.shards is None:
+        raise BadInput("several processes need a folder of shards to meet in")
     gt, pred = CocoIndex(gt_json), CocoIndex(pred_json)
     align_ids(gt, pred)
     _check_ids(gt, pred, plan.ignore_others)
-    if plan.world.size > 1 and plan.shards is None:
-        raise BadInput("several processes need a folder of shards to meet in")
     # Where no folder is wanted for good, one in the system's place for temporary files goes with the evaluations.
     temporary = TemporaryDirectory(prefix="sohes-evaluate-") if plan.shards is None else None
     shards = Shards.open(plan.shards or Path(temporary.name), gt.path, pred.path, protocols)
     chunks = _split(sorted(gt.images, key=id_order), IMAGES_A_SHARD)
-    mine = range(plan.world.rank, len(chunks), plan.world.size)
-    total, done = sum(len(chunks[number]) for number in mine), 0
+    mine = {number: chunks[number] for number in range(plan.world.rank, len(chunks), plan.world.size)}
+    with Workers(torch.get_num_threads() if plan.threads is None else plan.threads) as workers:
+        _write_shards(mine, shards, partial(_score_one, protocols, gt, pred), workers, on_image)
+    barrier()
+    num_shards = len(chunks) if plan.world.is_main else 0
+    return {iou_type: StoredEvaluation(shards, num_shards, iou_type, temporary) for iou_type in protocols}
 
-    def score_some(task: tuple[int, Sequence[ImageId]]) -> list[Scored]:
-        return [_score_one(protocols, gt, pred, image_id) for image_id in task[1]]
+
+def _write_shards(
+    chunks: dict[int, Sequence[ImageId]],
+    shards: Shards,
+    score_one: Callable[[ImageId], Scored],
+    workers: Workers,
+    on_image: OnImages | None,
+) -> None:
+    """Score the images of every shard that is not there yet."""
+    total, done = sum(map(len, chunks.values())), 0
 
     def count(num_images: int) -> None:
         nonlocal done
@@ -127,20 +140,19 @@ def score(
             if on_image is not None:
                 on_image(done, total)
 
-    count(sum(len(chunks[number]) for number in mine if shards.has(number)))
-    tasks = [
-        (number, some) for number in mine if not shards.has(number) for some in _split(chunks[number], IMAGES_A_TASK)
-    ]
-    scored: dict[int, Scored] = {number: [] for number, _ in tasks}
-    with Workers(torch.get_num_threads() if plan.threads is None else plan.threads) as workers:
-        for (number, some), parts in zip(tasks, workers.map(score_some, tasks), strict=True):
-            scored[number] += chain.from_iterable(parts)
-            count(len(some))
-            if some[-1] == chunks[number][-1]:
-                workers.start(shards.write, number, scored.pop(number))
-    barrier()
-    num_shards = len(chunks) if plan.world.is_main else 0
-    return {iou_type: StoredEvaluation(shards, num_shards, iou_type, temporary) for iou_type in protocols}
+    def score_some(task: tuple[int, Sequence[ImageId]]) -> list[Scored]:
+        return [score_one(image_id) for image_id in task[1]]
+
+    missing = [number for number in chunks if not shards.has(number)]
+    count(total - sum(len(chunks[number]) for number in missing))
+    tasks = [(number, some) for number in missing for some in _split(chunks[number], IMAGES_A_TASK)]
+    scored: Scored = []
+    for (number, some), parts in zip(tasks, workers.map(score_some, tasks), strict=True):
+        scored += chain.from_iterable(parts)
+        count(len(some))
+        if some[-1] == chunks[number][-1]:
+            workers.start(shards.write, number, scored)
+            scored = []
 
 
 def _split(images: Sequence[ImageId], size: int) -> list[Sequence[ImageId]]:

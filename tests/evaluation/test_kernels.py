@@ -169,6 +169,7 @@ def test_indices_agree(binary, tmp_path, monkeypatch, chunk_bytes):
         one = dict(PLAIN[rng.integers(len(PLAIN))], image_id=image_id)
         if number == 40:
             one["annotator"] = 5
+        one["more"] = [{}, {"image_id": 77}, '"}, {"', {"a": []}]
         records.append(json.dumps(one).replace("more", "größer" if rng.random() < 0.3 else "more"))
     file = tmp_path / "a.json"
     file.write_text("[" + " ,\n".join(records) + "]", encoding="utf-8")
