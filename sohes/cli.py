@@ -3,17 +3,21 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import tyro
 
+from sohes import config as configuration
 from sohes.errors import SohesError
 
 Arguments = TypeVar("Arguments")
+Settings = TypeVar("Settings")
 
 EXIT_BAD_INPUT = 2
 
@@ -25,6 +29,26 @@ def parse(cls: type[Arguments], given: Sequence[str], prog: str, default: Argume
     """
     options = {} if default is None else {"default": default}
     return tyro.cli(cls, args=list(given), prog=prog, **options)
+
+
+def base_config(
+    given: Sequence[str], cls: type[Settings], out: Path, get_preset: Callable[[str], Settings]
+) -> Settings:
+    """What the other options change: the preset, or with --resume the stored settings of the run.
+
+    Args:
+        cls: of the settings; the default of its field `preset` names the preset to take where none is given.
+        out: where the run is when --out does not say.
+
+    Raises:
+        ConfigError: no such preset, or no run to resume.
+    """
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--preset", default=cls.preset)
+    early.add_argument("--out", type=Path, default=out)
+    early.add_argument("--resume", action="store_true")
+    known, _ = early.parse_known_args(given)
+    return configuration.load(known.out / "config.json", cls) if known.resume else get_preset(known.preset)
 
 
 @contextmanager

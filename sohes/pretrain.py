@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,8 +13,7 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from sohes import config as configuration
-from sohes.cli import fail_clearly, parse
+from sohes.cli import base_config, fail_clearly, parse
 from sohes.config import ExploreConfig
 from sohes.data.photo_pack import write_pack
 from sohes.data.photos import PhotoSet
@@ -54,7 +52,7 @@ class Arguments:
 def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     with fail_clearly("sohes.pretrain"):
-        default = Arguments(config=_base_config(given))
+        default = Arguments(config=base_config(given, PretrainConfig, Arguments.out, get_preset))
         args = parse(Arguments, given, prog="python -m sohes.pretrain", default=default)
         if args.pack is not None:
             pack_photos(args)
@@ -112,18 +110,6 @@ def _find_photos(config: PretrainConfig) -> ImageList:
     if not config.images:
         raise RunError("--images: expected folders, tars or lists of photos to learn from")
     return list_images(config.images)
-
-
-def _base_config(given: Sequence[str]) -> PretrainConfig:
-    """What the other options change: the preset, or the stored settings of the run to resume."""
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--preset", default="tiny-cpu")
-    early.add_argument("--out", type=Path, default=Arguments.out)
-    early.add_argument("--resume", action="store_true")
-    known, _ = early.parse_known_args(given)
-    if known.resume:
-        return configuration.load(known.out / "config.json", PretrainConfig)
-    return get_preset(known.preset)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,8 +14,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from sohes import config as configuration
-from sohes.cli import fail_clearly, parse
+from sohes.cli import base_config, fail_clearly, parse
 from sohes.config import PHASES, Config, Phase
 from sohes.config_checks import check_config
 from sohes.data.coco import LabelSet
@@ -66,7 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     with fail_clearly("sohes.train"):
         world = find_world()
-        args = parse(Arguments, given, prog="python -m sohes.train", default=Arguments(config=_base_config(given)))
+        default = Arguments(config=base_config(given, Config, Arguments.out, get_preset))
+        args = parse(Arguments, given, prog="python -m sohes.train", default=default)
         device = pick_device(args.device, world.local_rank)
         with process_group(world, device, timedelta(minutes=args.config.engine.timeout_minutes)):
             train_run(args, device, world)
@@ -218,18 +217,6 @@ def segmenter_of(run: Run, phase: Phase, config: Config, device: torch.device) -
         return lambda image: label_image(image, extractor, config.explore)
     segmenter = Segmenter.from_pretrained(run.weights(phase), device=device)
     return lambda image: segmenter([image])[0]
-
-
-def _base_config(given: list[str]) -> Config:
-    """What the other options change: the preset, or the stored settings of the run to resume."""
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--preset", default="tiny")
-    early.add_argument("--out", type=Path, default=Arguments.out)
-    early.add_argument("--resume", action="store_true")
-    known, _ = early.parse_known_args(given)
-    if known.resume:
-        return configuration.load(known.out / "config.json")
-    return get_preset(known.preset)
 
 
 if __name__ == "__main__":

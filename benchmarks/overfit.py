@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scenes learned by heart: what model, matching and losses can hold, without the question of what carries over.
+
+    OMP_NUM_THREADS=1 python benchmarks/overfit.py
+    OMP_NUM_THREADS=1 python benchmarks/overfit.py --steps 1000 --set loss.num_points=256
+
+Phase 2 itself learns the true masks of a few drawn scenes, seen whole (and mirrored), and is scored on these scenes.
+The last line says whether AR@1000 is above the bar; the exit code is 1 when it is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from sohes.config import Config, from_dict, to_dict
+from sohes.config_checks import check_config
+from sohes.data.coco import LabelSet
+from sohes.data.scenes import write_scenes
+from sohes.engine.distributed import World
+from sohes.engine.run import Run
+from sohes.evaluation.tables import format_results
+from sohes.models.segmenter import Segmenter
+from sohes.phases.instruct import instruct
+from sohes.phases.scoring import find_ground_truth, score_phase
+from sohes.presets import get_preset
+
+
+def make_config(num_scenes: int, size: int, steps: int, learning_rate: float, changes: list[str]) -> Config:
+    """The `tiny` preset for scenes of another size, seen as they are; `changes` are GROUP.FIELD=JSON."""
+    config = get_preset("tiny")
+    config.model.backbone_kwargs["img_size"] = config.views.size = config.infer.size = size
+    config.views.scale = (1.0, 1.0)
+    config.optim.learning_rate = learning_rate
+    config.instruct.num_steps, config.instruct.batch_size = steps, num_scenes
+    values = to_dict(config)
+    for change in changes:
+        name, value = change.split("=", 1)
+        group, field = name.split(".")
+        values[group][field] = json.loads(value)
+    config = from_dict(Config, values)
+    check_config(config)
+    return config
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenes", type=int, default=4)
+    parser.add_argument("--size", type=int, default=96, help="side of a scene in pixels")
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--bar", type=float, default=90.0, help="AR@1000 to pass, in per cent")
+    parser.add_argument("--out", type=Path, help="run folder to keep; an interrupted run goes on there")
+    parser.add_argument("--set", nargs="*", default=[], metavar="GROUP.FIELD=JSON", help="changed settings")
+    args = parser.parse_args()
+    config = make_config(args.scenes, args.size, args.steps, args.learning_rate, args.set)
+    with tempfile.TemporaryDirectory() as temporary:
+        run = Run(args.out or Path(temporary))
+        scenes = write_scenes(run.path / "scenes", args.scenes, args.size, config.seed)
+        start = time.process_time()
+        instruct(run, config, LabelSet(scenes), torch.device("cpu"), World())
+        seconds = time.process_time() - start
+        segmenter = Segmenter.from_pretrained(run.weights("instruct"))
+        scores = score_phase(run, "instruct", lambda image: segmenter([image])[0], find_ground_truth(scenes), World())
+        print(format_results(run.read_results()))
+    recall = 100 * scores["AR@1000"]
+    told = f"AR@1000 {recall:.1f} after {args.steps} steps, {seconds:.0f} s of processor time"
+    print(f"{told}: {'above' if recall > args.bar else 'NOT above'} {args.bar:g}")
+    return 0 if recall > args.bar else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
