@@ -2,7 +2,7 @@
 """Scenes learned by heart: what model, matching and losses can hold, without the question of what carries over.
 
     OMP_NUM_THREADS=1 python benchmarks/overfit.py
-    OMP_NUM_THREADS=1 python benchmarks/overfit.py --steps 1000 --set loss.num_points=256
+    OMP_NUM_THREADS=1 python benchmarks/overfit.py --preset tiny --size 96 --set loss.num_points=1024
 
 Phase 2 itself learns the true masks of a few drawn scenes, seen whole (and mirrored), and is scored on these scenes.
 The last line says whether AR@1000 is above the bar; the exit code is 1 when it is not.
@@ -32,12 +32,12 @@ from sohes.phases.scoring import find_ground_truth, score_phase
 from sohes.presets import get_preset
 
 
-def make_config(num_scenes: int, size: int, steps: int, learning_rate: float, changes: list[str]) -> Config:
-    """The `tiny` preset for scenes of another size, seen as they are; `changes` are GROUP.FIELD=JSON."""
-    config = get_preset("tiny")
-    config.model.backbone_kwargs["img_size"] = config.views.size = config.infer.size = size
+def make_config(preset: str, num_scenes: int, size: int | None, steps: int, changes: list[str]) -> Config:
+    """A preset for scenes of `size`, seen as they are; `changes` are GROUP.FIELD=JSON."""
+    config = get_preset(preset)
+    config.scenes.size = size or config.scenes.size
+    config.model.backbone_kwargs["img_size"] = config.views.size = config.infer.size = config.scenes.size
     config.views.scale = (1.0, 1.0)
-    config.optim.learning_rate = learning_rate
     config.instruct.num_steps, config.instruct.batch_size = steps, num_scenes
     values = to_dict(config)
     for change in changes:
@@ -52,17 +52,17 @@ def make_config(num_scenes: int, size: int, steps: int, learning_rate: float, ch
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=4)
-    parser.add_argument("--size", type=int, default=96, help="side of a scene in pixels")
+    parser.add_argument("--preset", default="micro")
+    parser.add_argument("--size", type=int, help="side of a scene in pixels; default: the preset's")
     parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--bar", type=float, default=90.0, help="AR@1000 to pass, in per cent")
     parser.add_argument("--out", type=Path, help="run folder to keep; an interrupted run goes on there")
     parser.add_argument("--set", nargs="*", default=[], metavar="GROUP.FIELD=JSON", help="changed settings")
     args = parser.parse_args()
-    config = make_config(args.scenes, args.size, args.steps, args.learning_rate, args.set)
+    config = make_config(args.preset, args.scenes, args.size, args.steps, args.set)
     with tempfile.TemporaryDirectory() as temporary:
         run = Run(args.out or Path(temporary))
-        scenes = write_scenes(run.path / "scenes", args.scenes, args.size, config.seed)
+        scenes = write_scenes(run.path / "scenes", args.scenes, config.scenes.size, config.seed)
         start = time.process_time()
         instruct(run, config, LabelSet(scenes), torch.device("cpu"), World())
         seconds = time.process_time() - start

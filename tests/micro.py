@@ -7,9 +7,11 @@ import resource
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from sohes.config import ModelConfig
+from sohes.presets import get_preset
 
 MICRO = [
     *("--scenes.num-train", "4", "--scenes.num-eval", "2", "--scenes.size", "64", "--device", "cpu"),
@@ -21,28 +23,9 @@ MICRO = [
 
 
 def micro_model(**changes: Any) -> ModelConfig:
-    """A model with every part; keywords change fields."""
-    values = {
-        "backbone": "vit_tiny_patch16_224",
-        "backbone_kwargs": {"img_size": 64, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2},
-        "vit_stride": 8,
-        "adapter_interactions": 2,
-        "adapter_heads": 2,
-        "adapter_stem": 8,
-        "hidden_dim": 32,
-        "mask_dim": 16,
-        "num_heads": 2,
-        "encoder_layers": 1,
-        "encoder_ffn_dim": 32,
-        "decoder_layers": 2,
-        "decoder_ffn_dim": 32,
-        "num_queries": 9,
-        "grid_size": 3,
-        "seeds_per_cell": 2,
-        "num_granularities": 2,
-        "affinity_dim": 8,
-    }
-    return ModelConfig(**{**values, **changes})
+    """That of the preset `micro` with few queries, free ones, and masks of stride 4; keywords change fields."""
+    few = {"query_init": "learned", "num_queries": 9, "grid_size": 3, "mask_stride": 4}
+    return replace(get_preset("micro").model, **{**few, **changes})
 
 
 @contextmanager
