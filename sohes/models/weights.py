@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -68,6 +69,8 @@ def write_model(folder: Path, state: dict[str, Tensor], settings: dict[str, Any]
         with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
             save_file(state, Path(partial, WEIGHTS_FILE), metadata={"format": "pt"})
             Path(partial, CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+            # safetensors may write for the owner alone; others of a group shall read as the umask says.
+            shutil.copymode(Path(partial, CONFIG_FILE), Path(partial, WEIGHTS_FILE))
             for name in (WEIGHTS_FILE, CONFIG_FILE):
                 os.replace(Path(partial, name), folder / name)
     except (SafetensorError, OSError) as error:

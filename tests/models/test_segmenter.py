@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -64,6 +65,18 @@ def test_saving_and_loading_gives_the_same_masks(segmenter, saved, picture):
     assert torch.equal(before.masks.words, after.masks.words)
     assert torch.equal(before.parents, after.parents)
     assert {p.name for p in saved.iterdir()} == {"model.safetensors", "config.json"}
+
+
+def test_weights_are_readable_by_whom_the_umask_says(saved):
+    modes = {path.stat().st_mode & 0o777 for path in saved.iterdir()}
+    assert len(modes) == 1
+    assert modes.pop() & 0o044 == 0o044 & ~_umask()
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
 
 
 def test_a_run_folder_gives_its_last_phase(segmenter, saved):
