@@ -139,6 +139,8 @@ class PretrainConfig:
     """Decoded photos are kept in memory; a set that needs more than this is refused."""
     pack_quality: int = 60
     """WebP quality of `--pack`, 0..100: 60 makes about 4 kB of a photo of 192 px. [ours]"""
+    half_weights: bool = False
+    """Store the finished backbone as float16: half the bytes, and the same features but for their last digits."""
     seed: int = 0
     """Of everything random."""
     vit: VitConfig = field(default_factory=VitConfig)
@@ -197,6 +199,7 @@ def micro_cpu() -> PretrainConfig:
     return PretrainConfig(
         preset="micro-cpu",
         num_steps=1500,
+        half_weights=True,
         vit=VitConfig(width=128, depth=6, heads=4, drop_path=0.0),
         crops=CropConfig(global_size=96, num_locals=0),
         distill=DistillConfig(
@@ -219,6 +222,7 @@ def tiny_h200() -> PretrainConfig:
         num_steps=5000,
         batch_size=1024,
         num_threads=16,
+        half_weights=True,
         distill=DistillConfig(prototypes=2048),
         # What has to be carried from one slot on a machine to the next stays below 60 MB.
         engine=EngineConfig(half_checkpoints=True, keep_checkpoints=1),

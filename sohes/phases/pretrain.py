@@ -96,7 +96,8 @@ def pretrain(run: Run, config: PretrainConfig, photos: PhotoSet, device: torch.d
         )
     )
     arguments = vit_arguments(config.vit, config.crops.global_size)
-    on_main(lambda: save_vit(run.weights("pretrain"), teacher.vit, ARCHITECTURE, arguments))
+    dtype = torch.float16 if config.half_weights else None
+    on_main(lambda: save_vit(run.weights("pretrain"), teacher.vit, ARCHITECTURE, arguments, dtype))
 
 
 def draw_views(

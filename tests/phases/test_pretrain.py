@@ -14,6 +14,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from sohes import pretrain as command
@@ -140,8 +141,10 @@ def test_losses_fall_and_the_teacher_follows(photos, tmp_path):
     assert not torch.equal(state["teacher"]["vit.norm.weight"], state["model"]["vit.norm.weight"])
 
 
-def test_without_their_weight_there_are_no_regions(photos, tmp_path):
-    state = run(tmp_path, photos, "--num-steps", "1", "--distill.region-weight", "0")
+def test_without_their_weight_there_are_no_regions_and_half_weights_are_half(photos, tmp_path):
+    state = run(tmp_path, photos, "--num-steps", "1", "--distill.region-weight", "0", "--half-weights", "True")
+    stored = load_file(tmp_path / "weights" / "pretrain" / "model.safetensors")
+    assert {value.dtype for value in stored.values()} == {torch.float16}
     assert not any("region" in name for name in state["model"])
     assert "loss_region" not in (tmp_path / "metrics.jsonl").read_text()
 
