@@ -242,8 +242,7 @@ std::string annotation(std::mt19937& random, int image, const Mask& mask) {
   return text + ", \"more\": [null, true, {\"a\": \"\\u00e9\\n\"}]}";
 }
 
-// What text does is no matter here, as long as nothing is touched that is not its own.
-void spoil(std::mt19937& random, const std::string& text, int64_t count) {
+std::string spoiled_text(std::mt19937& random, const std::string& text) {
   std::string spoiled = text;
   const size_t place = random() % text.size();
   switch (random() % 4) {
@@ -259,6 +258,12 @@ void spoil(std::mt19937& random, const std::string& text, int64_t count) {
     default:
       spoiled.insert(place, std::string(1 + random() % 80, "[{\"\\,"[random() % 5]));
   }
+  return spoiled;
+}
+
+// What text does is no matter here, as long as nothing is touched that is not its own.
+void spoil(std::mt19937& random, const std::string& text, int64_t count) {
+  const std::string spoiled = spoiled_text(random, text);
   const Bytes bytes = bytes_of(spoiled);
   Ints groups({3, 5}), columns({count, sohes::kCocoColumns});
   Doubles numbers({count, sohes::kCocoNumbers});
@@ -302,6 +307,59 @@ void check_json(std::mt19937& random, const std::vector<Mask>& masks) {
   for (int turn = 0; turn < 40; ++turn) spoil(random, text, count);
 }
 
+std::string annotations(std::mt19937& random, const std::vector<Mask>& masks) {
+  std::string text;
+  for (const Mask& mask : masks) text += (text.empty() ? "" : ", ") + annotation(random, 1, mask);
+  return text;
+}
+
+// One image in one call; then its rows are counted, and every hit must be found again.
+void check_image(std::mt19937& random, const std::vector<Mask>& preds, const std::vector<Mask>& gts) {
+  const int64_t num_pred = static_cast<int64_t>(preds.size()), num_gt = static_cast<int64_t>(gts.size());
+  const int64_t num_ranges = 4, num_thresholds = 10, num_lanes = 40, num_points = 5;
+  Doubles limits({2, num_ranges}), thresholds({num_thresholds});
+  for (int64_t a = 0; a < num_ranges; ++a) {
+    limits[a] = static_cast<double>(random() % 40);
+    limits[num_ranges + a] = limits[a] + static_cast<double>(random() % 80);
+  }
+  for (int64_t t = 0; t < num_thresholds; ++t) thresholds[t] = 0.2 + 0.08 * static_cast<double>(t);
+  Ints steps({3}), found_gt({num_ranges});
+  steps[0] = 1;
+  steps[1] = 4;
+  steps[2] = 100;
+  const int64_t num_rows = std::min<int64_t>(num_pred, 7);
+  Bytes rows({num_rows, 23});
+  Tensor<int32_t, DType::kInt32> found({3, num_lanes});
+  const auto score = [&](const std::string& gt_text, const std::string& pred_text) {
+    const Bytes gt = bytes_of(gt_text), pred = bytes_of(pred_text);
+    Bytes scratch({sohes::coco_image_scratch(gt.shape[0], pred.shape[0], num_gt, num_pred, num_ranges)});
+    return sohes::coco_image(gt.view(), pred.view(), num_gt, num_pred, kHeight, kWidth, 0.2, limits.view(),
+                             thresholds.view(), steps.view(), scratch.view(), found_gt.view(), found.view(),
+                             rows.view());
+  };
+  const std::string gt_text = annotations(random, gts), pred_text = annotations(random, preds);
+  for (int turn = 0; turn < 20; ++turn) score(spoiled_text(random, gt_text), pred_text);
+  for (int turn = 0; turn < 20; ++turn) score(gt_text, spoiled_text(random, pred_text));
+  expect(score(gt_text, pred_text), "coco_image");
+  Ints needed({num_ranges, num_points}), inside({num_ranges}), hits({num_lanes}), change({num_lanes}),
+      point({num_lanes});
+  Doubles best({num_lanes, num_points});
+  for (int64_t a = 0; a < num_ranges; ++a) {
+    for (int64_t k = 0; k < num_points; ++k) needed[a * num_points + k] = 1 + k;
+  }
+  sohes::count_precision(rows.view(), 100, needed.view(), inside.view(), hits.view(), change.view(),
+                         point.view(), best.view());
+  for (int64_t lane = 0; lane < num_lanes; ++lane) {
+    expect(hits[lane] == found[2 * num_lanes + lane], "count_precision: hits");
+    expect(hits[lane] <= found_gt[lane / num_thresholds], "coco_image: more hits than masks");
+    expect(found[lane] <= std::min(1, found[num_lanes + lane]), "coco_image: found among the best");
+    for (int64_t k = 0; k < num_points; ++k) {
+      const double value = best[lane * num_points + k];
+      expect(value >= 0 && value <= 1 && (k < hits[lane] || value == 0), "count_precision: best");
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -314,6 +372,7 @@ int main() {
     }
     check_pairs(random, preds, gts);
     check_json(random, preds);
+    check_image(random, preds, gts);
   }
   std::printf(failures ? "%d failures\n" : "clean\n", failures);
   return failures ? 1 : 0;
