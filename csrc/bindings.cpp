@@ -91,6 +91,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("mask_pack_logits_scratch", &sohes::mask_pack_logits_scratch);
   m.def("mask_pack_logits", &sohes::mask_pack_logits, ReleaseGil());
   m.def("mask_stats", &sohes::mask_stats, ReleaseGil());
+  m.def("mask_take", &sohes::mask_take, ReleaseGil());
   m.def("mask_overlap_scratch", &sohes::mask_overlap_scratch);
   m.def("mask_overlap", &sohes::mask_overlap, ReleaseGil());
   m.def("mask_nms", &sohes::mask_nms, ReleaseGil());
@@ -116,6 +117,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("mask_keep_cuda", &sohes::mask_keep_cuda, ReleaseGil());
   m.def("mask_parents_cuda", &sohes::mask_parents_cuda, ReleaseGil());
   m.def("mask_num_runs_cuda", &sohes::mask_num_runs_cuda, ReleaseGil());
+  m.def("mask_num_column_runs_cuda", &sohes::mask_num_column_runs_cuda, ReleaseGil());
+  m.def("mask_label_runs_cuda", &sohes::mask_label_runs_cuda, ReleaseGil());
+  m.def("mask_paint_runs_cuda", &sohes::mask_paint_runs_cuda, ReleaseGil());
+  m.def("mask_boundary_cuda", &sohes::mask_boundary_cuda, ReleaseGil());
+  m.def("mask_resize_cuda", &sohes::mask_resize_cuda, ReleaseGil());
   m.def("rle_stops_cuda", &sohes::rle_stops_cuda, ReleaseGil());
   m.def("rle_lengths_cuda", &sohes::rle_lengths_cuda, ReleaseGil());
   m.def("rle_text_cuda", &sohes::rle_text_cuda, ReleaseGil());

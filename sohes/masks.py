@@ -101,7 +101,8 @@ class PackedMasks:
 
     def to_rle(self) -> list[dict]:
         """Compressed COCO RLE, `counts` as str, equal to pycocotools' to the bit."""
-        counts = mask_rle.encode_rle(self.words, self.size[0] * self.size[1])
+        boxes = self.boxes if "_stats" in self.__dict__ else None  # to find them would be to read all words
+        counts = mask_rle.encode_rle(self.words, self.size[0] * self.size[1], boxes, self.size[0])
         return [{"size": list(self.size), "counts": one} for one in counts]
 
     @cached_property
@@ -136,7 +137,12 @@ class PackedMasks:
             if not -len(self) <= index < len(self):
                 raise IndexError(f"mask {index} of {len(self)}")
             index = slice(index, index + 1 or None)
-        return _with_stats(PackedMasks(self.words[index], self.size), self.areas[index], self.boxes[index])
+        if isinstance(index, slice) or not self.words.is_cpu:
+            words = self.words[index]
+        else:
+            index = torch.arange(len(self))[index]  # [kept], from 0 on; checks it, too
+            words = mask_pack.mask_take(self.words, self.boxes, self.size[0], index)
+        return _with_stats(PackedMasks(words, self.size), self.areas[index], self.boxes[index])
 
     def fill_holes(self) -> PackedMasks:
         """With every background region (4-connected) that does not reach the border of the image."""

@@ -179,3 +179,17 @@ def test_messages():
         PackedMasks.from_rle(rles)
     with pytest.raises(ValueError, match=r"^PackedMasks.cat: expected sets of one size, got \[\(1, 2\), \(2, 1\)\]$"):
         PackedMasks.cat([PackedMasks.empty((1, 2)), PackedMasks.empty((2, 1))])
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_some_of_the_masks(size):
+    """Only what boxes reach is copied and encoded; it must be all there is."""
+    masks = packed(7, *size)
+    indices = torch.tensor([3, -1, 3, 0, len(masks) - 2])
+    for index in (indices, indices[:0], torch.arange(len(masks)) % 3 == 0):
+        some = masks[index]
+        assert same(some, PackedMasks(masks.words[index], size))
+        assert some.to_rle() == PackedMasks(masks.words[index], size).to_rle()
+    for wrong in (torch.tensor([len(masks)]), torch.ones(len(masks) + 1, dtype=torch.bool)):
+        with pytest.raises(IndexError):
+            masks[wrong]

@@ -49,4 +49,28 @@ __device__ inline Word read_bits(const Word* words, int64_t at, int64_t count) {
   return count >= 64 ? bits : bits & ((Word{1} << count) - 1);
 }
 
+// What is in memory now, whatever this thread read there before.
+__device__ inline Word load_now(const Word* at) { return *static_cast<const volatile Word*>(at); }
+
+// The numbers of the threads before this one, added up, and in `total` those of all. Every thread calls it.
+__device__ inline unsigned add_up_before(unsigned own, unsigned& total) {
+  __shared__ unsigned of_warp[kThreads / 32];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  unsigned until = own;  // with those of the lanes before
+  for (int step = 1; step < 32; step *= 2) {
+    const unsigned other = __shfl_up_sync(kFull, until, step);
+    if (lane >= step) until += other;
+  }
+  if (lane == 31) of_warp[warp] = until;
+  __syncthreads();
+  unsigned before = until - own;
+  total = 0;
+  for (int w = 0; w < kThreads / 32; ++w) {
+    if (w < warp) before += of_warp[w];
+    total += of_warp[w];
+  }
+  __syncthreads();
+  return before;
+}
+
 }  // namespace sohes::mask_ops

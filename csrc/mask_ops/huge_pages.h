@@ -25,6 +25,13 @@ inline void prefer_huge_pages([[maybe_unused]] const void* data, [[maybe_unused]
 #endif
 }
 
-inline void prefer_huge_pages(const TensorView& words) { prefer_huge_pages(words.data, 8 * words.numel()); }
+// For words or counts, row by row. Of a mask of this many bytes most small pages are outside its box and
+// never touched: they take no memory then (1000 masks of 1500 x 2250 from logits: 90 MB and not 420).
+constexpr int64_t kSparseRow = 1 << 17;
+
+inline void prefer_huge_pages(const TensorView& rows) {
+  if (rows.ndim == 2 && 8 * rows.shape[1] >= kSparseRow) return;
+  prefer_huge_pages(rows.data, 8 * rows.numel());
+}
 
 }  // namespace sohes::mask_ops

@@ -170,6 +170,20 @@ void mask_unpack(const TensorView& words, const TensorView& dense, int num_threa
   });
 }
 
+void mask_take(const TensorView& words, const TensorView& boxes, int64_t height, const TensorView& index,
+               const TensorView& out, int num_threads) {
+  require(words.is_contiguous() && out.is_contiguous() && words.shape[1] == out.shape[1],
+          "mask_take: expected contiguous words of one size");
+  prefer_huge_pages(out);
+  parallel_for(index.shape[0], 4, num_threads, [&](int, int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) {
+      const int64_t n = index.as<int64_t>()[k];
+      const Span span = span_of(boxes.as<int64_t>() + 4 * n, height);
+      std::copy(row(words, n) + span.begin, row(words, n) + span.end, row(out, k) + span.begin);
+    }
+  });
+}
+
 void mask_stats(const TensorView& words, int64_t height, int64_t width, const TensorView& areas,
                 const TensorView& boxes, int num_threads) {
   require_words(words, height * width);

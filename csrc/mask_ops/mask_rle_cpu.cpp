@@ -41,7 +41,7 @@ inline int64_t put_number(int64_t number, char* text) {
   return groups;
 }
 
-int64_t encode_one(const uint64_t* words, int64_t num_pixels, char* text) {
+int64_t encode_one(const uint64_t* words, int64_t num_pixels, Span span, char* text) {
   char* at = text;
   int64_t start = 0;           // of the run now open
   int64_t before[2] = {0, 0};  // the last two runs
@@ -52,7 +52,8 @@ int64_t encode_one(const uint64_t* words, int64_t num_pixels, char* text) {
     before[1] = run;
     ++index;
   };
-  for (int64_t k = 0; k < num_words(num_pixels); ++k) {
+  // The last run of the span may end with it, which shows in the word after.
+  for (int64_t k = span.begin; k < std::min(span.end + 1, num_words(num_pixels)); ++k) {
     for (uint64_t rest = changes(words, k, num_pixels); rest != 0; rest &= rest - 1) {
       const int64_t stop = 64 * k + std::countr_zero(rest);
       put(stop - start);
@@ -95,26 +96,34 @@ bool decode_one(const uint8_t* text, int64_t length, int64_t num_pixels, uint64_
 
 using namespace mask_ops;
 
-void mask_num_runs(const TensorView& words, int64_t num_pixels, const TensorView& num_runs, int num_threads) {
+void mask_num_runs(const TensorView& words, int64_t num_pixels, const TensorView& boxes, int64_t height,
+                   const TensorView& num_runs, int num_threads) {
   require_words(words, num_pixels);
+  const int64_t num = words.shape[1];
   parallel_for(words.shape[0], kGrain, num_threads, [&](int, int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
-      const int64_t changes = simd().count_changes(row(words, n), words.shape[1]);
+      const Span span = span_of(boxes, n, height, num);
+      const uint64_t* mask = row(words, n);
+      const int64_t changes = simd().count_changes(mask + span.begin, span.end - span.begin);
+      const bool is_last_set = span.end > span.begin && mask[span.end - 1] >> 63;
+      const bool ends_after = span.end < num && is_last_set;
       // A last pixel inside differs from the padding after it, where no run begins.
-      const bool padded = num_pixels % 64 != 0 && get_bit(row(words, n), num_pixels - 1);
-      num_runs.as<int64_t>()[n] = changes - padded + 1;
+      const bool padded = span.end == num && num_pixels % 64 != 0 && get_bit(mask, num_pixels - 1);
+      num_runs.as<int64_t>()[n] = changes + ends_after - padded + 1;
     }
   });
 }
 
-void rle_encode(const TensorView& words, int64_t num_pixels, const TensorView& offsets,
-                const TensorView& text, const TensorView& lengths, int num_threads) {
+void rle_encode(const TensorView& words, int64_t num_pixels, const TensorView& boxes, int64_t height,
+                const TensorView& offsets, const TensorView& text, const TensorView& lengths,
+                int num_threads) {
   require_words(words, num_pixels);
   require(num_pixels < int64_t{1} << 38, "rle_encode: expected fewer than 2^38 pixels");
   parallel_for(words.shape[0], kGrain, num_threads, [&](int, int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       char* slot = text.as<char>() + offsets.as<int64_t>()[n];
-      lengths.as<int64_t>()[n] = encode_one(row(words, n), num_pixels, slot);
+      const Span span = span_of(boxes, n, height, words.shape[1]);
+      lengths.as<int64_t>()[n] = encode_one(row(words, n), num_pixels, span, slot);
     }
   });
 }

@@ -35,27 +35,6 @@ __global__ void __launch_bounds__(kThreads) num_runs_kernel(const Word* words, i
   }
 }
 
-// The numbers of the threads before this one, added up, and in `total` those of all. Every thread calls it.
-__device__ unsigned add_up_before(unsigned own, unsigned& total) {
-  __shared__ unsigned of_warp[kThreads / 32];
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  unsigned until = own;  // with those of the lanes before
-  for (int step = 1; step < 32; step *= 2) {
-    const unsigned other = __shfl_up_sync(kFull, until, step);
-    if (lane >= step) until += other;
-  }
-  if (lane == 31) of_warp[warp] = until;
-  __syncthreads();
-  unsigned before = until - own;
-  total = 0;
-  for (int w = 0; w < kThreads / 32; ++w) {
-    if (w < warp) before += of_warp[w];
-    total += of_warp[w];
-  }
-  __syncthreads();
-  return before;
-}
-
 // stops[first[n] + r]: the pixel past run r of mask n.
 __global__ void __launch_bounds__(kThreads)
     run_stops_kernel(const Word* words, int64_t num, int64_t num_words, int64_t num_pixels,

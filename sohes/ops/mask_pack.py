@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sohes._binary import require_binary
+from sohes._binary import find_binary, require_binary
 from sohes.ops._cuda import run_cuda
 from sohes.ops._library import define_op, why_not_cpp, why_not_cuda
 from sohes.ops._words import num_words, reused_words, zero_words
@@ -47,6 +47,16 @@ def mask_pack_logits(
     if 0 in logits.shape[1:] and 0 not in size:
         raise ValueError(f"mask_pack_logits: cannot upsample {list(logits.shape)} to {list(size)}")
     return _pack_logits(logits.detach(), *size, float(threshold), backend)
+
+
+def mask_take(words: Tensor, boxes: Tensor, height: int, index: Tensor) -> Tensor:
+    """words int64 [N, V] and boxes of masks of this height -> words[index], for index int64 [K] from 0 to N - 1."""
+    binary = find_binary().module
+    if binary is None or not words.is_cpu or len(index) == 0:
+        return words[index]
+    out = zero_words(len(index), (words.shape[1] * 64, 1))
+    binary.mask_take(words.contiguous(), boxes.contiguous(), height, index.contiguous(), out, torch.get_num_threads())
+    return out
 
 
 def mask_from_index(index: Tensor, num_masks: int, backend: str = "auto") -> Tensor:

@@ -19,8 +19,11 @@ from sohes.ops.reference.mask_rle import Counts
 CHUNK_CHARACTERS = 1 << 25  # room for text alive at a time, so that many noisy masks do not need it all at once
 
 
-def encode_rle(words: Tensor, num_pixels: int) -> list[str]:
-    """words int64 [N, V] of masks of so many pixels, on any device -> N compressed `counts`."""
+def encode_rle(words: Tensor, num_pixels: int, boxes: Tensor | None = None, height: int = 0) -> list[str]:
+    """words int64 [N, V] of masks of so many pixels, on any device -> N compressed `counts`.
+
+    With boxes int64 [N, 4] of masks of this height only the words that they reach are read.
+    """
     if why_not_cuda(words.device, words.dtype) is None:
         return _encode_cuda(words.contiguous(), num_pixels)
     words = words.cpu().contiguous()
@@ -29,7 +32,8 @@ def encode_rle(words: Tensor, num_pixels: int) -> list[str]:
         return reference.encode_rle(words, num_pixels)
     threads = torch.get_num_threads()
     num_runs = torch.empty(len(words), dtype=torch.int64)  # [N]
-    binary.mask_num_runs(words, num_pixels, num_runs, threads)
+    boxes = words.new_empty(0) if boxes is None else boxes.cpu().contiguous()
+    binary.mask_num_runs(words, num_pixels, boxes, height, num_runs, threads)
     room = num_runs * (num_pixels.bit_length() // 5 + 1) + binary.RLE_SLACK  # [N]
     counts: list[str] = []
     for part in _parts(room):
@@ -37,7 +41,7 @@ def encode_rle(words: Tensor, num_pixels: int) -> list[str]:
         starts = stops - room[part]  # [n]
         text = torch.empty(int(stops[-1]), dtype=torch.uint8)
         lengths = torch.empty_like(starts)  # [n]
-        binary.rle_encode(words[part], num_pixels, starts, text, lengths, threads)
+        binary.rle_encode(words[part], num_pixels, boxes[part], height, starts, text, lengths, threads)
         letters = memoryview(text.numpy())
         ends = (starts + lengths).tolist()
         counts += [str(letters[start:end], "ascii") for start, end in zip(starts.tolist(), ends, strict=True)]

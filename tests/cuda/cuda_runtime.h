@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <utility>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -236,5 +237,7 @@ inline float __fsub_rn(float a, float b) { return a - b; }
 
 inline void atomicAdd(unsigned long long* at, unsigned long long value) { *at += value; }
 inline void atomicOr(unsigned long long* at, unsigned long long value) { *at |= value; }
-inline void atomicMin(unsigned long long* at, unsigned long long value) { *at = std::min(*at, value); }
+inline unsigned long long atomicMin(unsigned long long* at, unsigned long long value) {
+  return std::exchange(*at, std::min(*at, value));
+}
 inline void atomicMax(unsigned long long* at, unsigned long long value) { *at = std::max(*at, value); }

@@ -142,7 +142,7 @@ void check_selection(Set& set, double threshold) {
 void check_rle(Set& set) {
   const int64_t num = set.num, num_pixels = set.height * set.width;
   Ints num_runs({num}), expected_runs({num}), first({num + 1}), offsets({num + 1}), lengths({num});
-  sohes::mask_num_runs(set.words.view(), num_pixels, expected_runs.view(), 1);
+  sohes::mask_num_runs(set.words.view(), num_pixels, set.boxes.view(), set.height, expected_runs.view(), 1);
   sohes::mask_num_runs_cuda(set.words.view(), num_pixels, num_runs.view(), 0);
   expect(num_runs.data == expected_runs.data, "number of runs", set.height, set.width);
   for (int64_t n = 0; n < num; ++n) {
@@ -150,7 +150,8 @@ void check_rle(Set& set) {
     offsets.data[n + 1] = offsets.data[n] + 8 * num_runs.data[n] + sohes::kRleSlack;
   }
   Bytes slots({offsets.data[num]});
-  sohes::rle_encode(set.words.view(), num_pixels, offsets.view(), slots.view(), lengths.view(), 1);
+  sohes::rle_encode(set.words.view(), num_pixels, set.boxes.view(), set.height, offsets.view(), slots.view(),
+                    lengths.view(), 1);
   Ints stops({first.data[num]}), of_run({first.data[num]});
   sohes::rle_stops_cuda(set.words.view(), num_pixels, first.view(), stops.view(), 0);
   sohes::rle_lengths_cuda(stops.view(), first.view(), of_run.view(), 0);
@@ -163,6 +164,78 @@ void check_rle(Set& set) {
     expected.insert(expected.end(), slot, slot + lengths.data[n]);
   }
   expect(text.data == expected, "RLE", set.height, set.width);
+}
+
+// The runs of the columns that are inside, or outside, with the labels of their components.
+struct Labelled {
+  Ints first, starts, stops, labels;
+
+  Labelled(Set& set, bool value) : first({set.num + 1}), starts({0}), stops({0}), labels({0}) {
+    Ints counts({set.num});
+    sohes::mask_num_column_runs_cuda(set.words.view(), set.height, set.width, value, counts.view(), 0);
+    std::partial_sum(counts.data.begin(), counts.data.end(), first.data.begin() + 1);
+    starts = stops = labels = Ints({first.data.back()});
+    sohes::mask_label_runs_cuda(set.words.view(), set.height, set.width, value, first.view(), starts.view(),
+                                stops.view(), labels.view(), 0);
+  }
+};
+
+void check_regions(Set& set) {
+  const int64_t height = set.height, width = set.width, num = set.num;
+  Ints scratch({1, 8 * (height * width + width)}), counts({num}), starts({num});
+  sohes::mask_count_components(set.words.view(), height, width, scratch.view(), counts.view(), 1);
+  for (int64_t n = 1; n < num; ++n) starts.data[n] = starts.data[n - 1] + counts.data[n - 1];
+  const int64_t num_parts = std::accumulate(counts.data.begin(), counts.data.end(), int64_t{0});
+  Ints parts({num_parts, set.words.shape[1]}), other(parts.shape);
+  sohes::mask_components(set.words.view(), height, width, scratch.view(), starts.view(), parts.view(), 1);
+  Labelled inside(set, true);
+  Ints target(inside.labels.shape), rank(inside.labels.shape);
+  int64_t roots = 0;
+  for (int64_t r = 0; r < target.shape[0]; ++r) {
+    if (inside.labels.data[r] == r) rank.data[r] = roots++;
+    target.data[r] = rank.data[inside.labels.data[r]];
+  }
+  expect(roots == num_parts, "number of components", height, width);
+  if (roots != num_parts) return;
+  sohes::mask_paint_runs_cuda(inside.starts.view(), inside.stops.view(), target.view(), other.view(), 0);
+  expect(other.data == parts.data, "components", height, width);
+
+  Ints filled(set.words.shape), painted(set.words.shape);
+  sohes::mask_fill_holes(set.words.view(), height, width, scratch.view(), filled.view(), 1);
+  Labelled outside(set, false);
+  target = Ints(outside.labels.shape);
+  std::vector<bool> open(target.data.size());
+  for (int64_t r = 0; r < target.shape[0]; ++r) {
+    const int64_t start = outside.starts.data[r], stop = outside.stops.data[r];
+    const bool at_side = start < height || start >= (width - 1) * height;
+    if (at_side || start % height == 0 || stop % height == 0) open[outside.labels.data[r]] = true;
+  }
+  for (int64_t n = 0; n < num; ++n) {
+    for (int64_t r = outside.first.data[n]; r < outside.first.data[n + 1]; ++r) {
+      target.data[r] = open[outside.labels.data[r]] ? -1 : n;
+    }
+  }
+  painted.data = set.words.data;
+  sohes::mask_paint_runs_cuda(outside.starts.view(), outside.stops.view(), target.view(), painted.view(), 0);
+  expect(painted.data == filled.data, "filled holes", height, width);
+
+  sohes::mask_boundary(set.words.view(), height, width, filled.view(), 1);
+  sohes::mask_boundary_cuda(set.words.view(), height, width, painted.view(), 0);
+  expect(painted.data == filled.data, "boundary", height, width);
+}
+
+void check_resize(Set& set, int64_t new_height, int64_t new_width) {
+  Ints rows({new_height}), columns({new_width}), row_start({set.height + 1});
+  for (int64_t y = 0; y < new_height; ++y) rows.data[y] = (2 * y + 1) * set.height / (2 * new_height);
+  for (int64_t x = 0; x < new_width; ++x) columns.data[x] = (2 * x + 1) * set.width / (2 * new_width);
+  for (int64_t r = 0; r <= set.height; ++r) {
+    row_start.data[r] = std::lower_bound(rows.data.begin(), rows.data.end(), r) - rows.data.begin();
+  }
+  Ints out({set.num, words_of(new_height, new_width)}), other(out.shape);
+  sohes::mask_resize(set.words.view(), set.height, row_start.view(), columns.view(), new_height, out.view(),
+                     1);
+  sohes::mask_resize_cuda(set.words.view(), set.height, rows.view(), columns.view(), other.view(), 0);
+  expect(out.data == other.data, "resize", new_height, new_width);
 }
 
 // Where pixel `at` of `to` reads among `from`: the lower index, and the weight of the next one.
@@ -222,9 +295,12 @@ int main() {
     check_rle(many);
     check_rle(none);
     check_index(size[0], size[1]);
-    for (const auto& source : sizes) {
-      if (source[0] * source[1] > 0 && size[0] * size[1] > 0)
-        check_logits(source[0], source[1], size[0], size[1]);
+    check_regions(many);
+    check_regions(none);
+    for (const auto& other : sizes) {
+      if (other[0] * other[1] == 0 || size[0] * size[1] == 0) continue;
+      check_logits(other[0], other[1], size[0], size[1]);
+      check_resize(few, other[0], other[1]);
     }
   }
   if (failures == 0) std::printf("clean\n");

@@ -11,7 +11,7 @@ from mask_cases import SIZES, mixed, object_logits
 
 from sohes.forest import Forest, build_forest
 from sohes.masks import PackedMasks, nms_masks
-from sohes.ops import mask_pack, mask_rle
+from sohes.ops import mask_pack, mask_regions, mask_rle
 from sohes.ops._library import why_not_cuda
 from sohes.ops.mask_select import mask_nms, mask_parents
 from sohes.ops.reference import mask_pack as reference
@@ -89,6 +89,26 @@ def test_rle(size, monkeypatch):
     monkeypatch.setattr(mask_rle, "CHUNK_CHARACTERS", 500)
     assert mask_rle.encode_rle(words.cuda(), size[0] * size[1]) == expected
     assert mask_rle.encode_rle(words[:0].cuda(), size[0] * size[1]) == []
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", ["mask_fill_holes", "mask_largest_component", "mask_boundary"])
+def test_regions(name, size):
+    words = reference.mask_pack(mixed(3, *size))[0]
+    operator = getattr(mask_regions, name)
+    assert equal([operator(words.cuda(), size, "cuda")], [operator(words, size, "reference")])
+    assert equal([operator(words[:0].cuda(), size, "cuda")], [words[:0]])
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_components_and_resize(size):
+    words = reference.mask_pack(mixed(4, *size))[0]
+    assert equal(mask_regions.mask_components(words.cuda(), size), mask_regions.mask_components(words, size))
+    for new_size in ((0, 3), (1, 1), (7, 5), (129, 70)):
+        if 0 in size and 0 not in new_size:
+            continue
+        got = mask_regions.mask_resize(words.cuda(), size, new_size, "cuda")
+        assert equal([got], [mask_regions.mask_resize(words, size, new_size, "reference")])
 
 
 def chain(logits, size):

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
+import numpy as np
 import pytest
 import torch
 from mask_cases import SIZES, mixed
+from scipy import ndimage
 from skimage import measure
 
 from sohes._binary import find_binary
@@ -127,3 +129,47 @@ def test_same_for_any_number_of_threads():
     torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def column_runs(words, height, width, value):
+    """Mask, start, stop and component of every run of every column, in order."""
+    for index, dense in enumerate(reference.mask_unpack(words, height, width).numpy()):
+        columns = dense.T if value else ~dense.T  # [W, H]
+        components = ndimage.label(columns, np.ones((3, 3)) if value else None)[0]
+        for x, column in enumerate(columns):
+            steps = np.diff(column, prepend=False, append=False).nonzero()[0]
+            for start, stop in steps.reshape(-1, 2).tolist():
+                yield index, x * height + start, x * height + stop, (index, components[x, start])
+
+
+def run_in_python(entry, like, *args):
+    """What the CUDA kernels of runs do (tests/cuda/ compares those with the C++ ones), on the CPU."""
+    if entry == "mask_num_column_runs_cuda":
+        *masks, num_runs = args
+        for index in range(len(num_runs)):
+            num_runs[index] = sum(mask == index for mask, *_ in column_runs(*masks))
+    elif entry == "mask_label_runs_cuda":
+        *masks, first, starts, stops, labels = args
+        roots = {}
+        for run, (mask, start, stop, component) in enumerate(column_runs(*masks)):
+            assert first[mask] <= run < first[mask + 1]
+            starts[run], stops[run], labels[run] = start, stop, roots.setdefault(component, run)
+    else:
+        assert entry == "mask_paint_runs_cuda"
+        starts, stops, target, words = args
+        for start, stop, row in zip(starts.tolist(), stops.tolist(), target.tolist(), strict=True):
+            for pixel in range(start, stop) if row >= 0 else ():
+                words[row, pixel // 64] |= torch.tensor(1) << (pixel % 64)
+
+
+@pytest.mark.parametrize("size", [(0, 5), (1, 1), (1, 9), (9, 1), (13, 5), (9, 15)])
+def test_what_is_made_of_runs_on_a_gpu(size, monkeypatch):
+    """The steps around the kernels, without a GPU."""
+    monkeypatch.setattr(mask_regions, "run_cuda", run_in_python)
+    words = PackedMasks.from_dense(mixed(6, *size, each=2)).words
+    for some in (words, words[:0]):
+        for name in ("fill_holes", "largest_component", "components"):
+            got = getattr(mask_regions, f"_{name}_cuda")(some, *size)
+            expected = getattr(reference, f"mask_{name}")(some, *size)
+            pairs = zip(got, expected, strict=True) if name == "components" else [(got, expected)]
+            assert all(torch.equal(a, b) for a, b in pairs)

@@ -193,6 +193,14 @@ void check_masks(int64_t height, int64_t width) {
   sohes::mask_stats(words.view(), height, width, areas_again.view(), boxes_again.view(), kThreads);
   expect(areas_again.data == areas.data && boxes_again.data == boxes.data, "stats", height, width);
 
+  Ints turned_round({kMasks}), taken(words.shape);
+  for (int64_t n = 0; n < kMasks; ++n) turned_round.data[n] = kMasks - 1 - n;
+  sohes::mask_take(words.view(), boxes.view(), height, turned_round.view(), taken.view(), kThreads);
+  for (int64_t n = 0; n < kMasks; ++n) {
+    expect(pixels(taken, n, height, width) == pixels(words, kMasks - 1 - n, height, width), "take", height,
+           width);
+  }
+
   Ints overlap({kMasks, kMasks}, -1), crossed({kMasks, kMasks}, -1);
   Ints half({sohes::mask_overlap_scratch(boxes.view(), boxes.view(), height)});
   Ints whole({sohes::mask_overlap_scratch(boxes.view(), boxes_again.view(), height)});
@@ -222,12 +230,15 @@ void check_masks(int64_t height, int64_t width) {
   expect(keep.data[order.data[0]] == 1 && parents.data[order.data[kMasks - 1]] == -1, "selection", height,
          width);
 
-  Ints runs({kMasks}), offsets({kMasks + 1}), lengths({kMasks});
-  sohes::mask_num_runs(words.view(), height * width, runs.view(), kThreads);
+  Ints runs({kMasks}), runs_again({kMasks}), offsets({kMasks + 1}), lengths({kMasks});
+  sohes::mask_num_runs(words.view(), height * width, none.view(), height, runs.view(), kThreads);
+  sohes::mask_num_runs(words.view(), height * width, boxes.view(), height, runs_again.view(), kThreads);
+  expect(runs.data == runs_again.data, "runs within boxes", height, width);
   for (int64_t n = 0; n < kMasks; ++n)
     offsets.data[n + 1] = offsets.data[n] + 8 * runs.data[n] + sohes::kRleSlack;
   Bytes text({offsets.data[kMasks]});
-  sohes::rle_encode(words.view(), height * width, offsets.view(), text.view(), lengths.view(), kThreads);
+  sohes::rle_encode(words.view(), height * width, boxes.view(), height, offsets.view(), text.view(),
+                    lengths.view(), kThreads);
   Bytes joined({0}), ok({kMasks});
   Ints stops({kMasks + 1});
   for (int64_t n = 0; n < kMasks; ++n) {

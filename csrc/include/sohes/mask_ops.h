@@ -39,6 +39,11 @@ void mask_pack_logits(const TensorView& logits, float threshold, const TensorVie
                       const TensorView& scratch, const TensorView& words, const TensorView& areas,
                       const TensorView& boxes, int num_threads);
 
+// Masks index[k] (int64 [K], each in 0..N - 1) of words -> out [K, V] (zeroed): only what their boxes reach
+// is read and written.
+void mask_take(const TensorView& words, const TensorView& boxes, int64_t height, const TensorView& index,
+               const TensorView& out, int num_threads);
+
 // words -> areas [N], boxes.
 void mask_stats(const TensorView& words, int64_t height, int64_t width, const TensorView& areas,
                 const TensorView& boxes, int num_threads);
@@ -62,15 +67,18 @@ void mask_parents(const TensorView& words, const TensorView& areas, const Tensor
                   const TensorView& order, double theta, int64_t height, const TensorView& parents,
                   int num_threads);
 
-// Runs that COCO RLE needs for each mask (the first may be of length 0), int64 [N].
-void mask_num_runs(const TensorView& words, int64_t num_pixels, const TensorView& num_runs, int num_threads);
+// Runs that COCO RLE needs for each mask (the first may be of length 0), int64 [N]. With boxes, which may be
+// empty, only the words that they reach are read.
+void mask_num_runs(const TensorView& words, int64_t num_pixels, const TensorView& boxes, int64_t height,
+                   const TensorView& num_runs, int num_threads);
 
 // Compressed COCO RLE. Mask n is written to text[offsets[n]..] and its length to lengths[n]. Its slot must
 // hold, for each of its runs, the characters that num_pixels with a sign needs (bits / 5 + 1), and kRleSlack
-// more. H * W < 2^38.
+// more. H * W < 2^38. Boxes as above.
 constexpr int64_t kRleSlack = 8;
-void rle_encode(const TensorView& words, int64_t num_pixels, const TensorView& offsets,
-                const TensorView& text, const TensorView& lengths, int num_threads);
+void rle_encode(const TensorView& words, int64_t num_pixels, const TensorView& boxes, int64_t height,
+                const TensorView& offsets, const TensorView& text, const TensorView& lengths,
+                int num_threads);
 
 // Compressed COCO RLE, mask n at text[offsets[n]..offsets[n + 1]] -> words (zeroed). ok[n] (bool) is false,
 // and the words of that mask undefined, where the text is no RLE of exactly num_pixels pixels.
@@ -141,6 +149,24 @@ void rle_lengths_cuda(const TensorView& stops, const TensorView& first, const Te
                       uintptr_t stream);
 void rle_text_cuda(const TensorView& stops, const TensorView& first, const TensorView& text_stops,
                    const TensorView& text, uintptr_t stream);
+
+// Regions in steps, of the runs of the masks' columns: maximal stretches of one column that are inside, or
+// outside where `value` is false. num_runs int64 [N]; first int64 [N + 1]: their sums before each mask.
+// starts, stops int64 [R]: where runs lie, as flat bits, in order; labels int64 [R]: the first run of the
+// component, 8-connected inside and 4-connected outside.
+void mask_num_column_runs_cuda(const TensorView& words, int64_t height, int64_t width, bool value,
+                               const TensorView& num_runs, uintptr_t stream);
+void mask_label_runs_cuda(const TensorView& words, int64_t height, int64_t width, bool value,
+                          const TensorView& first, const TensorView& starts, const TensorView& stops,
+                          const TensorView& labels, uintptr_t stream);
+// Sets the bits of run r in mask target[r] (int64 [R]) of words, nowhere where that is negative.
+void mask_paint_runs_cuda(const TensorView& starts, const TensorView& stops, const TensorView& target,
+                          const TensorView& words, uintptr_t stream);
+void mask_boundary_cuda(const TensorView& words, int64_t height, int64_t width, const TensorView& out,
+                        uintptr_t stream);
+// row_index int64 [H_out], col_index int64 [W_out]: the source row and column of each.
+void mask_resize_cuda(const TensorView& words, int64_t height, const TensorView& row_index,
+                      const TensorView& col_index, const TensorView& out, uintptr_t stream);
 #endif
 
 }  // namespace sohes
