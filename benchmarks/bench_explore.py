@@ -44,7 +44,7 @@ COLUMNS = ("AR@1000", "AR@100", "AR@10", "AR-small", "AR-medium", "AR-large", "A
 
 @pytest.fixture(scope="module")
 def steps():
-    """Every intermediate result of labelling one 480 x 480 scene."""
+    """Every intermediate result of labelling one 480 x 480 scene; refiners have 50 masks of 480 x 640."""
     config = ExploreConfig()
     extractor = build_extractor(config)
     image = draw_scene(0, 480).image
@@ -67,9 +67,13 @@ def steps():
         "all": lambda: label_image(image, extractor, config),
         "all-patches": lambda: label_image(image, sharp, patches),
     }
+    # 480 x 640 pixels, as they are: an area of 554 squared is not shrunk.
+    wide = build_extractor(ExploreConfig(side=555)).view(draw_scene(0, 640).image[:, :480])
+    assert wide.lab.shape[1:] == (480, 640)
+    some = masks[:50].resize((480, 640))
     for refiner in ("snap", "guided", "crf"):
         chosen = ExploreConfig(refiner=refiner)
-        calls[f"refine-{refiner}-50"] = lambda chosen=chosen: refine_masks(masks[:50], view, chosen)
+        calls[f"refine-{refiner}-50"] = lambda chosen=chosen: refine_masks(some, wide, chosen)
     return calls, len(masks)
 
 
