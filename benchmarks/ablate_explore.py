@@ -30,7 +30,7 @@ GROUPS: dict[str, list[dict]] = {
         _PATCHES | {"cuts": "fixed"},
         _PATCHES | {"cuts": "fixed", "thresholds": (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)},
     ],
-    "local": [{"theta_small": value} for value in (0.005, 0.01, 0.02, 0.05)],
+    "local": [{"theta_small": value, "max_masks": 1000} for value in (0.005, 0.01, 0.02, 0.05)],
     "refiner": [{"refiner": name} for name in ("snap", "guided", "crf")]
     + [_SQUARE | {"refiner": name} for name in ("none", "snap", "guided", "crf")],
     "duplicates": [{"nms_iou": value} for value in (0.5, 0.6, 0.7, 0.8, 0.95)],

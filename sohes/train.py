@@ -86,6 +86,8 @@ def train_run(args: Arguments, device: torch.device, world: World) -> Run:
     on_main(lambda: start_run(args, restarted))
     run = Run(args.out, world.is_main)
     run.log(f"run folder {run.path}, preset {config.preset}, device {device}, seed {config.seed}")
+    if config.images and config.preset == "tiny":
+        run.log("preset tiny is made for drawn scenes, with coarse labels; for photos see --preset cpu, small, base")
     if world.size > 1:
         run.log(f"{world.size} processes, {config.engine.sharding}, start {world.restarts + 1}")
 

@@ -37,8 +37,8 @@ def look_closer(
     """Masks and scores of each photo, joined by those of the crops of its small candidates.
 
     images: uint8 [3, H, W] each. found: masks of the photo's size and their scores, best first, of each. cluster: masks
-    and scores of each of several images, which are the crops of all photos at once. A mask of a crop scores at most
-    what its candidate does.
+    and scores of each of several images, which are the crops of all photos at once. The best mask of a crop
+    scores what its candidate does, others less.
     """
     crops = [make_crops(image, masks, config) for image, (masks, _) in zip(images, found, strict=True)]
     inner = replace(config, max_masks=config.local_masks, min_area=config.min_area * config.local_min_area)
@@ -61,7 +61,9 @@ def _join(
         placed = PackedMasks.from_dense(F.pad(dense, (x0, masks.size[1] - x1, y0, masks.size[0] - y1)))
         inside = mask_coverage(placed, masks[crop.index : crop.index + 1])[:, 0] >= config.local_cover
         parts.append(placed[inside])
-        part_scores.append(inner_scores[inside] * scores[crop.index])
+        # Scores of different images are not of one scale: what counts is the rank among the crop's own.
+        share = inner_scores / inner_scores.max() if len(inner_scores) else inner_scores
+        part_scores.append(share[inside] * scores[crop.index])
     return PackedMasks.cat(parts), torch.cat(part_scores)
 
 

@@ -38,7 +38,8 @@ def test_masks_of_a_crop_are_placed_and_filtered(two_discs):
         return [(local, torch.tensor([0.8, 0.9]))]
 
     ((joined, joined_scores),) = look_closer([image], [(masks, scores)], cluster, config)
-    assert joined_scores.tolist() == torch.tensor([0.5, 0.4]).tolist()  # what lies outside of the candidate is gone
+    # What lies outside of the candidate is gone; it was the best of the crop, and would have scored 0.5.
+    torch.testing.assert_close(joined_scores, torch.tensor([0.5, 0.5 * 0.8 / 0.9]))
     upper = inner.clone()
     upper[32:] = False
     assert mask_iou(joined[1:], PackedMasks.from_dense(upper[None])) > 0.9
@@ -60,15 +61,15 @@ def test_crops_of_several_photos_are_clustered_together(two_discs):
     def cluster(images, _):
         calls.append(len(images))
         return [
-            (PackedMasks.from_dense(torch.ones(1, *crop.shape[1:], dtype=torch.bool)), torch.tensor([0.1 * (i + 1)]))
+            (PackedMasks.from_dense(torch.ones(1, *crop.shape[1:], dtype=torch.bool)), torch.tensor([0.25 * (i + 1)]))
             for i, crop in enumerate(images)
         ]
 
     joined = look_closer(photos, found, cluster, replace(config, local_cover=0.0))
     assert calls == [sum(numbers)]
     assert [len(masks) for masks, _ in joined] == [3, 1, 3]
-    torch.testing.assert_close(joined[0][1], torch.tensor([0.5, 0.25, 0.025]))
-    torch.testing.assert_close(joined[2][1], torch.tensor([0.5, 0.25, 0.05]))
+    torch.testing.assert_close(joined[0][1], torch.tensor([0.5, 0.25, 0.25]))
+    torch.testing.assert_close(joined[2][1], torch.tensor([0.5, 0.25, 0.25]))
 
 
 def test_a_closer_look_finds_parts_that_are_too_small_without(two_discs):
