@@ -60,11 +60,11 @@ def tiny() -> Config:
 
 
 def micro() -> Config:
-    """Drawn scenes of 64 px and the smallest model with every part: a run in two minutes of one CPU core."""
+    """Drawn scenes of 64 px and the smallest model with every part, for trying things out on one CPU core."""
     config = tiny()
     config.preset = "micro"
     config.scenes = SceneConfig(num_train=100, num_eval=32, size=64)
-    config.explore.patch = 4
+    config.explore.patch, config.explore.max_masks = 4, 40
     config.model = replace(
         config.model,
         backbone_kwargs={"img_size": 64, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2},
@@ -80,10 +80,11 @@ def micro() -> Config:
         num_granularities=2,
         affinity_dim=8,
     )
+    # A quarter of the points, as in `tiny`, loses small masks: see benchmarks/overfit.py.
     config.loss = replace(config.loss, num_points=1024, num_match_points=1024)
     config.optim = replace(config.optim, learning_rate=2e-3)
     config.views.size = config.infer.size = 64
-    config.instruct.num_steps, config.correct.num_steps = 400, 160
+    config.instruct.num_steps, config.correct.num_steps = 240, 120
     return config
 
 

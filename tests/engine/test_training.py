@@ -150,8 +150,8 @@ def test_compiled_layers_give_the_same_steps(folder, tmp_path, monkeypatch):
     (tmp_path / "scenes").symlink_to(folder / "scenes")
     compile_ = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: compile_(self, backend="eager", **how))
-    run_here(tmp_path, "traced,instruct,6,compile=1")
-    torch.testing.assert_close(losses(tmp_path / "traced"), losses(folder / "one"), rtol=0, atol=1e-4)
+    run_here(tmp_path, "traced,instruct,6,stop=2,compile=1")
+    torch.testing.assert_close(losses(tmp_path / "traced"), losses(folder / "one")[:2], rtol=0, atol=1e-4)
 
 
 def test_photos_without_masks_are_legal(folder, tmp_path):
