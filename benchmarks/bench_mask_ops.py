@@ -7,18 +7,19 @@
 5 GB). Everything starts from a bool array [N, H, W] as it lies in memory. Peers that take seconds run once. `floor_ms`
 is the time to move each byte of the input, and of the packed words if there are any, once at 17 GB/s, the bandwidth of
 one thread of the machine that the project's figures are from, and `over_floor` how many times as long it took;
-`peak_mb` is the memory that a run adds. On a GPU the whole way from logits to labels runs too, at both sizes.
+`peak_mb` is the memory that a run adds. The whole way from logits to labels runs at both sizes, on a GPU too if there
+is one.
 """
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from mask_cases import object_logits
+from peak_memory import peak_memory
 from pycocotools import mask as coco
 
 from sohes.forest import Forest, build_forest
@@ -26,6 +27,8 @@ from sohes.masks import PackedMasks, nms_masks
 from sohes.ops.mask_overlap import mask_overlap
 
 SIZES = [(480, 640)] + [(1500, 2250)] * (os.environ.get("SOHES_BENCH_LARGE") == "1")
+CHAIN_SIZES = [(480, 640), (1500, 2250)]
+CHAIN_LOGITS = (120, 160)
 NUM_MASKS = 1000
 SLOW_LOOP_MASKS = 100  # the loops over pairs are measured on this many
 
@@ -271,48 +274,32 @@ def chain_usual(logits, size):
     return [{"segmentation": rles[i], "parent": int(parent)} for i, parent in zip(kept, parents, strict=True)]
 
 
-@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+@pytest.mark.parametrize("size", CHAIN_SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
 @pytest.mark.parametrize("num_threads", [1, 2])
 @pytest.mark.parametrize(("chain", "seconds"), [(chain_sohes, 0.06), (chain_usual, 3)])
 def test_chain(benchmark, threads, chain, seconds, num_threads, size):
     threads(num_threads)
-    if chain is chain_usual and size != SIZES[0]:
+    if chain is chain_usual and size != CHAIN_SIZES[0]:
         pytest.skip("needs 13 GB for the upsampled logits")
-    logits = object_logits(NUM_MASKS, size[0] // 4, size[1] // 4)
+    logits = object_logits(NUM_MASKS, *CHAIN_LOGITS)
     benchmark.group = f"logits {list(logits.shape)} to labels at {size[0]} x {size[1]}"
     num_bytes = 4 * logits.numel() + NUM_MASKS * size[0] * size[1] // 8
     labels = measure(
         benchmark, lambda: chain(logits, size), seconds=seconds * size[0] * size[1] / (480 * 640), num_bytes=num_bytes
     )
-    benchmark.extra_info["peak_mb"] = peak_mb(lambda: chain(logits, size))
+    peak = peak_memory(lambda: chain(logits, size), logits.device)
+    benchmark.extra_info["peak_mb"] = None if peak is None else peak >> 20
     assert len(labels) == len(chain_sohes(logits, size))
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("size", [(480, 640), (1500, 2250)], ids=lambda size: f"{size[0]}x{size[1]}")
+@pytest.mark.parametrize("size", CHAIN_SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
 def test_chain_on_a_gpu(benchmark, size):
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    logits = object_logits(NUM_MASKS, size[0] // 4, size[1] // 4).cuda()
+    logits = object_logits(NUM_MASKS, *CHAIN_LOGITS).cuda()
     benchmark.group = f"logits {list(logits.shape)} to labels at {size[0]} x {size[1]} on a GPU"
     chain_sohes(logits, size)
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
     labels = benchmark(lambda: chain_sohes(logits, size))  # ends with text on the host, so nothing is left to wait for
-    benchmark.extra_info["peak_mb"] = (torch.cuda.max_memory_allocated() - before) >> 20
+    benchmark.extra_info["peak_mb"] = peak_memory(lambda: chain_sohes(logits, size), logits.device) >> 20
     assert labels == chain_sohes(logits.cpu(), size)
-
-
-def peak_mb(function: Callable) -> int | None:
-    """Megabytes that a call adds to the resident memory at its peak; None where Linux does not say."""
-    clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-    if not clear.exists():
-        return None
-
-    def resident(field: str) -> int:
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(field))
-
-    clear.write_text("5")  # forget the highest resident size so far
-    before = resident("VmRSS")
-    function()
-    return (resident("VmHWM") - before) // 1024

@@ -180,7 +180,7 @@ void mask_pack_logits(const TensorView& logits, float threshold, const TensorVie
   require_words(words, grid.out_height * grid.out_width);
   require(scratch.shape[0] >= num_threads && scratch.shape[1] >= Scratch::size(grid.height, grid.width),
           "mask_pack_logits: scratch is too small");
-  prefer_huge_pages(words);
+  choose_pages(words);
   parallel_for(logits.shape[0], 1, num_threads, [&](int thread, int64_t n, int64_t) {
     const Scratch own(scratch.as<int64_t>() + thread * scratch.shape[1], grid.height, grid.width);
     uint64_t* out = row(words, n);

@@ -173,7 +173,7 @@ void mask_overlap(const TensorView& words_a, const TensorView& boxes_a, const Te
   const bool same = words_a.data == words_b.data && boxes_a.data == boxes_b.data && num_a == num_b;
   require(scratch.numel() >= mask_overlap_scratch(boxes_a, boxes_b, height),
           "mask_overlap: scratch is too small");
-  prefer_huge_pages(scratch);
+  choose_pages(scratch);
   int64_t* const memory = scratch.as<int64_t>();
   const Crops crops_a = make_crops(words_a, boxes_a, height, memory, num_threads);
   Crops crops_b = crops_a;
@@ -182,7 +182,7 @@ void mask_overlap(const TensorView& words_a, const TensorView& boxes_a, const Te
     crops_b = make_crops(words_b, boxes_b, height, rest, num_threads);
   }
   int64_t* const counts = out.as<int64_t>();
-  prefer_huge_pages(out);
+  choose_pages(out);
   parallel_for(num_a, kTile, num_threads, [&](int, int64_t begin, int64_t end) {
     int64_t top = INT64_MAX, bottom = 0, columns = 1;  // of all masks of the tile
     for (int64_t i = begin; i < end; ++i) {

@@ -122,7 +122,7 @@ void mask_pack(const TensorView& dense, const TensorView& scratch, const TensorV
   const bool is_zeroed = scratch.numel() == 0;
   require(is_zeroed || (scratch.shape[0] >= num_threads && scratch.shape[1] >= num),
           "mask_pack: scratch is too small");
-  prefer_huge_pages(words);
+  choose_pages(words);
   parallel_for(dense.shape[0], 1, num_threads, [&](int thread, int64_t n, int64_t) {
     const uint8_t* one = dense.as<uint8_t>() + n * dense.stride[0];
     uint64_t* out = row(words, n);
@@ -149,7 +149,7 @@ void mask_from_index(const TensorView& index, const TensorView& words) {
   require_words(words, num_pixels);
   require(index.is_contiguous() && index.dtype == DType::kInt64,
           "mask_from_index: expected contiguous int64 [W, H]");
-  prefer_huge_pages(words);
+  choose_pages(words);
   const int64_t* at = index.as<int64_t>();
   for (int64_t start = 0; start < num_pixels;) {
     int64_t stop = start + 1;
@@ -174,7 +174,7 @@ void mask_take(const TensorView& words, const TensorView& boxes, int64_t height,
                const TensorView& out, int num_threads) {
   require(words.is_contiguous() && out.is_contiguous() && words.shape[1] == out.shape[1],
           "mask_take: expected contiguous words of one size");
-  prefer_huge_pages(out);
+  choose_pages(out);
   parallel_for(index.shape[0], 4, num_threads, [&](int, int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) {
       const int64_t n = index.as<int64_t>()[k];

@@ -98,7 +98,7 @@ void mask_count_components(const TensorView& words, int64_t height, int64_t widt
 
 void mask_components(const TensorView& words, int64_t height, int64_t width, const TensorView& scratch,
                      const TensorView& first, const TensorView& out, int num_threads) {
-  prefer_huge_pages(out);
+  choose_pages(out);
   for_each_mask(words, height * width, scratch, num_threads,
                 [&](int64_t n, const uint64_t* mask, int64_t* memory, int64_t capacity) {
                   Regions regions(mask, height, width, true, kCorners, memory, capacity);
@@ -115,7 +115,7 @@ void mask_components(const TensorView& words, int64_t height, int64_t width, con
 
 void mask_largest_component(const TensorView& words, int64_t height, int64_t width, const TensorView& scratch,
                             const TensorView& out, int num_threads) {
-  prefer_huge_pages(out);
+  choose_pages(out);
   for_each_mask(words, height * width, scratch, num_threads,
                 [&](int64_t n, const uint64_t* mask, int64_t* memory, int64_t capacity) {
                   Regions regions(mask, height, width, true, kCorners, memory, capacity);
@@ -133,7 +133,7 @@ void mask_largest_component(const TensorView& words, int64_t height, int64_t wid
 
 void mask_fill_holes(const TensorView& words, int64_t height, int64_t width, const TensorView& scratch,
                      const TensorView& out, int num_threads) {
-  prefer_huge_pages(out);
+  choose_pages(out);
   for_each_mask(words, height * width, scratch, num_threads,
                 [&](int64_t n, const uint64_t* mask, int64_t* memory, int64_t capacity) {
                   Regions regions(mask, height, width, false, kSides, memory, capacity);
@@ -156,7 +156,7 @@ void mask_fill_holes(const TensorView& words, int64_t height, int64_t width, con
 
 void mask_boundary(const TensorView& words, int64_t height, int64_t width, const TensorView& out,
                    int num_threads) {
-  prefer_huge_pages(out);
+  choose_pages(out);
   const int64_t num_pixels = height * width, num = words.shape[1];
   require_words(words, num_pixels);
   if (num_pixels == 0) return;
@@ -190,7 +190,7 @@ void mask_boundary(const TensorView& words, int64_t height, int64_t width, const
 
 void mask_resize(const TensorView& words, int64_t height, const TensorView& row_start,
                  const TensorView& col_index, int64_t out_height, const TensorView& out, int num_threads) {
-  prefer_huge_pages(out);
+  choose_pages(out);
   const int64_t out_width = col_index.shape[0];
   require_words(out, out_height * out_width);
   require(words.is_contiguous(), "mask_resize: expected contiguous words");

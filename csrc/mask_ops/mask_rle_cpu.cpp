@@ -131,7 +131,7 @@ void rle_encode(const TensorView& words, int64_t num_pixels, const TensorView& b
 void rle_decode(const TensorView& text, const TensorView& offsets, int64_t num_pixels,
                 const TensorView& words, const TensorView& ok, int num_threads) {
   require_words(words, num_pixels);
-  prefer_huge_pages(words);
+  choose_pages(words);
   parallel_for(words.shape[0], kGrain, num_threads, [&](int, int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       const int64_t* at = offsets.as<int64_t>() + n;

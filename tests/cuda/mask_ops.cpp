@@ -4,59 +4,15 @@
 #include "sohes/mask_ops.h"
 
 #include <algorithm>
-#include <cstdio>
 #include <numeric>
 #include <random>
-#include <string>
 #include <vector>
 
-using sohes::DType;
+#include "../sanitizers/tensors.h"
+
 using sohes::TensorView;
 
 namespace {
-
-int failures = 0;
-
-void expect(bool condition, const char* what, int64_t height, int64_t width) {
-  if (condition) return;
-  std::printf("%s is wrong for %lld x %lld\n", what, static_cast<long long>(height),
-              static_cast<long long>(width));
-  ++failures;
-}
-
-template <typename T, DType kType>
-struct Tensor {
-  std::vector<int64_t> shape;
-  std::vector<T> data;
-
-  explicit Tensor(std::vector<int64_t> sizes) : shape(std::move(sizes)) {
-    int64_t count = 1;
-    for (const int64_t size : shape) count *= size;
-    data.assign(static_cast<size_t>(count), T());
-  }
-
-  TensorView view(int64_t first = 0) {  // from row `first` on
-    TensorView view;
-    view.ndim = static_cast<int>(shape.size());
-    view.dtype = kType;
-    int64_t stride = 1;
-    for (int i = view.ndim - 1; i >= 0; --i) {
-      view.shape[i] = shape[static_cast<size_t>(i)];
-      view.stride[i] = stride;
-      stride *= view.shape[i];
-    }
-    view.data = data.data() + first * view.stride[0];
-    view.shape[0] -= first;
-    return view;
-  }
-};
-
-using Bytes = Tensor<uint8_t, DType::kBool>;
-using Ints = Tensor<int64_t, DType::kInt64>;
-using Floats = Tensor<float, DType::kFloat32>;
-
-std::mt19937 rng(0);
-int64_t below(int64_t bound) { return static_cast<int64_t>(rng() % static_cast<uint64_t>(bound)); }
 
 // Nothing, everything, noise, and rectangles of every size.
 Bytes random_masks(int64_t num, int64_t height, int64_t width) {
@@ -75,8 +31,6 @@ Bytes random_masks(int64_t num, int64_t height, int64_t width) {
   }
   return dense;
 }
-
-int64_t words_of(int64_t height, int64_t width) { return (height * width + 63) / 64; }
 
 // A set of masks made by both; what they make must be the same.
 struct Set {
@@ -303,6 +257,5 @@ int main() {
       check_resize(few, other[0], other[1]);
     }
   }
-  if (failures == 0) std::printf("clean\n");
-  return failures == 0 ? 0 : 1;
+  return finish();
 }

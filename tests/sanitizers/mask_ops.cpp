@@ -5,64 +5,19 @@
 #include "sohes/mask_ops.h"
 
 #include <algorithm>
-#include <cstdio>
 #include <cstdlib>
 #include <random>
 #include <vector>
 
 #include "../../csrc/mask_ops/simd.h"
+#include "tensors.h"
 
-using sohes::DType;
 using sohes::TensorView;
 
 namespace {
 
-int failures = 0;
-
-void expect(bool condition, const char* what, int64_t height, int64_t width) {
-  if (condition) return;
-  std::printf("%s is wrong for %lld x %lld\n", what, static_cast<long long>(height),
-              static_cast<long long>(width));
-  ++failures;
-}
-
-// A tensor that owns exactly its elements.
-template <typename T, DType kType>
-struct Tensor {
-  std::vector<int64_t> shape;
-  std::vector<T> data;
-
-  explicit Tensor(std::vector<int64_t> sizes, T value = T()) : shape(std::move(sizes)) {
-    int64_t count = 1;
-    for (const int64_t size : shape) count *= size;
-    data.assign(static_cast<size_t>(count), value);
-    data.shrink_to_fit();
-  }
-
-  TensorView view() {
-    TensorView view;
-    view.data = data.data();
-    view.ndim = static_cast<int>(shape.size());
-    view.dtype = kType;
-    int64_t stride = 1;
-    for (int i = view.ndim - 1; i >= 0; --i) {
-      view.shape[i] = shape[static_cast<size_t>(i)];
-      view.stride[i] = stride;
-      stride *= view.shape[i];
-    }
-    return view;
-  }
-};
-
-using Bytes = Tensor<uint8_t, DType::kBool>;
-using Ints = Tensor<int64_t, DType::kInt64>;
-using Floats = Tensor<float, DType::kFloat32>;
-
 constexpr int64_t kMasks = 9;
 constexpr int kThreads = 3;
-
-std::mt19937 rng(0);
-int64_t below(int64_t bound) { return static_cast<int64_t>(rng() % static_cast<uint64_t>(bound)); }
 
 // Noise of several densities, solid masks, and rectangles.
 Bytes random_masks(int64_t height, int64_t width) {
@@ -77,8 +32,6 @@ Bytes random_masks(int64_t height, int64_t width) {
   }
   return dense;
 }
-
-int64_t words_of(int64_t height, int64_t width) { return (height * width + 63) / 64; }
 
 std::vector<uint8_t> pixels(Ints& words, int64_t n, int64_t height, int64_t width) {
   std::vector<uint8_t> mask(static_cast<size_t>(height * width));
@@ -344,6 +297,5 @@ int main() {
     if (size[0] * size[1] == 0) continue;
     for (const auto& other : sizes) check_resizing(size[0], size[1], other[0], other[1]);
   }
-  if (failures == 0) std::printf("clean\n");
-  return failures == 0 ? 0 : 1;
+  return finish();
 }
