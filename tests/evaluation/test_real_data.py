@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ground truth that people drew: the same figures as pycocotools, on predictions made by spoiling it."""
+"""Ground truth that people drew: the same figures as pycocotools, on predictions made by spoiling it, and on those of
+baselines.
+
+    SOHES_WHOLE_SETS=1 pytest tests/evaluation/test_real_data.py -k baseline      # every image; minutes
+"""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from sohes.evaluation import Plan, score
+from sohes.evaluate import main
+from sohes.evaluation import Plan, score, score_files
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data" / "eval"
 COCO_AREAS = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
@@ -60,6 +66,38 @@ def split_by_annotator(truth, results):
             split["annotations"] += [{**r, "image_id": number} for r in mine if r["annotator"] == annotator]
             repeated += [{**r, "image_id": number} for r in results if r["image_id"] == image["id"]]
     return split, repeated
+
+
+SETS = ["ade20k_parts3", "bsds_val", "carparts50", "coco128_seg", "coco_tiny100"]
+
+
+@pytest.mark.parametrize("baseline", ["box-grid", "felzenszwalb"])
+@pytest.mark.parametrize("name", SETS)
+def test_predictions_of_a_baseline_score_as_in_pycocotools(tools, tmp_path, capsys, name, baseline):
+    """From the command; two images of the sets of small photos with the quicker baseline, unless SOHES_WHOLE_SETS is
+    set."""
+    is_whole = bool(os.environ.get("SOHES_WHOLE_SETS"))
+    if not is_whole and (baseline != "box-grid" or not name.startswith("coco")):
+        pytest.skip("SOHES_WHOLE_SETS is not set")
+    if not (DATA / name).is_dir():
+        pytest.skip(f"no such data: {DATA / name}")
+    if baseline == "felzenszwalb":
+        pytest.importorskip("skimage", reason="scikit-image is not installed")
+    pred, out = tmp_path / "pred.json", tmp_path / "out.json"
+    given = ["--dataset", "plain", "--root", str(DATA / name), "--baseline", baseline, "--pred", str(pred)]
+    if not is_whole:
+        given += ["--num-images", "2"]
+    assert main([*given, "--out", str(out)]) == 0
+    with capsys.disabled():
+        print(f"\n{name}, {baseline}: " + " ".join(capsys.readouterr().out.split()[:14]))
+    truth = json.loads((tmp_path / "pred.plain.json").read_text())
+    truth["categories"] = [{"id": n, "name": str(n)} for n in {r["category_id"] for r in truth["annotations"]}]
+    results = [{"category_id": 1, **result} for result in json.loads(pred.read_text())["annotations"]]
+    if name == "bsds_val":
+        truth, results = split_by_annotator(truth, results)
+    scored = score_files(tmp_path / "pred.plain.json", pred)
+    tools.assert_equal_bits(scored, *tools.run_pycocotools(truth, results, MAX_DETS, COCO_AREAS))
+    assert json.loads(out.read_text())["AR@1000"] == scored.summary()["AR@1000"] > 0.01
 
 
 @pytest.mark.parametrize(
