@@ -16,6 +16,7 @@ from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -67,7 +68,7 @@ class Shards:
         return cls(folder, protocols)
 
     def has(self, number: int) -> bool:
-        return self._path(number, "npz").is_file()
+        return all(self._path(number, suffix).is_file() for suffix in ("rows", "npz"))
 
     def write(self, number: int, scored: Scored) -> None:
         """Safe to call from several threads, for different shards."""
@@ -88,15 +89,21 @@ class Shards:
 
     def records(self, number: int, iou_type: IouType) -> Iterator[tuple[Hashable, ImageRecord]]:
         """(id, record) of the images of a shard, in the order in which they were written."""
-        with np.load(self._path(number, "npz"), allow_pickle=False) as arrays:
-            yield from _restore(dict(arrays), iou_type)
+        yield from _restore(self._arrays(number), iou_type)
 
     def runs(self, number: int, iou_type: IouType) -> dict[int | None, RunInFile]:
         """The predictions of a shard by category."""
-        with np.load(self._path(number, "npz"), allow_pickle=False) as arrays:
-            where = json.loads(arrays["where"].tobytes())
+        where = json.loads(self._arrays(number)["where"].tobytes())
         path, row_type = self._path(number, "rows"), self.protocols[iou_type].row_type
         return {c: RunInFile(path, row_type, first, count) for name, c, first, count in where if name == iou_type}
+
+    def _arrays(self, number: int) -> dict[str, np.ndarray]:
+        path = self._path(number, "npz")
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return dict(arrays)
+        except (ValueError, EOFError, BadZipFile) as error:
+            raise BadInput(f"{path} is damaged: delete it, to have its images scored again") from error
 
     def _path(self, number: int, suffix: str) -> Path:
         return self.folder / f"shard-{number:06d}.{suffix}"

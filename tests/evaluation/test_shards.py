@@ -93,6 +93,22 @@ def test_shards_of_something_else_are_refused(set_of_images, tmp_path):
         score(gt, pred, Plan(shards=folder))
 
 
+def test_a_damaged_shard_is_named_and_half_a_shard_is_scored_again(set_of_images, tmp_path, capsys):
+    folder = tmp_path / "shards"
+    given = ["--gt", str(set_of_images[0]), "--pred", str(set_of_images[1]), "--shards", str(folder)]
+    assert main(given) == 0
+    expected = capsys.readouterr().out
+    (folder / "shard-000000.rows").unlink()
+    assert main(given) == 0
+    assert capsys.readouterr().out == expected
+    whole = (folder / "shard-000000.npz").read_bytes()
+    for content in (b"", b"x", whole[: len(whole) // 2]):
+        (folder / "shard-000000.npz").write_bytes(content)
+        with pytest.raises(SystemExit):
+            main(given)
+        assert f"{folder}/shard-000000.npz is damaged: delete it, to have" in capsys.readouterr().err
+
+
 def test_an_empty_shard_is_kept(tmp_path):
     """As that of images nobody drew, where annotators are named."""
     shards = Shards(tmp_path, {"mask": Protocol()})
