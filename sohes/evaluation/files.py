@@ -118,7 +118,8 @@ def score(
     mine = {number: chunks[number] for number in range(plan.world.rank, len(chunks), plan.world.size)}
     with Workers(torch.get_num_threads() if plan.threads is None else plan.threads) as workers:
         _write_shards(mine, shards, partial(_score_one, protocols, gt, pred), workers, on_image)
-    barrier()
+    if plan.world.size > 1:  # one process alone may score while the others of its group wait for its result
+        barrier()
     num_shards = len(chunks) if plan.world.is_main else 0
     return {iou_type: StoredEvaluation(shards, num_shards, iou_type, temporary) for iou_type in protocols}
 
