@@ -20,6 +20,19 @@ _RANGES: dict[str, tuple[float, float | None]] = {
     "explore.feature_side": (0, None),
     "explore.color_share": (0, 1),
     "explore.ward_weight": (0, 1),
+    "explore.side": (1, None),
+    "explore.patch": (1, None),
+    "explore.snap_rounds": (0, None),
+    "explore.texture_weight": (0, None),
+    "explore.place_weight": (0, None),
+    "explore.diffusion_steps": (0, None),
+    "explore.num_cuts": (0, None),
+    "explore.min_area": (0, None),
+    "explore.min_pixels": (0, None),
+    "explore.max_area": (0, 1),
+    "explore.max_corners": (0, 4),
+    "explore.nms_iou": (0, 1),
+    "explore.max_masks": (1, None),
     "explore.border_weight": (0, None),
     "explore.size_exponent": (0, None),
     "explore.theta_small": (0, 1),
@@ -71,6 +84,12 @@ _RANGES: dict[str, tuple[float, float | None]] = {
     "infer.join_iou": (0, 1),
 }
 
+# Settings of `explore` that must be greater than 0.
+_POSITIVE = (
+    *("basin_sigma", "border_sigma", "border_softness", "compactness", "color_width", "texture_width", "place_width"),
+    *("diffusion_contrast", "local_min_area", "theta_cover"),
+)
+
 
 def check_config(config: Config, num_processes: int = 1) -> None:
     """Raises ConfigError with every setting that does not fit, one a line."""
@@ -96,6 +115,11 @@ def _misfits(config: Config, num_processes: int) -> Iterator[str]:
             f"loss.importance_ratio {loss.importance_ratio} + loss.local_ratio {loss.local_ratio} are more than all "
             "points, expected at most 1 together"
         )
+    for name in _POSITIVE:
+        if not getattr(config.explore, name) > 0:
+            yield f"explore.{name} = {getattr(config.explore, name)}, expected > 0"
+    if config.explore.theta_cover > 1:
+        yield f"explore.theta_cover = {config.explore.theta_cover}, expected > 0 to 1"
     if not optim.learning_rate > 0:
         yield f"optim.learning_rate = {optim.learning_rate}, expected > 0"
     if not 0 < optim.layer_decay <= 1:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -178,7 +179,7 @@ def _check_kind(vit: nn.Module, config: ExploreConfig) -> None:
 def _create_named(name: str, fetch: bool) -> nn.Module:
     """A network by its timm name. Raises as `build_extractor`."""
     if not name.startswith("vit_") or not timm.is_model(name.split(".")[0]):
-        near = ", ".join(timm.list_models(name.split(".")[0][:9] + "*", module="vision_transformer")[:5])
+        near = ", ".join(difflib.get_close_matches(name.split(".")[0], timm.list_models("vit_*"), n=3))
         raise ConfigError(
             f"features {name!r}: expected 'descriptor', a folder with a timm model, or a ViT of timm (vit_*); "
             f"near: {near or 'none'}"
