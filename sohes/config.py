@@ -73,6 +73,9 @@ class ExploreConfig:
     small crops, in which objects are small. [ours]"""
     color_share: float = 0.0
     """Of a ViT's features pooled into basins: weight of the basins' mean colours beside them, 0..1. [ours]"""
+    color_weight: float = 0.0
+    """Of basins with a ViT's features: the trees of colours alone, which `descriptor` grows, stand beside the ViT's first
+    tree, and their scores count this much, 0..1; 0: no trees of colours. [ours]"""
     start: Literal["basins", "patches"] = "basins"
     """What the merge tree starts from: `basins`, pixel-sharp watershed basins into which features are pooled, merged by
     features and border strength [ours]; or `patches` of the features' grid, merged by features alone. [paper]"""

@@ -19,6 +19,7 @@ _RANGES: dict[str, tuple[float, float | None]] = {
     "explore.batch_size": (1, None),
     "explore.feature_side": (0, None),
     "explore.color_share": (0, 1),
+    "explore.color_weight": (0, 1),
     "explore.ward_weight": (0, 1),
     "explore.side": (1, None),
     "explore.patch": (1, None),

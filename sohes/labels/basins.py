@@ -7,7 +7,7 @@ steepest descent, Vincent and Soille 1991 in spirit). Borders of basins lie on r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 
 import torch
@@ -44,7 +44,7 @@ def find_basins(view: View, features: Tensor | None, config: ExploreConfig) -> B
     share = 1.0 if features is None else config.color_share
     parts = []
     if share > 0:
-        parts.append(sqrt(share) * embed_color(colors[:, :3].float(), config))  # [N, 32]
+        parts.append(sqrt(share) * _embed_means(colors, config))
     if share < 1:
         pooled = pool_features(flat, sizes, view.patches.flatten(), features.flatten(0, 1))
         parts.append(sqrt(1 - share) * pooled)  # [N, C]
@@ -52,6 +52,16 @@ def find_basins(view: View, features: Tensor | None, config: ExploreConfig) -> B
     gradient = 2 * color_gradient(view.lab, config.border_sigma)  # [H, W], the step across two pixels
     edges, borders = region_borders(labels, gradient / (gradient + config.border_softness))
     return Basins(labels, means, colors, sizes, edges, borders)
+
+
+def by_color(basins: Basins, config: ExploreConfig) -> Basins:
+    """The same basins with their mean colours as their only features."""
+    return replace(basins, means=_embed_means(basins.colors, config))
+
+
+def _embed_means(colors: Tensor, config: ExploreConfig) -> Tensor:
+    """`Basins.colors` as features, float32 [N, 32] of length 1."""
+    return embed_color(colors[:, :3].float(), config)
 
 
 def pool_features(labels: Tensor, sizes: Tensor, patches: Tensor, features: Tensor) -> Tensor:

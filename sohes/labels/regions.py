@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sohes.config import ExploreConfig
-from sohes.labels.basins import Basins, find_basins
+from sohes.labels.basins import Basins, by_color, find_basins
 from sohes.labels.candidates import area_limits, drop_nested_duplicates, num_drawn
 from sohes.labels.draw import draw_nodes
 from sohes.labels.features import FeatureExtractor
@@ -39,13 +39,14 @@ class Regions:
 
 def find_regions(basins: Basins, photo_size: tuple[int, int], config: ExploreConfig) -> list[Regions]:
     """The best nodes of all trees, a little more than can be kept; nested duplicates are left out."""
-    settings = [(config.border_weight, config.size_exponent, 1.0)]
+    settings = [(basins, config.border_weight, config.size_exponent, 1.0)]
+    second, weight = basins, 1.0
+    if config.features != "descriptor" and config.color_weight > 0:
+        second, weight = by_color(basins, config), config.color_weight
+        settings.append((second, config.border_weight, config.size_exponent, weight))
     if config.ward_weight > 0:
-        settings.append((0.0, _WARD, config.ward_weight))
-    found = [
-        _best_nodes(basins, border_weight, size_exponent, weight, photo_size, config)
-        for border_weight, size_exponent, weight in settings
-    ]
+        settings.append((second, 0.0, _WARD, weight * config.ward_weight))
+    found = [_best_nodes(*setting, photo_size, config) for setting in settings]
     scores = torch.cat([part.scores for part in found])
     limit = num_drawn(config)
     if len(scores) <= limit:

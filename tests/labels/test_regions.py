@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -154,3 +156,21 @@ def test_colors_share_the_features_of_basins_with_a_network(two_discs, share):
     torch.testing.assert_close(parts[1].square().sum(1), (1 - share) * torch.ones(len(colors)))
     if share:
         torch.testing.assert_close(parts[0], share**0.5 * colors)
+
+
+def test_trees_of_colors_stand_beside_that_of_a_network(two_discs):
+    """Features that know nothing of the discs: the colours' trees still find them."""
+    image, outer, inner = two_discs
+    config = ExploreConfig(features="a ViT", color_weight=0.9, max_masks=20)
+    view = build_extractor(ExploreConfig()).view(image)
+    basins = find_basins(view, torch.ones(*view.grid, 2), config)
+    regions = find_regions(basins, (64, 96), config)
+    plain = find_regions(find_basins(view, None, ExploreConfig()), (64, 96), replace(config, features="descriptor"))
+    assert (len(regions), len(plain)) == (3, 2)
+    for part, other, weight in zip(regions[1:], plain, (0.9, 0.9), strict=True):
+        assert torch.equal(part.tree.merges, other.tree.merges)
+        torch.testing.assert_close(part.scores[:1], weight * other.scores[:1])
+    masks, _ = draw_regions(regions, basins.labels)
+    iou = mask_iou(PackedMasks.from_dense(torch.stack([outer, inner])), masks)
+    assert iou.max(1).values.min() > 0.9
+    assert len(find_regions(basins, (64, 96), replace(config, color_weight=0.0))) == 2
