@@ -69,13 +69,17 @@ class ExploreConfig:
     side: int = 480
     """Photos are resized to about side^2 pixels, aspect ratio kept; `descriptor` does not enlarge, >= 1. [ours]"""
     feature_side: int = 0
-    """A ViT sees photos of about this many pixels squared, 0 to `side`; 0: of `side` too. Fewer where it was trained on
-    small crops, in which objects are small. [ours]"""
+    """A ViT sees photos of about this many pixels squared, 0 to `side`, while basins and patches keep those of `side`;
+    0: of `side` too. For one that was trained on small crops, in which objects are small. [ours]"""
     color_share: float = 0.0
     """Of a ViT's features pooled into basins: weight of the basins' mean colours beside them, 0..1. [ours]"""
-    color_weight: float = 0.0
-    """Of basins with a ViT's features: the trees of colours alone, which `descriptor` grows, stand beside the ViT's first
-    tree, and their scores count this much, 0..1; 0: no trees of colours. [ours]"""
+    color_trees: bool = False
+    """Of basins with a ViT's features: the trees of colours alone, which `descriptor` grows, stand beside the ViT's.
+    Colours find what is small, features what is large. [ours]"""
+    feature_weight: float = 0.93
+    """Scores of the ViT's tree count this much beside trees of colours, 0..1. [ours]"""
+    feature_border_weight: float = 8.0
+    """`border_weight` of the ViT's tree beside trees of colours, >= 0. [ours]"""
     start: Literal["basins", "patches"] = "basins"
     """What the merge tree starts from: `basins`, pixel-sharp watershed basins into which features are pooled, merged by
     features and border strength [ours]; or `patches` of the features' grid, merged by features alone. [paper]"""

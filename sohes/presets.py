@@ -88,6 +88,14 @@ def micro() -> Config:
     return config
 
 
+def photo_labels() -> ExploreConfig:
+    """Labels of photos with what the package brings along: `sohes-micro` for what is large, colours for what is small.
+
+    Chosen on 60 photos of `coco128_seg`.
+    """
+    return ExploreConfig(features="sohes-micro", facet="output", feature_side=240, color_share=0.3, color_trees=True)
+
+
 def cpu() -> Config:
     """Real photos on a CPU, in minutes: ViT-Ti/16 at 256 px from random weights, no download.
 
@@ -95,7 +103,7 @@ def cpu() -> Config:
     """
     return Config(
         preset="cpu",
-        explore=ExploreConfig(max_masks=100),
+        explore=replace(photo_labels(), max_masks=100),
         model=ModelConfig(
             backbone="vit_tiny_patch16_224",
             backbone_kwargs={"img_size": 256},

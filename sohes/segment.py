@@ -18,7 +18,6 @@ import tyro
 from PIL import Image
 
 from sohes.cli import fail_clearly, parse
-from sohes.config import ExploreConfig
 from sohes.data.coco import write_coco
 from sohes.data.images import UnreadableImage, read_image
 from sohes.data.sources import list_images
@@ -29,6 +28,7 @@ from sohes.forest import Forest
 from sohes.labels.features import build_extractor
 from sohes.models.segmenter import Segmenter
 from sohes.phases.explore import label_image
+from sohes.presets import photo_labels
 from sohes.visualize import draw_panel
 
 EXIT_FAILURES = 1
@@ -50,7 +50,7 @@ class Arguments:
     """Photos, folders of photos (searched recursively), or .txt lists of photos."""
     weights: str | None = None
     """A run folder, a folder with model.safetensors and config.json, or a repository of the Hugging Face hub. Default:
-    no model; photos are clustered as in phase 1, which needs neither weights nor training."""
+    photos are clustered as in phase 1, with the small backbone that comes with the package."""
     out: Path = Path("segments")
     """Folder to write to; files of an earlier call are replaced."""
     format: Literal["coco", "sam", "png"] = "coco"
@@ -174,8 +174,8 @@ def load_segmenter(args: Arguments) -> Callable[[torch.Tensor], Forest]:
 
 
 def clustering(args: Arguments) -> Callable[[torch.Tensor], Forest]:
-    """Phase 1 on the weight-free descriptor, on the CPU, with the limits asked for."""
-    config = ExploreConfig()
+    """Phase 1 with the backbone that comes with the package, with the limits asked for."""
+    config = photo_labels()
     if args.max_masks is not None:
         config = replace(config, max_masks=args.max_masks)
     extractor = build_extractor(config)

@@ -8,13 +8,14 @@ import torch
 from PIL import Image
 
 import sohes.segment
-from sohes.config import ExploreConfig, InferConfig, ModelConfig
+from sohes.config import InferConfig, ModelConfig
 from sohes.data.coco import LabelSet
 from sohes.data.scenes import draw_scene
 from sohes.labels.features import build_extractor
 from sohes.models.segmenter import Segmenter
 from sohes.models.segmenter_model import build_model
 from sohes.phases.explore import label_image
+from sohes.presets import photo_labels
 from sohes.segment import Arguments, find_photos, main
 
 TINY_MODEL = ModelConfig(
@@ -134,7 +135,8 @@ def test_without_weights_photos_are_clustered(tmp_path, capsys):
     Image.fromarray(scene.permute(1, 2, 0).numpy()).save(photo)
     assert run(photo, "--out", tmp_path / "out") == 0
     assert "photos are clustered, as in phase 1, without a model" in capsys.readouterr().err
-    expected = label_image(scene, build_extractor(ExploreConfig()), ExploreConfig())
+    config = photo_labels()
+    expected = label_image(scene, build_extractor(config), config)
     assert len(expected) > 5
     found = LabelSet(tmp_path / "out" / "segments.json")[0].forest
     assert torch.equal(found.masks.words, expected.masks.words)

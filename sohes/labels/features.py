@@ -26,6 +26,15 @@ from sohes.models.weights import WeightsError
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+PACKAGED = Path(__file__).resolve().parents[1] / "weights"
+"""Backbones that come with the package, a folder each in timm's form, with a model card."""
+
+
+def packaged_names() -> list[str]:
+    """What `features` may name without a download: the folders of `PACKAGED`."""
+    return sorted(path.parent.name for path in PACKAGED.glob("*/config.json"))
+
+
 class FeatureExtractor(Protocol):
     """Turns photos into views on a grid of patches, and views into one feature per patch."""
 
@@ -82,11 +91,13 @@ class ViTExtractor:
     def view(self, image: Tensor) -> View:
         config = self.config
         photo_size = (image.shape[1], image.shape[2])
-        size, seen = (
-            fit_area(photo_size, side**2, self.patch, enlarge=True)
-            for side in (config.side, config.feature_side or config.side)
-        )
-        grid = (seen[0] // self.patch, seen[1] // self.patch)
+        if config.feature_side == 0:
+            size = fit_area(photo_size, config.side**2, self.patch, enlarge=True)
+            grid = (size[0] // self.patch, size[1] // self.patch)
+        else:
+            size = fit_area(photo_size, config.side**2, 1, enlarge=False)
+            seen = fit_area(photo_size, config.feature_side**2, self.patch, enlarge=True)
+            grid = (min(seen[0] // self.patch, size[0]), min(seen[1] // self.patch, size[1]))
         return make_view(image, size, grid, snap_rounds(config), config.compactness)
 
     def __call__(self, views: Sequence[View]) -> list[Tensor]:
@@ -149,12 +160,13 @@ def build_extractor(config: ExploreConfig) -> FeatureExtractor:
         return DescriptorExtractor(config)
     name = config.features
     fetch = config.weights == "timm"
-    if (Path(name) / "config.json").is_file():
+    folder = PACKAGED / name if name in packaged_names() else Path(name)
+    if (folder / "config.json").is_file():
         # What sohes.pretrain writes, or a download of a timm model: settings and weights in one folder.
         try:
-            vit = timm.create_model(f"local-dir:{name}", pretrained=fetch, num_classes=0, dynamic_img_size=True)
+            vit = timm.create_model(f"local-dir:{folder}", pretrained=fetch, num_classes=0, dynamic_img_size=True)
         except (OSError, RuntimeError, KeyError, ValueError, SafetensorError) as error:
-            raise WeightsError(f"features: {name} holds no timm model: {error}") from error
+            raise WeightsError(f"features: {folder} holds no timm model: {error}") from error
     else:
         vit = _create_named(name, fetch)
     _check_kind(vit, config)
@@ -181,7 +193,8 @@ def _create_named(name: str, fetch: bool) -> nn.Module:
     if not name.startswith("vit_") or not timm.is_model(name.split(".")[0]):
         near = ", ".join(difflib.get_close_matches(name.split(".")[0], timm.list_models("vit_*"), n=3))
         raise ConfigError(
-            f"features {name!r}: expected 'descriptor', a folder with a timm model, or a ViT of timm (vit_*); "
+            f"features {name!r}: expected 'descriptor', {', '.join(map(repr, packaged_names()))}, a folder with a timm "
+            "model, or a ViT of timm (vit_*); "
             f"near: {near or 'none'}"
         )
     if fetch and not timm.models.is_model_pretrained(name):  # timm itself would go on with random weights

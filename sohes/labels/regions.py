@@ -39,13 +39,13 @@ class Regions:
 
 def find_regions(basins: Basins, photo_size: tuple[int, int], config: ExploreConfig) -> list[Regions]:
     """The best nodes of all trees, a little more than can be kept; nested duplicates are left out."""
-    settings = [(basins, config.border_weight, config.size_exponent, 1.0)]
-    second, weight = basins, 1.0
-    if config.features != "descriptor" and config.color_weight > 0:
-        second, weight = by_color(basins, config), config.color_weight
-        settings.append((second, config.border_weight, config.size_exponent, weight))
+    settings = []
+    if _has_own_tree(config):
+        settings.append((basins, config.feature_border_weight, config.size_exponent, config.feature_weight))
+        basins = by_color(basins, config)
+    settings.append((basins, config.border_weight, config.size_exponent, 1.0))
     if config.ward_weight > 0:
-        settings.append((second, 0.0, _WARD, weight * config.ward_weight))
+        settings.append((basins, 0.0, _WARD, config.ward_weight))
     found = [_best_nodes(*setting, photo_size, config) for setting in settings]
     scores = torch.cat([part.scores for part in found])
     limit = num_drawn(config)
@@ -76,7 +76,13 @@ def photo_tree(image: Tensor, extractor: FeatureExtractor) -> tuple[MergeTree, T
     # Basins have colours of their own; only what a network knows has to be pooled into them.
     features = None if config.features == "descriptor" else extractor([view])[0]
     basins = find_basins(view, features, config)
-    return grow_tree(basins, config.border_weight, config.size_exponent)[0], view.at_photo_size(basins.labels)
+    border_weight = config.feature_border_weight if _has_own_tree(config) else config.border_weight
+    return grow_tree(basins, border_weight, config.size_exponent)[0], view.at_photo_size(basins.labels)
+
+
+def _has_own_tree(config: ExploreConfig) -> bool:
+    """Do a ViT's features make a tree of their own, beside those of colours?"""
+    return config.features != "descriptor" and config.color_trees
 
 
 def _best_nodes(

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from sohes.config import ConfigError, ExploreConfig
-from sohes.labels.features import build_extractor
+from sohes.labels.features import build_extractor, packaged_names
 from sohes.masks import PackedMasks, mask_iou
 from sohes.models.export import save_vit
 from sohes.models.weights import WeightsError
@@ -61,12 +61,28 @@ def test_vit_keeps_the_aspect_ratio_and_drops_prefix_tokens(facet):
         torch.testing.assert_close(extractor([view])[0], features, rtol=1e-3, atol=1e-4)
 
 
+def test_the_packaged_backbone_tells_surfaces_apart(two_discs):
+    """Without a network or any file of the user's."""
+    assert packaged_names() == ["sohes-micro"]
+    image, outer, inner = two_discs
+    config = ExploreConfig(features="sohes-micro", facet="output", side=192, feature_side=96, start="patches")
+    extractor = build_extractor(config)
+    view = extractor.view(image)
+    features = F.normalize(extractor([view])[0].flatten(0, 1), dim=1)
+    shares = view.pool(torch.stack([outer, inner]).float())  # [h*w, 2]
+    kind = shares.sum(1).round()
+    pure = ((shares < 0.1) | (shares > 0.9)).all(1)
+    means = F.normalize(torch.stack([features[pure & (kind == k)].mean(0) for k in range(3)]), dim=1)
+    found = (features[pure] @ means.T).argmax(1)
+    assert (found == kind[pure]).float().mean() > 0.9
+
+
 def test_a_vit_may_see_less_than_the_working_size(two_discs):
     image = two_discs[0]  # 64 x 96
     config = ExploreConfig(features=TINY, weights="random", side=320, feature_side=96, start="patches")
     extractor = build_extractor(config)
     view = extractor.view(image)
-    assert view.lab.shape[1:] == (256, 384)
+    assert view.lab.shape[1:] == (64, 96)
     assert view.grid == (5, 7)
     (features,) = extractor([view])
     small = replace(view, image=F.interpolate(view.image[None].float(), (80, 112), mode="bilinear", antialias=True)[0])
@@ -227,7 +243,7 @@ def test_a_vit_for_one_size():
 @pytest.mark.parametrize("name", ["resnet50", "vit_bsae_patch8", "nothing"])
 def test_unknown_features(name):
     with pytest.raises(
-        ValueError, match=rf"features '{name}': expected 'descriptor', a folder with a timm model, or a ViT of timm"
+        ValueError, match=rf"features '{name}': expected 'descriptor', 'sohes-micro', a folder with a timm model, or"
     ):
         build_extractor(ExploreConfig(features=name, weights="random"))
 

@@ -161,16 +161,20 @@ def test_colors_share_the_features_of_basins_with_a_network(two_discs, share):
 def test_trees_of_colors_stand_beside_that_of_a_network(two_discs):
     """Features that know nothing of the discs: the colours' trees still find them."""
     image, outer, inner = two_discs
-    config = ExploreConfig(features="a ViT", color_weight=0.9, max_masks=20)
+    config = ExploreConfig(features="a ViT", color_trees=True, max_masks=20)
     view = build_extractor(ExploreConfig()).view(image)
     basins = find_basins(view, torch.ones(*view.grid, 2), config)
     regions = find_regions(basins, (64, 96), config)
     plain = find_regions(find_basins(view, None, ExploreConfig()), (64, 96), replace(config, features="descriptor"))
     assert (len(regions), len(plain)) == (3, 2)
-    for part, other, weight in zip(regions[1:], plain, (0.9, 0.9), strict=True):
+    for part, other in zip(regions[1:], plain, strict=True):
         assert torch.equal(part.tree.merges, other.tree.merges)
-        torch.testing.assert_close(part.scores[:1], weight * other.scores[:1])
+        torch.testing.assert_close(part.scores[:1], other.scores[:1])
+    less = find_regions(basins, (64, 96), replace(config, feature_weight=0.5))
+    torch.testing.assert_close(less[0].scores[:1], regions[0].scores[:1] * 0.5 / 0.93)
+    other = find_regions(basins, (64, 96), replace(config, feature_border_weight=0.0))
+    assert not torch.equal(other[0].tree.merges, regions[0].tree.merges)
     masks, _ = draw_regions(regions, basins.labels)
     iou = mask_iou(PackedMasks.from_dense(torch.stack([outer, inner])), masks)
     assert iou.max(1).values.min() > 0.9
-    assert len(find_regions(basins, (64, 96), replace(config, color_weight=0.0))) == 2
+    assert len(find_regions(basins, (64, 96), replace(config, color_trees=False))) == 2
