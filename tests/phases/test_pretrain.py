@@ -142,7 +142,7 @@ def test_losses_fall_and_the_teacher_follows(photos, tmp_path):
 
 
 def test_without_their_weight_there_are_no_regions_and_half_weights_are_half(photos, tmp_path):
-    state = run(tmp_path, photos, "--num-steps", "1", "--distill.region-weight", "0", "--half-weights", "True")
+    state = run(tmp_path, photos, "--num-steps", "1", "--distill.region-weight", "0", "--half-weights")
     stored = load_file(tmp_path / "weights" / "pretrain" / "model.safetensors")
     assert {value.dtype for value in stored.values()} == {torch.float16}
     assert not any("region" in name for name in state["model"])
