@@ -57,10 +57,7 @@ def cut_crops(canvases: Tensor, boxes: Tensor, mirrored: Tensor, size: int) -> T
     side = canvases.shape[-1]
     factor = max(1, math.ceil(side / size / 1.5))
     n = size * factor
-    place = (torch.arange(n, device=boxes.device, dtype=torch.float32) + 0.5) / n  # [n], 0..1 across the box
-    across = torch.where(mirrored[:, None], 1 - place, place)  # [B, n]
-    x = boxes[:, 0, None] + across * (boxes[:, 2] - boxes[:, 0])[:, None]  # [B, n]
-    y = boxes[:, 1, None] + place * (boxes[:, 3] - boxes[:, 1])[:, None]  # [B, n]
+    x, y = _sample_places(boxes, mirrored, n)
     grid = torch.stack((x[:, None, :].expand(-1, n, n), y[:, :, None].expand(-1, n, n)), dim=-1)  # [B, n, n, 2]
     crops = F.grid_sample(canvases, 2 * grid / side - 1, padding_mode="border", align_corners=False)
     return F.avg_pool2d(crops, factor) if factor > 1 else crops
@@ -77,10 +74,7 @@ def cut_labels(maps: Tensor, boxes: Tensor, mirrored: Tensor, grid: int, side: i
         [B, grid, grid], of the dtype of `maps`.
     """
     scale = maps.shape[-1] / side
-    place = (torch.arange(grid, device=boxes.device, dtype=torch.float32) + 0.5) / grid  # [n], 0..1 across the box
-    across = torch.where(mirrored[:, None], 1 - place, place)  # [B, n]
-    x = boxes[:, 0, None] + across * (boxes[:, 2] - boxes[:, 0])[:, None]  # [B, n]
-    y = boxes[:, 1, None] + place * (boxes[:, 3] - boxes[:, 1])[:, None]  # [B, n]
+    x, y = _sample_places(boxes, mirrored, grid)
     rows, columns = ((c * scale).long().clamp(0, maps.shape[-1] - 1) for c in (y, x))
     photo = torch.arange(len(maps), device=maps.device)
     return maps[photo[:, None, None], rows[:, :, None], columns[:, None, :]]
@@ -159,6 +153,15 @@ def draw_patch_masks(
     wanted = share[0] + (share[1] - share[0]) * torch.rand(num, generator=generator, device=device)
     wanted = torch.where(torch.rand(num, generator=generator, device=device) < probability, wanted, 0.0)
     return (rank < (wanted * h * w).round()[:, None]).view(num, h, w)
+
+
+def _sample_places(boxes: Tensor, mirrored: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """x and y, in pixels of the canvas, of the centres of n x n equal cells of each box, float32 [B, n] each."""
+    place = (torch.arange(n, device=boxes.device, dtype=torch.float32) + 0.5) / n  # [n], 0..1 across the box
+    across = torch.where(mirrored[:, None], 1 - place, place)  # [B, n]
+    x = boxes[:, 0, None] + across * (boxes[:, 2] - boxes[:, 0])[:, None]  # [B, n]
+    y = boxes[:, 1, None] + place * (boxes[:, 3] - boxes[:, 1])[:, None]  # [B, n]
+    return x, y
 
 
 def _gray(crops: Tensor) -> Tensor:
