@@ -107,8 +107,7 @@ class MergeTree:
         kernels = find_binary().module
         if kernels is None:
             for row, threshold in zip(labels, thresholds, strict=True):
-                end = self.num_leaves + self.num_merges(threshold)
-                row.copy_(torch.from_numpy(cut_labels(self._layout, end)).view(self._leaf_shape))
+                row.copy_(self._labels_after(self.num_merges(threshold)))
         else:
             for threshold in thresholds:
                 self._check_threshold(threshold)
@@ -123,7 +122,7 @@ class MergeTree:
         Node ids, -1 outside leaf_mask; leaves outside count as regions.
         """
         merged = min(max(self.num_leaves - count, 0), len(self.merges))
-        labels = torch.from_numpy(cut_labels(self._layout, self.num_leaves + merged)).view(self._leaf_shape)
+        labels = self._labels_after(merged)
         if self.leaf_mask is not None:
             labels.view(-1)[~self.leaf_mask] = -1
         return labels
@@ -153,6 +152,10 @@ class MergeTree:
         start, end = self._starts[out], self._starts[out] + self._counts[out]
         inner_end = self._starts[inn] + self._counts[inn]
         return torch.from_numpy((start[:, None] <= self._starts[inn]) & (inner_end <= end[:, None]))
+
+    def _labels_after(self, num_merges: int) -> Tensor:
+        """int32 [h, w] ([N] without a grid): the node alive at each leaf after so many merges, leaf_mask or not."""
+        return torch.from_numpy(cut_labels(self._layout, self.num_leaves + num_merges)).view(self._leaf_shape)
 
     def _check_threshold(self, threshold: float) -> None:
         if not threshold >= self.min_similarity:
