@@ -194,8 +194,7 @@ def _create_named(name: str, fetch: bool) -> nn.Module:
         near = ", ".join(difflib.get_close_matches(name.split(".")[0], timm.list_models("vit_*"), n=3))
         raise ConfigError(
             f"features {name!r}: expected 'descriptor', {', '.join(map(repr, packaged_names()))}, a folder with a timm "
-            "model, or a ViT of timm (vit_*); "
-            f"near: {near or 'none'}"
+            f"model, or a ViT of timm (vit_*); near: {near or 'none'}"
         )
     if fetch and not timm.models.is_model_pretrained(name):  # timm itself would go on with random weights
         known = ", ".join(timm.list_pretrained(name.split(".")[0] + ".*"))

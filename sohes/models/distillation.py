@@ -21,13 +21,15 @@ class Views:
 
     class_tokens: [B, C] of the large ones, normalised by the ViT's last norm. class_logits: [B + S, K]. patch_logits:
     [M, K], of the M patches asked for, in the order of the large crops. regions: [B, R, D] of unit length, the mean
-    patch of each region; meaningless where a crop has no patch of it; None when no regions were given.
+    patch of each region; meaningless where a crop has no patch of it, where present, bool [B, R], is False; both None
+    when no regions were given.
     """
 
     class_tokens: Tensor
     class_logits: Tensor
     patch_logits: Tensor
     regions: Tensor | None = None
+    present: Tensor | None = None
 
 
 ARCHITECTURE = "vit_tiny_patch16_224"
@@ -83,11 +85,12 @@ class RegionHead(nn.Module):
         return F.normalize(self.predict(projected), dim=-1) if is_student else projected
 
 
-def pool_regions(tokens: Tensor, regions: Tensor, num_regions: int) -> Tensor:
-    """Mean token of each region of each crop: tokens [B, L, C], regions int64 [B, L] in 0..R-1 -> [B, R, C]; 0 where
-    there is none."""
+def pool_regions(tokens: Tensor, regions: Tensor, num_regions: int) -> tuple[Tensor, Tensor]:
+    """Mean token of each region of each crop: tokens [B, L, C], regions int64 [B, L] in 0..R-1 -> [B, R, C], 0 where
+    there is none; and bool [B, R], where there is one."""
     belongs = F.one_hot(regions, num_regions).to(tokens.dtype)  # [B, L, R]
-    return belongs.mT @ tokens / belongs.sum(1).clamp_min(1)[..., None]
+    counts = belongs.sum(1)  # [B, R]
+    return belongs.mT @ tokens / counts.clamp_min(1)[..., None], counts > 0
 
 
 class DistillationModel(nn.Module):
@@ -136,11 +139,12 @@ class DistillationModel(nn.Module):
         all_classes = class_tokens
         if small is not None:
             all_classes = torch.cat((class_tokens, self.encode(self.vit.patch_embed(small))[:, 0]))  # [B + S, C]
-        pooled = None
+        pooled = present = None
         if regions is not None:
-            pooled = self.region_head(pool_regions(patch_tokens, regions.flatten(1), self.num_regions), is_student)
+            means, present = pool_regions(patch_tokens, regions.flatten(1), self.num_regions)
+            pooled = self.region_head(means, is_student)
         own = patch_tokens[chosen.flatten(1)]  # [M, C]
-        return Views(class_tokens, self.class_head(all_classes), self.patch_head(own), pooled)
+        return Views(class_tokens, self.class_head(all_classes), self.patch_head(own), pooled, present)
 
     def encode(self, patches: Tensor) -> Tensor:
         """Embedded patches [B, h, w, C] -> tokens [B, prefix + h*w, C]."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import torch
 from torch import Generator, Tensor
-from torch.nn import functional as F
 
 from sohes.data.crops import cut_crops, cut_labels, distort, draw_boxes, draw_patch_masks
 from sohes.data.photos import PhotoBatch, PhotoSet, photo_batches
@@ -57,8 +56,7 @@ def pretrain(run: Run, config: PretrainConfig, photos: PhotoSet, device: torch.d
                 "loss_koleo": sum(koleo_loss(tokens) for tokens in seen.class_tokens.split(num)) / 2,
             }
             if regions is not None:
-                pair = regions.view(2, num, -1)  # [2, B, h*w]
-                present = F.one_hot(pair, student.num_regions).sum(2) > 0  # [2, B, R]
+                present = seen.present.view(2, num, -1)  # [2, B, R]
                 common = int(present.all(0).sum())
                 order = torch.randperm(common, generator=generator, device=device)[: settings.region_samples]
                 teacher_regions, student_regions = (
