@@ -7,32 +7,14 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <stdexcept>
-#include <string>
-#include <type_traits>
+
+#include "sohes/cuda_launch.cuh"
 
 namespace sohes::mask_ops {
 
 using Word = unsigned long long;  // as CUDA's atomics want it
 constexpr unsigned kFull = 0xFFFFFFFFu;
 constexpr int kThreads = 256;
-
-inline void check_cuda(cudaError_t status) {
-  if (status != cudaSuccess) throw std::runtime_error(std::string("mask_ops: ") + cudaGetErrorString(status));
-}
-
-// Starts a kernel on the caller's stream. (The device of tests/cuda/ has a way of its own.)
-template <typename... Parameters>
-void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, [[maybe_unused]] uintptr_t stream,
-            std::type_identity_t<Parameters>... arguments) {
-#ifdef SOHES_EMULATE_CUDA
-  emulate(grid, block, [=] { kernel(arguments...); });
-#else
-  void* pointers[] = {static_cast<void*>(&arguments)...};
-  check_cuda(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, block, pointers, 0,
-                              reinterpret_cast<cudaStream_t>(stream)));
-#endif
-}
 
 // Blocks for so many items, some of them for every block; the kernels go on where the grid ends.
 inline dim3 grid_for(int64_t items, int64_t per_block) {

@@ -5,8 +5,8 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
-#include <stdexcept>
-#include <string>
+
+#include "sohes/cuda_launch.cuh"
 
 namespace sohes::merging::device {
 
@@ -76,12 +76,6 @@ __device__ inline void grid_edge(int64_t e, int64_t height, int64_t width, int32
 
 inline int64_t grid_edges(int64_t height, int64_t width) {
   return height * (width - 1) + (height - 1) * width;
-}
-
-inline void check(cudaError_t status) {
-  if (status != cudaSuccess) {
-    throw std::runtime_error(std::string("sohes: merge_regions: ") + cudaGetErrorString(status));
-  }
 }
 
 }  // namespace sohes::merging::device

@@ -157,7 +157,7 @@ __device__ void start(const Arguments& args, const device::ImageSpan& image, con
 }
 
 __global__ void __launch_bounds__(kThreads) merge_kernel(Arguments args) {
-  extern __shared__ double shared[];  // the sum [C], then the state where it fits
+  SOHES_DYNAMIC_SHARED(double, shared);  // the sum [C], then the state where it fits
   __shared__ Best warp_best[kWarps];
   __shared__ double warp_norm[kWarps];
   __shared__ int32_t list_size;
@@ -279,7 +279,7 @@ void merge_regions_cuda(const TensorView& sums, const std::optional<TensorView>&
   require(table.numel() * 2 == static_cast<int64_t>(grid_sizes.size()) * 4,
           "merge_regions: the table is not [B, 4]");
   int most_shared = 0;
-  device::check(cudaDeviceGetAttribute(&most_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, sums.device));
+  check_cuda(cudaDeviceGetAttribute(&most_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, sums.device));
   constexpr int64_t kStatic = 1024;  // warp_best, warp_norm and list_size, rounded up
   const int64_t sum_bytes = sums.shape[1] * static_cast<int64_t>(sizeof(double));
   require(sum_bytes + kStatic <= most_shared,
@@ -305,11 +305,9 @@ void merge_regions_cuda(const TensorView& sums, const std::optional<TensorView>&
                           similarity.as<float>(),
                           num_merges.as<int32_t>()};
   const int dynamic_bytes = static_cast<int>(sum_bytes + shared_bytes);
-  device::check(
-      cudaFuncSetAttribute(merge_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic_bytes));
+  check_cuda(cudaFuncSetAttribute(merge_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic_bytes));
   const unsigned num_images = static_cast<unsigned>(num_merges.numel());
-  merge_kernel<<<num_images, kThreads, dynamic_bytes, reinterpret_cast<cudaStream_t>(stream)>>>(args);
-  device::check(cudaGetLastError());
+  launch_with_shared(merge_kernel, num_images, kThreads, static_cast<size_t>(dynamic_bytes), stream, args);
 }
 
 }  // namespace sohes

@@ -294,8 +294,7 @@ void merge_rounds_cuda(const TensorView& sums, const std::optional<TensorView>& 
                           num_merges.as<int32_t>(),
                           heights.as<float>()};
   const unsigned num_images = static_cast<unsigned>(num_merges.numel());
-  rounds_kernel<<<num_images, kThreads, 0, reinterpret_cast<cudaStream_t>(stream)>>>(args);
-  device::check(cudaGetLastError());
+  launch(rounds_kernel, num_images, kThreads, stream, args);
 }
 
 }  // namespace sohes

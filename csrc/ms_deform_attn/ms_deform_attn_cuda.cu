@@ -23,10 +23,9 @@
 #include <cuda_runtime.h>
 
 #include <optional>
-#include <stdexcept>
-#include <string>
 #include <type_traits>
 
+#include "sohes/cuda_launch.cuh"
 #include "sohes/ms_deform_attn.h"
 
 namespace sohes {
@@ -274,11 +273,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-void check(cudaError_t status) {
-  if (status != cudaSuccess)
-    throw std::runtime_error(std::string("ms_deform_attn: ") + cudaGetErrorString(status));
-}
-
 Levels make_levels(const std::vector<int64_t>& spatial_shapes) {
   require(spatial_shapes.size() / 2 <= kMaxLevels, "ms_deform_attn: expected at most 64 levels");
   Levels levels = {};
@@ -352,11 +346,9 @@ void ms_deform_attn_cuda(const TensorView& value, const std::vector<int64_t>& sp
   dispatch(value.dtype, attention_weights.dtype, is_wide, [&](auto v, auto w, auto vector) {
     using V = decltype(v);
     using W = decltype(w);
-    forward_kernel<V, W, decltype(vector)::value>
-        <<<num_blocks(s), kThreads, 0, reinterpret_cast<cudaStream_t>(stream)>>>(
-            s, levels, value.as<V>(), sampling_locations.as<W>(), attention_weights.as<W>(), output.as<V>());
+    launch(forward_kernel<V, W, decltype(vector)::value>, num_blocks(s), kThreads, stream, s, levels,
+           value.as<V>(), sampling_locations.as<W>(), attention_weights.as<W>(), output.as<V>());
   });
-  check(cudaGetLastError());
 }
 
 void ms_deform_attn_backward_cuda(const TensorView& grad_output, const TensorView& value,
@@ -373,13 +365,11 @@ void ms_deform_attn_backward_cuda(const TensorView& grad_output, const TensorVie
   dispatch(value.dtype, attention_weights.dtype, is_wide, [&](auto v, auto w, auto vector) {
     using V = decltype(v);
     using W = decltype(w);
-    backward_kernel<V, W, decltype(vector)::value>
-        <<<num_blocks(s), kThreads, 0, reinterpret_cast<cudaStream_t>(stream)>>>(
-            s, levels, grad_output.as<V>(), value.as<V>(), sampling_locations.as<W>(),
-            attention_weights.as<W>(), grad_value.data, units ? units->as<double>() : nullptr,
-            grad_locations.as<W>(), grad_weights.as<W>());
+    launch(backward_kernel<V, W, decltype(vector)::value>, num_blocks(s), kThreads, stream, s, levels,
+           grad_output.as<V>(), value.as<V>(), sampling_locations.as<W>(), attention_weights.as<W>(),
+           grad_value.data, units ? units->as<double>() : nullptr, grad_locations.as<W>(),
+           grad_weights.as<W>());
   });
-  check(cudaGetLastError());
 }
 
 }  // namespace sohes

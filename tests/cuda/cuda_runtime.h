@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// A CUDA device in plain C++, as far as the mask kernels need one: their logic is tested where there is no
-// GPU, under the sanitizers too. A block's threads are contexts that take turns, blocks run one after the
-// other. Of the hardware it has nothing: neither its memory model nor its speed.
+// A CUDA device in plain C++, as far as the kernels need one: their logic is tested where there is no GPU,
+// under the sanitizers too. A block's threads are contexts that take turns, each running until it waits for
+// its warp or for the block; blocks run one after the other. It shows what a kernel computes, in one of two
+// orders of threads, and where threads disagree about a barrier. Of the hardware it has nothing: neither its
+// memory model nor its speed.
 #pragma once
 
 #define SOHES_EMULATE_CUDA 1
@@ -10,9 +12,13 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -29,49 +35,46 @@
 #define __shared__ static  // one block at a time
 #define __launch_bounds__(...)
 
+using std::isfinite;
+using std::max;
+using std::min;
+using std::sqrt;
+
+struct float4 {
+  float x, y, z, w;
+};
+
 struct dim3 {
   unsigned x, y, z;
   dim3(unsigned a = 1, unsigned b = 1, unsigned c = 1) : x(a), y(b), z(c) {}
 };
 
-using cudaError_t = int;
-using cudaStream_t = void*;
-constexpr cudaError_t cudaSuccess = 0;
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-inline const char* cudaGetErrorString(cudaError_t) { return "emulated"; }
-
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulation {
 
-struct Barrier {
-  int arrived = 0, generation = 0;
-};
+constexpr unsigned kLanes = 32, kMostThreads = 1024;
+constexpr size_t kStack = 1 << 16, kDynamicBytes = 1 << 16, kExchangedBytes = 64;
+
+enum class Waits { kNo, kForWarp, kForBlock, kForever };
 
 struct Thread {
   ucontext_t context;
   std::vector<char> stack;
-  bool is_done = false;
+  Waits waits;
+  int num_exchanges;
 };
 
-constexpr size_t kStack = 1 << 16;
-constexpr int kLanes = 32;
+inline bool is_reversed = false;               // the last thread runs first
+inline int shared_bytes = int{kDynamicBytes};  // what the device says that a block may have
 
-struct Block {
-  std::vector<Thread> threads;
-  std::vector<Barrier> warps;
-  std::vector<int> alive_of_warp;
-  std::vector<uint64_t> slots;  // what each thread hands to its warp, 8 numbers
-  Barrier all;
-  int alive = 0;
-  unsigned current = 0;
-  ucontext_t scheduler;
-  const std::function<void()>* kernel = nullptr;
-  const void* main_stack = nullptr;
-  size_t main_size = 0;
-};
-
-inline Block block;
+inline std::vector<Thread> threads;
+inline ucontext_t scheduler;
+inline const std::function<void()>* kernel;
+// What the threads handed to their warps, in an even or an odd exchange: a thread may be one ahead of others.
+inline char exchanged[2][kMostThreads][kExchangedBytes];
+inline const void* main_stack;
+inline size_t main_size;
 
 // To `target`; the stacks are announced to the address sanitizer.
 inline void switch_to(ucontext_t& from, ucontext_t& target, [[maybe_unused]] const void* stack,
@@ -86,95 +89,102 @@ inline void switch_to(ucontext_t& from, ucontext_t& target, [[maybe_unused]] con
 #endif
 }
 
-inline void yield(bool is_last = false) {
-  Thread& own = block.threads[block.current];
-  switch_to(own.context, block.scheduler, block.main_stack, block.main_size, is_last);
+inline void wait(Waits waits) {
+  Thread& own = threads[threadIdx.x];
+  own.waits = waits;
+  switch_to(own.context, scheduler, main_stack, main_size, waits == Waits::kForever);
 }
 
 inline void run_thread() {
 #if SOHES_ASAN
-  __sanitizer_finish_switch_fiber(nullptr, &block.main_stack, &block.main_size);
+  __sanitizer_finish_switch_fiber(nullptr, &main_stack, &main_size);
 #endif
-  (*block.kernel)();
-  block.threads[block.current].is_done = true;
-  --block.alive;
-  --block.alive_of_warp[block.current / kLanes];
-  yield(true);
+  (*kernel)();
+  wait(Waits::kForever);
 }
 
-inline void wait(Barrier& barrier, const int& alive) {
-  const int generation = barrier.generation;
-  ++barrier.arrived;
-  while (barrier.generation == generation) {
-    if (barrier.arrived >= alive) {
-      barrier.arrived = 0;
-      ++barrier.generation;
-      return;
+// Lets threads begin..end-1 go on if all of them wait alike; those that have ended do not count.
+inline bool release(unsigned begin, unsigned end, Waits waits) {
+  bool any = false;
+  for (unsigned t = begin; t < end; ++t) {
+    if (threads[t].waits == Waits::kForever) continue;
+    if (threads[t].waits != waits) return false;
+    any = true;
+  }
+  for (unsigned t = begin; t < end; ++t) {
+    if (threads[t].waits == waits) threads[t].waits = Waits::kNo;
+  }
+  return any;
+}
+
+inline void run_block(unsigned count) {
+  for (unsigned t = 0; t < count; ++t) {
+    Thread& thread = threads[t];
+    thread.stack.resize(kStack);
+    thread.waits = Waits::kNo;
+    thread.num_exchanges = 0;
+    getcontext(&thread.context);
+    thread.context.uc_stack.ss_sp = thread.stack.data();
+    thread.context.uc_stack.ss_size = kStack;
+    thread.context.uc_link = nullptr;
+    makecontext(&thread.context, run_thread, 0);
+  }
+  while (true) {
+    for (unsigned k = 0; k < count; ++k) {
+      const unsigned t = is_reversed ? count - 1 - k : k;
+      if (threads[t].waits != Waits::kNo) continue;
+      threadIdx = dim3(t, 0, 0);
+      switch_to(scheduler, threads[t].context, threads[t].stack.data(), kStack, false);
     }
-    yield();
+    bool goes_on = false;
+    for (unsigned first = 0; first < count; first += kLanes) {
+      goes_on |= release(first, std::min(first + kLanes, count), Waits::kForWarp);
+    }
+    if (goes_on || release(0, count, Waits::kForBlock)) continue;
+    const auto has_ended = [](const Thread& thread) { return thread.waits == Waits::kForever; };
+    if (std::all_of(threads.begin(), threads.begin() + count, has_ended)) return;
+    std::printf("emulation: not all threads reach a barrier, or an exchange within their warp\n");
+    std::exit(1);
   }
 }
 
-inline void wait_warp() {
-  wait(block.warps[block.current / kLanes], block.alive_of_warp[block.current / kLanes]);
+inline void run(dim3 grid, dim3 size, const std::function<void()>& body) {
+  gridDim = grid;
+  blockDim = size;
+  kernel = &body;
+  const unsigned count = size.x;  // the kernels have blocks of one dimension
+  if (count > kMostThreads || size.y * size.z != 1) {
+    std::printf("emulation: a block of %u x %u x %u threads\n", size.x, size.y, size.z);
+    std::exit(1);
+  }
+  if (threads.size() < count) threads.resize(count);
+  for (unsigned b = 0; b < grid.x * grid.y * grid.z; ++b) {
+    blockIdx = dim3(b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y);
+    run_block(count);
+  }
 }
 
-// Hands `own` to the warp; then f(lane -> what that one handed over), before anyone goes on.
+// Hands `own` to the warp; then f(lane -> what that one handed over).
 template <typename T, typename F>
 auto exchange(const T& own, F&& f) {
-  static_assert(sizeof(T) <= 64);
-  std::memcpy(&block.slots[8 * block.current], &own, sizeof(T));
-  wait_warp();
-  const unsigned first = block.current / kLanes * kLanes;
-  const auto result = f([first](int lane) {
+  static_assert(sizeof(T) <= kExchangedBytes && std::is_trivially_copyable_v<T>);
+  auto& slots = exchanged[threads[threadIdx.x].num_exchanges++ % 2];
+  std::memcpy(slots[threadIdx.x], &own, sizeof(T));
+  wait(Waits::kForWarp);
+  const unsigned first = threadIdx.x / kLanes * kLanes;
+  return f([&slots, first](int lane) {
     T other;
-    std::memcpy(&other, &block.slots[8 * (first + static_cast<unsigned>(lane))], sizeof(T));
+    std::memcpy(&other, slots[first + static_cast<unsigned>(lane)], sizeof(T));
     return other;
   });
-  wait_warp();
-  return result;
 }
+
+inline int lane() { return static_cast<int>(threadIdx.x % kLanes); }
 
 }  // namespace emulation
 
-inline void emulate(dim3 grid, dim3 size, const std::function<void()>& kernel) {
-  using namespace emulation;
-  gridDim = grid;
-  blockDim = size;
-  block.kernel = &kernel;
-  const unsigned count = size.x;  // the kernels have blocks of one dimension
-  for (unsigned b = 0; b < grid.x * grid.y * grid.z; ++b) {
-    blockIdx = dim3(b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y);
-    if (block.threads.size() < count) block.threads.resize(count);
-    block.warps.assign((count + kLanes - 1) / kLanes, {});
-    block.alive_of_warp.assign(block.warps.size(), 0);
-    block.slots.assign(8 * kLanes * block.warps.size(), 0);
-    block.all = {};
-    block.alive = static_cast<int>(count);
-    for (unsigned t = 0; t < count; ++t) {
-      Thread& thread = block.threads[t];
-      thread.is_done = false;
-      thread.stack.resize(kStack);
-      ++block.alive_of_warp[t / kLanes];
-      getcontext(&thread.context);
-      thread.context.uc_stack.ss_sp = thread.stack.data();
-      thread.context.uc_stack.ss_size = kStack;
-      thread.context.uc_link = nullptr;
-      makecontext(&thread.context, run_thread, 0);
-    }
-    while (block.alive > 0) {
-      for (unsigned t = 0; t < count; ++t) {
-        Thread& thread = block.threads[t];
-        if (thread.is_done) continue;
-        block.current = t;
-        threadIdx = dim3(t, 0, 0);
-        switch_to(block.scheduler, thread.context, thread.stack.data(), kStack, false);
-      }
-    }
-  }
-}
-
-inline void __syncthreads() { emulation::wait(emulation::block.all, emulation::block.alive); }
+inline void __syncthreads() { emulation::wait(emulation::Waits::kForBlock); }
+inline void __syncwarp() { emulation::wait(emulation::Waits::kForWarp); }
 
 inline unsigned __ballot_sync(unsigned, bool own) {
   return emulation::exchange(own, [](auto other) {
@@ -184,9 +194,16 @@ inline unsigned __ballot_sync(unsigned, bool own) {
   });
 }
 
-inline unsigned __shfl_up_sync(unsigned, unsigned own, int step) {
-  const int lane = static_cast<int>(threadIdx.x % 32);
+template <typename T>
+T __shfl_up_sync(unsigned, T own, int step) {
+  const int lane = emulation::lane();
   return emulation::exchange(own, [=](auto other) { return lane >= step ? other(lane - step) : own; });
+}
+
+template <typename T>
+T __shfl_xor_sync(unsigned, T own, int mask) {
+  const int lane = emulation::lane();
+  return emulation::exchange(own, [=](auto other) { return other(lane ^ mask); });
 }
 
 inline unsigned __reduce_add_sync(unsigned, unsigned own) {
@@ -211,7 +228,7 @@ inline void emulate_mma(int (&c)[4], const unsigned (&a)[4], unsigned b0, unsign
     unsigned a[4], b[2];
   };
   const Fragments own = {{a[0], a[1], a[2], a[3]}, {b0, b1}};
-  const int lane = static_cast<int>(threadIdx.x % 32);
+  const int lane = emulation::lane();
   emulation::exchange(own, [&](auto other) {
     for (int k = 0; k < 4; ++k) {
       const int row = lane / 4 + k / 2 * 8, column = lane % 4 * 2 + k % 2;
@@ -234,10 +251,48 @@ inline int __clzll(unsigned long long x) { return std::countl_zero(x); }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
+inline long long __double2ll_rn(double x) { return std::llrint(x); }
+inline unsigned __float_as_uint(float value) { return std::bit_cast<unsigned>(value); }
 
-inline void atomicAdd(unsigned long long* at, unsigned long long value) { *at += value; }
-inline void atomicOr(unsigned long long* at, unsigned long long value) { *at |= value; }
-inline unsigned long long atomicMin(unsigned long long* at, unsigned long long value) {
+template <typename T>
+T atomicAdd(T* at, std::type_identity_t<T> value) {
+  return std::exchange(*at, *at + value);
+}
+
+template <typename T>
+T atomicOr(T* at, std::type_identity_t<T> value) {
+  return std::exchange(*at, *at | value);
+}
+
+template <typename T>
+T atomicMin(T* at, std::type_identity_t<T> value) {
   return std::exchange(*at, std::min(*at, value));
 }
-inline void atomicMax(unsigned long long* at, unsigned long long value) { *at = std::max(*at, value); }
+
+template <typename T>
+T atomicMax(T* at, std::type_identity_t<T> value) {
+  return std::exchange(*at, std::max(*at, value));
+}
+
+template <typename T>
+T atomicCAS(T* at, std::type_identity_t<T> expected, std::type_identity_t<T> value) {
+  return std::exchange(*at, *at == expected ? value : *at);
+}
+
+using cudaError_t = int;
+using cudaStream_t = void*;
+constexpr cudaError_t cudaSuccess = 0;
+constexpr int cudaDevAttrMaxSharedMemoryPerBlockOptin = 0, cudaFuncAttributeMaxDynamicSharedMemorySize = 0;
+
+inline cudaError_t cudaDeviceGetAttribute(int* value, int, int) {
+  *value = emulation::shared_bytes;
+  return cudaSuccess;
+}
+
+template <typename Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel, int, int) {
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline const char* cudaGetErrorString(cudaError_t) { return "emulated"; }

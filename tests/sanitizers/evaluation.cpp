@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "dense_view.h"
+
 using sohes::DType;
 using sohes::TensorView;
 
@@ -36,19 +38,7 @@ struct Tensor {
     data = std::make_unique<T[]>(static_cast<size_t>(count));
   }
 
-  TensorView view() const {
-    TensorView view;
-    view.data = data.get();
-    view.ndim = static_cast<int>(shape.size());
-    view.dtype = kType;
-    int64_t stride = 1;
-    for (int i = view.ndim - 1; i >= 0; --i) {
-      view.shape[i] = shape[static_cast<size_t>(i)];
-      view.stride[i] = stride;
-      stride *= view.shape[i];
-    }
-    return view;
-  }
+  TensorView view() const { return dense_view(data.get(), shape, kType); }
 
   T& operator[](int64_t i) const { return data[static_cast<size_t>(i)]; }
 };

@@ -12,6 +12,8 @@
 #include <random>
 #include <vector>
 
+#include "dense_view.h"
+
 using sohes::DType;
 using sohes::TensorView;
 
@@ -26,18 +28,8 @@ void expect(bool condition, const char* what, int64_t seed) {
 }
 
 template <typename T>
-TensorView view(std::vector<T>& data, std::vector<int64_t> shape, DType dtype) {
-  TensorView out;
-  out.data = data.data();
-  out.ndim = static_cast<int>(shape.size());
-  int64_t stride = 1;
-  for (int i = out.ndim - 1; i >= 0; --i) {
-    out.shape[i] = shape[i];
-    out.stride[i] = stride;
-    stride *= shape[i];
-  }
-  out.dtype = dtype;
-  return out;
+TensorView view(std::vector<T>& data, const std::vector<int64_t>& shape, DType dtype) {
+  return dense_view(data.data(), shape, dtype);
 }
 
 struct Outputs {

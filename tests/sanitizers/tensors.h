@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "dense_view.h"
 #include "sohes/tensor_view.h"
 
 namespace {
@@ -41,15 +42,7 @@ struct Tensor {
   }
 
   sohes::TensorView view(int64_t first = 0) {  // from row `first` on
-    sohes::TensorView view;
-    view.ndim = static_cast<int>(shape.size());
-    view.dtype = kType;
-    int64_t stride = 1;
-    for (int i = view.ndim - 1; i >= 0; --i) {
-      view.shape[i] = shape[static_cast<size_t>(i)];
-      view.stride[i] = stride;
-      stride *= view.shape[i];
-    }
+    sohes::TensorView view = dense_view(data.data(), shape, kType);
     view.data = data.data() + first * view.stride[0];
     view.shape[0] -= first;
     return view;
