@@ -233,6 +233,9 @@ class ViewConfig:
     """Side of the square training view in pixels (photos are padded, never squashed), >= 32. [ours]"""
     scale: tuple[float, float] = (0.5, 2.0)
     """Range of the random resize, relative to fitting the photo into the view, > 0. [sibling: large-scale jitter]"""
+    min_area: int = 8
+    """Masks with fewer pixels left in a view are no targets, >= 1: what is smaller than the cells of a model's maps is
+    noise to it, and half of the labels of a photo may be that small. [ours]"""
     num_workers: int = 0
     """Processes that decode and augment; 0 means in the training process, >= 0."""
     cache_mb: int = 256
@@ -290,6 +293,9 @@ class InferConfig:
 
     size: int = 512
     """Long side to which a photo is resized for the model, in pixels, >= 32."""
+    grid_size: int = 0
+    """Cells along each side with seeds of their own, for `seeds`, >= 0: more than in training find more, at more time
+    and memory. 0: as in training. [ours]"""
     max_masks: int = 1000
     """At most this many masks an image, >= 1. [paper: AR@1000]"""
     min_score: float = 0.0

@@ -64,6 +64,7 @@ _RANGES: dict[str, tuple[float, float | None]] = {
     "engine.checkpoint_seconds": (0, None),
     "engine.keep_checkpoints": (1, None),
     "views.size": (32, None),
+    "views.min_area": (1, None),
     "views.num_workers": (0, None),
     "views.cache_mb": (0, None),
     "instruct.num_steps": (1, None),
@@ -75,6 +76,7 @@ _RANGES: dict[str, tuple[float, float | None]] = {
     "correct.nms_iou": (0, 1),
     "correct.max_labels": (1, None),
     "infer.size": (32, None),
+    "infer.grid_size": (0, None),
     "infer.max_masks": (1, None),
     "infer.min_score": (0, 1),
     "infer.nms_iou": (0, 1),
@@ -147,6 +149,8 @@ def _misfits(config: Config, num_processes: int) -> Iterator[str]:
             f"explore.feature_side = {config.explore.feature_side} is more than explore.side = {config.explore.side}, "
             "expected at most that"
         )
+    if config.infer.grid_size and config.model.query_init != "seeds":
+        yield f"infer.grid_size = {config.infer.grid_size} is for model.query_init seeds, expected 0"
     low, high = config.views.scale
     if not 0 < low <= high:
         yield f"views.scale = {low} {high}, expected 0 < low <= high"

@@ -16,7 +16,8 @@ class ModelConfig:
     backbone_kwargs: dict[str, Any] = field(default_factory=dict)
     """Passed on to `timm.create_model`, e.g. `{"depth": 4, "embed_dim": 128, "num_heads": 4}`."""
     backbone_weights: str = ""
-    """Empty: random; `timm`: the published weights of that name; else a local file of a ViT's weights."""
+    """Empty: random; `timm`: the published weights of that name; `sohes-micro`: those in the package, for a ViT of its
+    shape; else a local file of a ViT's weights."""
     vit_stride: int = 16
     """Pixels of the model's input per patch; the ViT's own image is resized to fit, so that an /8 ViT sees half the
     size and acts as /16. 8, 16 or 32. [cited]"""

@@ -97,17 +97,26 @@ def photo_labels() -> ExploreConfig:
 
 
 def cpu() -> Config:
-    """Real photos on a CPU, in minutes: ViT-Ti/16 at 256 px from random weights, no download.
+    """Real photos on a CPU, in minutes: the packaged backbone of 1.2 M parameters at 160 px, no download.
 
-    With pretrained weights: `--model.backbone vit_small_patch16_224.dino --model.backbone-weights timm`.
+    Without a GPU more pixels cost more than they bring; `--views.size` and `--infer.size` change both.
     """
     return Config(
         preset="cpu",
         explore=replace(photo_labels(), max_masks=100),
         model=ModelConfig(
             backbone="vit_tiny_patch16_224",
-            backbone_kwargs={"img_size": 256},
-            adapter_heads=6,
+            backbone_kwargs={
+                "img_size": 160,
+                "patch_size": 8,
+                "embed_dim": 128,
+                "depth": 6,
+                "num_heads": 4,
+                "reg_tokens": 4,
+            },
+            backbone_weights="sohes-micro",
+            vit_stride=8,
+            adapter_heads=4,
             adapter_stem=32,
             hidden_dim=128,
             mask_dim=64,
@@ -117,17 +126,47 @@ def cpu() -> Config:
             decoder_layers=3,
             decoder_ffn_dim=512,
             query_init="seeds",
-            grid_size=12,
+            grid_size=10,
         ),
+        # Of some 80 masks a photo each needs enough points to be told from its neighbours, in matching above all.
         loss=LossConfig(
-            num_points=512, num_match_points=1024, local_ratio=0.4, importance_ratio=0.4, match_layers="last"
+            num_points=1024, num_match_points=2048, local_ratio=0.4, importance_ratio=0.4, match_layers="last"
         ),
-        optim=OptimConfig(learning_rate=3e-4, backbone_factor=1.0, clip_norm=1.0),
-        views=ViewConfig(size=256, scale=(0.8, 1.6)),
+        optim=OptimConfig(learning_rate=1e-3, backbone_factor=0.5, clip_norm=1.0),
+        views=ViewConfig(size=160, scale=(0.8, 1.6), min_area=32),
         instruct=InstructConfig(num_steps=200, batch_size=4),
         correct=CorrectConfig(num_steps=80, batch_size=4, ema_decay=0.98),
-        infer=InferConfig(size=320),
+        infer=InferConfig(size=160),
     )
+
+
+def photos() -> Config:
+    """Real photos on one GPU, no download: the packaged backbone at 384 px, decoders as published. Not run yet."""
+    config = cpu()
+    config.preset = "photos"
+    config.explore.batch_size = 8
+    config.model = replace(
+        config.model,
+        backbone_kwargs={**config.model.backbone_kwargs, "img_size": 384},
+        adapter_stem=64,
+        hidden_dim=256,
+        mask_dim=128,
+        encoder_layers=6,
+        encoder_ffn_dim=1024,
+        decoder_layers=9,
+        decoder_ffn_dim=2048,
+        grid_size=16,
+    )
+    config.loss = replace(config.loss, num_points=4096, num_match_points=12544)
+    config.optim = OptimConfig(
+        learning_rate=3e-4, backbone_factor=0.5, clip_norm=1.0, precision="bf16", warmup_steps=500
+    )
+    config.engine = EngineConfig(checkpoint_seconds=300, async_checkpoints=True)
+    config.views = ViewConfig(size=384, min_area=32, num_workers=4)
+    config.instruct = InstructConfig(num_steps=20000, batch_size=16)
+    config.correct = CorrectConfig(num_steps=10000, batch_size=16)
+    config.infer = InferConfig(size=480)
+    return config
 
 
 def small() -> Config:
@@ -186,6 +225,7 @@ PRESETS: dict[str, Callable[[], Config]] = {
     "tiny": tiny,
     "micro": micro,
     "cpu": cpu,
+    "photos": photos,
     "small": small,
     "base": base,
     "8gb": gpu_8gb,

@@ -95,6 +95,10 @@ def test_presets_fit(name):
             {"optim.layer_decay": 0.8, "model.backbone": "convnext_atto"},
             "optim.layer_decay = 0.8 is for the layers of a plain ViT (vit_*), expected 1 with backbone",
         ),
+        (
+            {"infer.grid_size": 9, "model.query_init": "learned"},
+            "infer.grid_size = 9 is for model.query_init seeds, expected 0",
+        ),
         ({"views.scale": (2.0, 1.0)}, "views.scale = 2.0 1.0, expected 0 < low <= high"),
         (
             {"explore.feature_side": 500},

@@ -111,12 +111,11 @@ class LabelDataset(Dataset):
 
     Args:
         labels: photos and their forests.
-        views: size, scale range and cache of the views.
+        views: size, scale range, smallest mask and cache of the views.
         seed: >= 0.
         strong: samples show the strong view only.
         pairs: samples have both views, the weak one as `image`.
         strong_settings: how strong is strong.
-        min_area: masks with fewer pixels left in a view are dropped. [ours]
     """
 
     def __init__(
@@ -128,7 +127,6 @@ class LabelDataset(Dataset):
         strong: bool = False,
         pairs: bool = False,
         strong_settings: StrongView | None = None,
-        min_area: int = 8,
     ):
         if strong and pairs:
             raise ValueError("LabelDataset: pairs=True has the strong view already; expected one of strong and pairs")
@@ -140,7 +138,6 @@ class LabelDataset(Dataset):
         self.strong = strong
         self.pairs = pairs
         self.strong_settings = strong_settings or StrongView()
-        self.min_area = min_area
         self._cache: dict[int, tuple[LabelledImage, Tensor]] = {}
         self._cache_room = views.cache_mb * 10**6
 
@@ -167,7 +164,7 @@ class LabelDataset(Dataset):
         strong = strong_view(rng, weak, self.strong_settings) if self.strong or self.pairs else None
         masks = view_masks(labelled.forest.masks, geometry)  # [N, size, size]
         ancestors = labelled.forest.ancestors()  # [N, N]
-        keep = visible_masks(masks, ancestors, self.min_area)
+        keep = visible_masks(masks, ancestors, self.views.min_area)
         # Some rows and columns of a closure are a closure: grandparents of a lost parent stay ancestors.
         target = Target(masks[keep], ancestors[keep][:, keep], labelled.forest.scores[keep])
         return Sample(

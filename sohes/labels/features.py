@@ -20,19 +20,10 @@ from torch.nn import functional as F
 from sohes.config import ConfigError, ExploreConfig
 from sohes.labels.descriptor import describe
 from sohes.labels.view import View, fit_area, make_view
-from sohes.models.backbone import load_vit_weights
+from sohes.models.backbone import PACKAGED, load_vit_weights, packaged_names
 from sohes.models.weights import WeightsError
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-PACKAGED = Path(__file__).resolve().parents[1] / "weights"
-"""Backbones that come with the package, a folder each in timm's form, with a model card."""
-
-
-def packaged_names() -> list[str]:
-    """What `features` may name without a download: the folders of `PACKAGED`."""
-    return sorted(path.parent.name for path in PACKAGED.glob("*/config.json"))
 
 
 class FeatureExtractor(Protocol):

@@ -15,9 +15,21 @@ from torch import Tensor, nn
 
 from sohes.config import ModelConfig
 from sohes.models.vit_adapter import ViTAdapter
-from sohes.models.weights import WeightsError, load_strictly
+from sohes.models.weights import WEIGHTS_FILE, WeightsError, load_strictly
 
 STRIDES = (2, 4, 8, 16, 32)
+PACKAGED = Path(__file__).resolve().parents[1] / "weights"
+"""Backbones that come with the package, a folder each in timm's form, with a model card."""
+
+
+def packaged_names() -> list[str]:
+    """Backbones that need no download: the folders of `PACKAGED` that timm can read."""
+    return sorted(path.parent.name for path in PACKAGED.glob("*/config.json"))
+
+
+def weights_file(name: str) -> Path:
+    """The file that `backbone_weights` means: of a backbone in the package, or the path itself."""
+    return PACKAGED / name / WEIGHTS_FILE if name in packaged_names() else Path(name)
 
 
 class HierarchicalBackbone(nn.Module):
@@ -76,7 +88,7 @@ def build_backbone(config: ModelConfig) -> ViTAdapter | HierarchicalBackbone:
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
         raise ValueError(f"timm knows no backbone {config.backbone!r}; near: {', '.join(near) or 'none'}")
-    local = Path(config.backbone_weights) if config.backbone_weights not in ("", "timm") else None
+    local = weights_file(config.backbone_weights) if config.backbone_weights not in ("", "timm") else None
     if not config.backbone.startswith("vit_"):
         if local is not None:
             raise ValueError(f"local backbone weights are for plain ViTs (vit_*), not {config.backbone!r}")

@@ -48,7 +48,7 @@ def predict(model: SohesModel, images: Sequence[Tensor], config: InferConfig) ->
         for start in range(0, len(members), config.batch_size):
             part = members[start : start + config.batch_size]
             batch = torch.stack([prepare(images[i].to(device), size) for i in part])  # [B, 3, h, w]
-            outputs = model(batch)
+            outputs = model(batch, grid_size=config.grid_size or None)
             for row, index in enumerate(part):
                 shape = (images[index].shape[1], images[index].shape[2])
                 forests[index] = extract_forest(outputs, row, shape, config)

@@ -106,8 +106,15 @@ class MaskDecoder(nn.Module):
         self.class_predictor = nn.Linear(dim, 2)
         self.ancestor_head = AncestorHead(dim) if ancestor_head else None
 
-    def forward(self, pixels: PixelFeatures, image_size: tuple[int, int], valid: Tensor | None = None) -> Outputs:
-        """image_size: (H, W) before padding; valid: bool [B, H', W'] of the padded batch, or None."""
+    def forward(
+        self,
+        pixels: PixelFeatures,
+        image_size: tuple[int, int],
+        valid: Tensor | None = None,
+        grid_size: int | None = None,
+    ) -> Outputs:
+        """image_size: (H, W) before padding; valid: bool [B, H', W'] of the padded batch, or None; grid_size: see the
+        model."""
         shapes = [(x.shape[2], x.shape[3]) for x in pixels.levels]
         positions = [sine_position_map(h, w, self.dim, pixels.fine.device) for h, w in shapes]
         sources = [
@@ -118,8 +125,10 @@ class MaskDecoder(nn.Module):
         features = self.masks.maps(pixels)  # [B, E, h, w]
         if isinstance(self.masks, AnchorMasks):
             g = features[:, : self.masks.affinity_dim]
-            start = self.queries(pixels, g)
+            start = self.queries(pixels, g, grid_size)
             likeness = sample_map(g, start.anchors)  # [B, Q, A]
+        elif grid_size is not None:
+            raise ValueError(f"grid_size {grid_size} is for models with seed queries, this one learned its queries")
         else:
             start, likeness = self.queries(pixels), None
         with torch.no_grad():

@@ -54,9 +54,9 @@ class SeedQueries(nn.Module):
         self.granularity = nn.Parameter(torch.randn(num_granularities, dim))
         self.project = nn.Linear(dim, dim)
 
-    def forward(self, pixels: PixelFeatures, likeness: Tensor) -> Queries:
-        """likeness: [B, A, h, w], the features in which the seeds of a cell are to differ."""
-        seeds = find_seeds(likeness, self.grid_size, self.seeds_per_cell)  # [B, S, 2]
+    def forward(self, pixels: PixelFeatures, likeness: Tensor, grid_size: int | None = None) -> Queries:
+        """likeness: [B, A, h, w], the features in which the seeds of a cell are to differ. grid_size: see the model."""
+        seeds = find_seeds(likeness, grid_size or self.grid_size, self.seeds_per_cell)  # [B, S, 2]
         features = self.project(sample_map(pixels.fine, seeds))  # [B, S, C]
         num_granularities, dim = self.granularity.shape
         content = (features[:, :, None] + self.granularity).flatten(1, 2)  # [B, Q = S*m, C]

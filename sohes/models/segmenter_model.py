@@ -47,15 +47,20 @@ class SohesModel(nn.Module):
             layers += [*self.backbone.vit.blocks, *self.backbone.injectors, *self.backbone.extractors]
         return layers
 
-    def forward(self, images: Tensor, valid: Tensor | None = None) -> Outputs:
+    def forward(self, images: Tensor, valid: Tensor | None = None, grid_size: int | None = None) -> Outputs:
         """Predict the masks of a batch.
 
         Args:
             images: float [B, 3, H, W], normalised, any H and W >= 1; padded here to a multiple of 32.
             valid: bool [B, H, W], False where a pixel is padding; None means that all are real.
+            grid_size: of seed queries, cells along each side; None: as many as the model was made with. No weight
+                depends on it, so that a trained model can look for more than it did in training.
 
         Returns:
             Outputs of the last decoder layer, those of the earlier ones in `aux`.
+
+        Raises:
+            ValueError: a `grid_size` for a model with learned queries.
         """
         height, width = images.shape[2:]
         pad = (0, -width % PAD_MULTIPLE, 0, -height % PAD_MULTIPLE)
@@ -65,7 +70,7 @@ class SohesModel(nn.Module):
             images, valid = F.pad(images, pad), F.pad(valid, pad)
         maps = self.backbone(images, valid)
         pixels = self.pixel_decoder(maps, images, valid)
-        return self.mask_decoder(pixels, (height, width), valid)
+        return self.mask_decoder(pixels, (height, width), valid, grid_size)
 
 
 def build_model(config: ModelConfig) -> SohesModel:

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -58,6 +60,14 @@ class TestSample:
         assert len(pairs) > 0
         for whole, part in pairs.tolist():
             assert not (target.masks[part] & ~target.masks[whole]).any()
+
+    def test_small_masks_are_no_targets(self, labels):
+        every = LabelDataset(labels, VIEWS, seed=0).sample(0, 0).target
+        areas = every.masks.flatten(1).sum(1)
+        limit = int(areas.median())
+        large = LabelDataset(labels, replace(VIEWS, min_area=limit), seed=0).sample(0, 0).target
+        assert 0 < len(large.masks) < len(every.masks)
+        assert torch.equal(large.masks, every.masks[areas >= limit])
 
     def test_pure_function_of_seed_epoch_index(self, labels):
         cold = LabelDataset(labels, ViewConfig(size=48, scale=VIEWS.scale, cache_mb=0), seed=3)

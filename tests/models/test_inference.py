@@ -120,6 +120,22 @@ def test_every_size_from_1_to_130(tiny_config):
         assert (forest.masks.areas > 0).all()
 
 
+def test_a_trained_model_can_look_from_more_seeds(tiny_config):
+    coarse, fine = (tiny_config(query_init="seeds", grid_size=size) for size in (2, 5))
+    model, larger = (build_model(config).eval() for config in (coarse, fine))
+    larger.load_state_dict(model.state_dict())
+    image = torch.randint(0, 256, (3, 40, 64), dtype=torch.uint8)
+    (own,), (more,), (expected,) = (
+        predict(network, [image], InferConfig(size=64, grid_size=size))
+        for network, size in ((model, 0), (model, 5), (larger, 0))
+    )
+    assert len(more) == len(expected) > len(own)
+    assert torch.equal(more.masks.words, expected.masks.words)
+    assert torch.equal(more.scores, expected.scores)
+    with pytest.raises(ValueError, match="grid_size 5 is for models with seed queries"):
+        predict(build_model(tiny_config(query_init="learned")), [image], InferConfig(size=64, grid_size=5))
+
+
 def test_only_pictures_are_accepted(tiny_config):
     model = build_model(tiny_config()).eval()
     with pytest.raises(ValueError, match=r"^expected an image of uint8 \[3, H, W\], got torch.float32 \[3, 8, 8\]$"):

@@ -15,9 +15,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from sohes.config import InferConfig
+from sohes.models.backbone import PACKAGED
 from sohes.models.segmenter import Segmenter
 from sohes.models.segmenter_model import build_model
 from sohes.models.weights import WeightsError, find_weights
+from sohes.presets import cpu
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +186,14 @@ def test_backbone_weights_from_a_local_file(tiny_config, tmp_path):
     torch.save({k: v for k, v in vit.state_dict().items() if "blocks.1.mlp" not in k}, tmp_path / "part.pth")
     with pytest.raises(WeightsError, match=r"missing     blocks.1.mlp.fc1.bias"):
         build_model(tiny_config(backbone_weights=str(tmp_path / "part.pth")))
+
+
+def test_backbone_weights_of_the_package():
+    packaged = timm.create_model(f"local-dir:{PACKAGED / 'sohes-micro'}", pretrained=True)
+    vit = build_model(cpu().model).backbone.vit
+    assert torch.equal(vit.blocks[5].mlp.fc2.weight, packaged.blocks[5].mlp.fc2.weight)
+    assert torch.equal(vit.reg_token, packaged.reg_token)
+    assert vit.pos_embed.shape[1] == 1 + 4 + 20 * 20  # class, registers, and positions resampled for 160 px
 
 
 def test_the_trained_vit_opens_in_timm(segmenter, tmp_path):

@@ -26,7 +26,7 @@ class ColourModel(nn.Module):
         super().__init__()
         self.anchor = nn.Parameter(torch.zeros(()))
 
-    def forward(self, images: Tensor) -> Outputs:
+    def forward(self, images: Tensor, grid_size: int | None = None) -> Outputs:
         height, width = images.shape[2:]
         wanted = normalise(COLOURS.T[:, :, None]).squeeze(-1).T  # [4, 3]
         distance = torch.cdist(images.flatten(2).transpose(1, 2), wanted[None]).transpose(1, 2)  # [B, 4, H*W]
