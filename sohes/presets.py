@@ -158,9 +158,7 @@ def photos() -> Config:
         grid_size=16,
     )
     config.loss = replace(config.loss, num_points=4096, num_match_points=12544)
-    config.optim = OptimConfig(
-        learning_rate=3e-4, backbone_factor=0.5, clip_norm=1.0, precision="bf16", warmup_steps=500
-    )
+    config.optim = replace(config.optim, learning_rate=3e-4, precision="bf16", warmup_steps=500)
     config.engine = EngineConfig(checkpoint_seconds=300, async_checkpoints=True)
     config.views = ViewConfig(size=384, min_area=32, num_workers=4)
     config.instruct = InstructConfig(num_steps=20000, batch_size=16)

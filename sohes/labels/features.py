@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from sohes.config import ConfigError, ExploreConfig
 from sohes.labels.descriptor import describe
 from sohes.labels.view import View, fit_area, make_view
-from sohes.models.backbone import PACKAGED, load_vit_weights, packaged_names
+from sohes.models.backbone import load_vit_weights, packaged_folder, packaged_names
 from sohes.models.weights import WeightsError
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -151,7 +151,7 @@ def build_extractor(config: ExploreConfig) -> FeatureExtractor:
         return DescriptorExtractor(config)
     name = config.features
     fetch = config.weights == "timm"
-    folder = PACKAGED / name if name in packaged_names() else Path(name)
+    folder = packaged_folder(name) or Path(name)
     if (folder / "config.json").is_file():
         # What sohes.pretrain writes, or a download of a timm model: settings and weights in one folder.
         try:

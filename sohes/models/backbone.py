@@ -27,9 +27,9 @@ def packaged_names() -> list[str]:
     return sorted(path.parent.name for path in PACKAGED.glob("*/config.json"))
 
 
-def weights_file(name: str) -> Path:
-    """The file that `backbone_weights` means: of a backbone in the package, or the path itself."""
-    return PACKAGED / name / WEIGHTS_FILE if name in packaged_names() else Path(name)
+def packaged_folder(name: str) -> Path | None:
+    """The folder of a backbone in the package, or None if there is none of that name."""
+    return PACKAGED / name if name in packaged_names() else None
 
 
 class HierarchicalBackbone(nn.Module):
@@ -88,7 +88,10 @@ def build_backbone(config: ModelConfig) -> ViTAdapter | HierarchicalBackbone:
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
         raise ValueError(f"timm knows no backbone {config.backbone!r}; near: {', '.join(near) or 'none'}")
-    local = weights_file(config.backbone_weights) if config.backbone_weights not in ("", "timm") else None
+    local = None
+    if config.backbone_weights not in ("", "timm"):
+        packaged = packaged_folder(config.backbone_weights)
+        local = packaged / WEIGHTS_FILE if packaged else Path(config.backbone_weights)
     if not config.backbone.startswith("vit_"):
         if local is not None:
             raise ValueError(f"local backbone weights are for plain ViTs (vit_*), not {config.backbone!r}")

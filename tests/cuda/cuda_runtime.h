@@ -280,7 +280,6 @@ T atomicCAS(T* at, std::type_identity_t<T> expected, std::type_identity_t<T> val
 }
 
 using cudaError_t = int;
-using cudaStream_t = void*;
 constexpr cudaError_t cudaSuccess = 0;
 constexpr int cudaDevAttrMaxSharedMemoryPerBlockOptin = 0, cudaFuncAttributeMaxDynamicSharedMemorySize = 0;
 
@@ -294,5 +293,4 @@ cudaError_t cudaFuncSetAttribute(Kernel, int, int) {
   return cudaSuccess;
 }
 
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t) { return "emulated"; }

@@ -17,11 +17,6 @@ namespace {
 
 int failures = 0;
 
-struct Sizes {
-  int64_t B, Q, K, D, P;
-  std::vector<int64_t> levels;
-};
-
 // The largest difference, beside numbers of size 1 and more relative to them.
 double difference(const Tensor& a, const Tensor& b) {
   double most = 0;
@@ -62,9 +57,7 @@ struct Shifted {
 };
 
 void check(const Sizes& s, DType type, DType point_type, int64_t shift) {
-  int64_t S = 0;
-  const int64_t L = static_cast<int64_t>(s.levels.size() / 2);
-  for (int64_t level = 0; level < L; ++level) S += s.levels[2 * level] * s.levels[2 * level + 1];
+  const int64_t S = s.num_positions(), L = s.num_levels();
   const DType sum_type = type == DType::kFloat64 ? type : DType::kFloat32;
   Tensor value({s.B, S, s.K, s.D}, type), points({s.B, s.Q, s.K, L, s.P, 2}, point_type);
   Tensor weights({s.B, s.Q, s.K, L, s.P}, point_type), output({s.B, s.Q, s.K * s.D}, type);
@@ -129,11 +122,8 @@ int main() {
       {1, 2, 2, 32, 4, {19, 23}},      {1, 3, 1, 1056, 2, {3, 4}},
       {2, 20, 2, 32, 4, {6, 5, 3, 3}}, {1, 2, 1, 8, 150, {7, 7, 4, 4, 2, 2, 1, 1}},
   };
-  const DType types[][2] = {{DType::kFloat32, DType::kFloat32},   {DType::kFloat64, DType::kFloat64},
-                            {DType::kBFloat16, DType::kFloat32},  {DType::kFloat16, DType::kFloat32},
-                            {DType::kBFloat16, DType::kBFloat16}, {DType::kFloat16, DType::kFloat16}};
   for (const Sizes& sizes : cases) {
-    for (const auto& type : types) {
+    for (const auto& type : kTypes) {
       for (const int64_t shift : {0, 1}) check(sizes, type[0], type[1], shift);
     }
   }

@@ -15,11 +15,6 @@ namespace {
 
 int failures = 0;
 
-struct Sizes {
-  int64_t B, Q, K, D, P;
-  std::vector<int64_t> levels;
-};
-
 // The definition, for one query and head and channel.
 double expected(const Sizes& s, const Tensor& value, const Tensor& points, const Tensor& weights,
                 const Tensor* reference, int64_t b, int64_t q, int64_t k, int64_t d) {
@@ -47,9 +42,7 @@ double expected(const Sizes& s, const Tensor& value, const Tensor& points, const
 }
 
 void check(const Sizes& s, DType type, DType point_type, bool has_reference, int threads) {
-  int64_t S = 0;
-  const int64_t L = static_cast<int64_t>(s.levels.size() / 2);
-  for (int64_t level = 0; level < L; ++level) S += s.levels[2 * level] * s.levels[2 * level + 1];
+  const int64_t S = s.num_positions(), L = s.num_levels();
   Tensor value({s.B, S, s.K, s.D}, type), points({s.B, s.Q, s.K, L, s.P, 2}, point_type);
   Tensor weights({s.B, s.Q, s.K, L, s.P}, point_type), output({s.B, s.Q, s.K * s.D}, type);
   Tensor reference({s.Q, 2}, type == DType::kFloat64 ? type : DType::kFloat32);
@@ -101,11 +94,8 @@ int main() {
       {1, 3, 2, 16, 19, {5, 4}},  {2, 0, 1, 4, 1, {2, 2}},         {1, 4, 1, 200, 5, {3, 3}},
       {1, 2, 2, 32, 4, {19, 23}}, {3, 40, 2, 32, 4, {6, 5, 3, 3}}, {1, 300, 2, 64, 4, {80, 70, 30, 30}},
   };
-  const DType types[][2] = {{DType::kFloat32, DType::kFloat32},   {DType::kFloat64, DType::kFloat64},
-                            {DType::kBFloat16, DType::kFloat32},  {DType::kFloat16, DType::kFloat32},
-                            {DType::kBFloat16, DType::kBFloat16}, {DType::kFloat16, DType::kFloat16}};
   for (const Sizes& sizes : cases) {
-    for (const auto& type : types) {
+    for (const auto& type : kTypes) {
       for (const bool has_reference : {false, true}) check(sizes, type[0], type[1], has_reference, 3);
     }
   }

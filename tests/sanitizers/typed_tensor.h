@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the test programs of deformable attention share: tensors of any type of numbers, and chance.
+// What the test programs of deformable attention share: tensors of any type of numbers, chance, sizes and
+// types.
 #pragma once
 
 #include <cmath>
@@ -93,5 +94,23 @@ struct Tensor {
 
   TensorView view() { return dense_view(bytes.data(), shape, dtype); }
 };
+
+struct Sizes {
+  int64_t B, Q, K, D, P;
+  std::vector<int64_t> levels;  // height, width of each
+
+  int64_t num_levels() const { return static_cast<int64_t>(levels.size() / 2); }
+
+  int64_t num_positions() const {
+    int64_t count = 0;
+    for (size_t i = 0; i < levels.size(); i += 2) count += levels[i] * levels[i + 1];
+    return count;
+  }
+};
+
+// Of value, and of locations and weights.
+constexpr DType kTypes[][2] = {{DType::kFloat32, DType::kFloat32},   {DType::kFloat64, DType::kFloat64},
+                               {DType::kBFloat16, DType::kFloat32},  {DType::kFloat16, DType::kFloat32},
+                               {DType::kBFloat16, DType::kBFloat16}, {DType::kFloat16, DType::kFloat16}};
 
 }  // namespace
