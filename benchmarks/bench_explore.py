@@ -24,7 +24,8 @@ from torch import Tensor
 
 from sohes.baselines.classical import box_grid_forest, felzenszwalb_forest, slic_tree_forest
 from sohes.baselines.tree_oracle import tree_oracle_forest
-from sohes.config import BaselineConfig, ExploreConfig
+from sohes.config import ExploreConfig
+from sohes.config_evaluate import BaselineConfig
 from sohes.data.coco import LabelledImage, LabelSet
 from sohes.data.images import read_image
 from sohes.data.scenes import draw_scene

@@ -13,7 +13,8 @@ from typing import Literal
 import torch
 
 from sohes.cli import fail_clearly, parse
-from sohes.config import BaselineConfig, BaselineName, CompareConfig, DataSetName, ExploreConfig, load
+from sohes.config import BaselineName, DataSetName, ExploreConfig, load
+from sohes.config_evaluate import BaselineConfig, CompareConfig
 from sohes.engine.console import Progress
 from sohes.engine.distributed import World, find_world, on_main, process_group
 from sohes.evaluation import BadInput, Plan, score

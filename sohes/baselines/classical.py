@@ -13,7 +13,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from sohes.config import BaselineConfig
+from sohes.config_evaluate import BaselineConfig
 from sohes.errors import SohesError
 from sohes.forest import Forest, build_forest
 from sohes.labels.color import rgb_to_lab

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from sohes.baselines.classical import box_grid_forest, felzenszwalb_forest, import_segmentation, slic_tree_forest
 from sohes.baselines.tree_oracle import tree_oracle_forest
-from sohes.config import BaselineConfig, BaselineName, ExploreConfig
+from sohes.config import BaselineName, ExploreConfig
+from sohes.config_evaluate import BaselineConfig
 from sohes.data.coco import to_rle, write_coco_stream
 from sohes.errors import SohesError
 from sohes.evaluation.datasets.base import DataSet, Sample

@@ -9,7 +9,7 @@ from html import escape
 from math import isnan
 from pathlib import Path
 
-from sohes.config import CompareConfig
+from sohes.config_evaluate import CompareConfig
 from sohes.evaluation.bootstrap import MIN_PHOTOS, Bootstrap, Interval, PhotoSums, defined_metrics
 from sohes.files import write_whole
 from sohes.report import charts
