@@ -62,7 +62,9 @@ def steps_chart(categories: Sequence[str], series: Sequence[Series], title: str,
     if not series:
         return ""
     height, top = 230, max(max(s.ys) for s in series)
-    frame = _Frame(width, height, 0, max(len(categories) - 1, 1), 0, max(top, 0.01), right=118, left=44)
+    labels = [f"{one.name} {100 * one.ys[-1]:.1f}" for one in series]
+    right = 12 + 6 * max(map(len, labels))  # pixels: a character takes less than 6
+    frame = _Frame(width, height, 0, max(len(categories) - 1, 1), 0, max(top, 0.01), right=right, left=44)
     parts = [
         frame.axes([], nice_ticks(0, max(top, 0.01), 4), percent=True),
         *(
@@ -71,13 +73,13 @@ def steps_chart(categories: Sequence[str], series: Sequence[Series], title: str,
         ),
     ]
     ends = _spread([frame.y(s.ys[-1]) for s in series], _LABEL_GAP, height - 30)
-    for index, (one, end) in enumerate(zip(series, ends, strict=True)):
+    for index, (one, end, label) in enumerate(zip(series, ends, labels, strict=True)):
         color = f"c{index % NUM_COLORS}"
         parts.append(frame.line(one.xs, one.ys, f"line {color}"))
         for x, y in zip(one.xs, one.ys, strict=True):
             parts.append(f'<circle class="dot {color}" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="3"/>')
-        text = f"{escape(one.name)} {100 * one.ys[-1]:.1f}"
-        parts.append(f'<text class="end {color}" x="{frame.x(one.xs[-1]) + 9:.1f}" y="{end + 4:.1f}">{text}</text>')
+        x = frame.x(one.xs[-1]) + 9
+        parts.append(f'<text class="end {color}" x="{x:.1f}" y="{end + 4:.1f}">{escape(label)}</text>')
     described = "; ".join(f"{s.name} " + ", ".join(f"{100 * y:.1f}" for y in s.ys) for s in series)
     return _svg(width, height, f"{title} after {', '.join(categories)}: {described}", *parts)
 
