@@ -63,7 +63,7 @@ def steps_chart(categories: Sequence[str], series: Sequence[Series], title: str,
         return ""
     height, top = 230, max(max(s.ys) for s in series)
     labels = [f"{one.name} {100 * one.ys[-1]:.1f}" for one in series]
-    right = 12 + 6 * max(map(len, labels))  # pixels: a character takes less than 6
+    right = max(118, 12 + 6 * max(map(len, labels)))  # pixels: characters of a long name take less than 6 each
     frame = _Frame(width, height, 0, max(len(categories) - 1, 1), 0, max(top, 0.01), right=right, left=44)
     parts = [
         frame.axes([], nice_ticks(0, max(top, 0.01), 4), percent=True),
