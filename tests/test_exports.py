@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pycocotools import mask as coco_mask
-from pycocotools.coco import COCO
 
 from sohes.data.coco import LabelSet, write_coco
 from sohes.forest import Forest, build_forest
 from sohes.masks import PackedMasks
+
+pytest.importorskip("pycocotools", reason="pycocotools is not installed")
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
 
 SIZE = (37, 53)
 

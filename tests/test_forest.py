@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mask_cases import mixed, object_logits
-from pycocotools import mask as coco
 
 from sohes._binary import find_binary
 from sohes.forest import Forest, build_forest
@@ -161,6 +160,7 @@ def test_coco_and_back():
         "parent": 101,
     }
     assert [annotation["parent"] for annotation in annotations] == [None, 100, 101, 100, None]
+    coco = pytest.importorskip("pycocotools.mask", reason="pycocotools is not installed")
     assert coco.area([annotation["segmentation"] for annotation in annotations]).tolist() == [16, 8, 1, 1, 0]
     again = Forest.from_coco(annotations, (4, 4))
     assert torch.equal(again.masks.words, forest.masks.words)

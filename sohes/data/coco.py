@@ -12,7 +12,6 @@ from typing import Any, TextIO
 
 import numpy as np
 import torch
-from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from sohes.data.coco_records import has_keys, read_spans, scan_coco, shorten
@@ -222,4 +221,6 @@ def to_rle(annotation: Mapping, size: tuple[int, int]) -> dict:
         return {"size": size, "counts": [size[0] * size[1]]}  # no polygons: an empty mask
     if not all(isinstance(corners, list) and len(corners) >= 6 for corners in segmentation):
         raise DataError(f"expected polygons of three corners or more, got {shorten(segmentation)}")
+    from pycocotools import mask as coco_mask  # only here: for polygons alone
+
     return coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
