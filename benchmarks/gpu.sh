@@ -1,27 +1,130 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Everything that needs a GPU, in one command on a machine that has one: builds the kernels, runs the GPU tests, then
-# the GPU benchmarks. Leaves build.log, tests.log and one JSON of rows per benchmark in the folder given.
+# What needs a GPU, in two calls on a machine that has one. Each step has its own time limit, and one that fails does not
+# stop the next; the most valuable come first. OUT then holds summary.txt (a line per step), rows.json (benchmark rows
+# with device, versions, commit and date), logs.tar.gz, and of a training job its metrics and weights.
 #
-#   bash benchmarks/gpu.sh OUT
-set -euo pipefail
+#   bash benchmarks/gpu.sh check OUT          # build for this GPU, GPU tests, benchmark rows: about 5 minutes
+#   bash benchmarks/gpu.sh train OUT JOB      # one training job, by name: `pretrain`; at most JOB_SECONDS
+#
+# From the environment: PHOTOS, a folder or tar of photos (default .gpu/photos.tar), for phase 1 and the training steps,
+# and for `pretrain`; STEPS, names of the steps of `check` to run (default all); NUM_STEPS and JOB_SECONDS of the job;
+# PYTHON. The machine may be bare: the wheels that it lacks (WHEELS, below) are taken from the folder .whl if that exists.
+# To fetch them on a machine with a network, for Python 3.12 there:
+#   bash benchmarks/gpu.sh wheels
+set -uo pipefail
 cd "$(dirname "$0")/.."
-out=${1:?usage: bash benchmarks/gpu.sh OUT}
-mkdir -p "$out"
+WHEELS="tyro==1.0.17 docstring-parser==0.18.0 typeguard==4.6.1 pycocotools==2.0.11 xformers==0.0.35"
+usage="usage: bash benchmarks/gpu.sh check OUT | train OUT JOB | wheels"
+what=${1:?$usage}
 python=${PYTHON:-python3}
-arch=$("$python" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())')
 
-cmake -S . -B build/gpu -DCMAKE_BUILD_TYPE=Release -DSOHES_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES="$arch" \
-  -DPython_EXECUTABLE="$(command -v "$python")" > "$out/build.log"
-cmake --build build/gpu --parallel "$(nproc)" >> "$out/build.log"
-SOHES_BINARY=$(ls "$PWD"/build/gpu/_C*.so)
-export SOHES_BINARY
+if [ "$what" = wheels ]; then
+  platforms=()
+  for version in 2_28 2_27 2_17; do platforms+=(--platform "manylinux_${version}_x86_64"); done
+  # shellcheck disable=SC2086  # the list is meant to be split
+  exec "$python" -m pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
+    "${platforms[@]}" --platform manylinux2014_x86_64 -d .whl $WHEELS
+fi
 
+out=$(mkdir -p "${2:?$usage}" && cd "$2" && pwd)
+work=$(mktemp -d)
+photos=${PHOTOS:-.gpu/photos.tar}
 status=0
-"$python" -m pytest -q -m gpu tests 2>&1 | tee "$out/tests.log" || status=$?
-for bench in benchmarks/bench_*.py; do
-  name=$(basename "$bench" .py)
-  "$python" -m pytest -q -m gpu "$bench" --benchmark-json "$out/$name.json" 2>&1 | tee "$out/$name.log" ||
-    [ "${PIPESTATUS[0]}" = 5 ] || status=1 # 5: this file has no GPU row
-done
-exit "$status"
+export PYTHONUNBUFFERED=1
+: > "$out/summary.txt"
+
+# step NAME SECONDS COMMAND...: run with a limit, log to NAME.log, add a line to the summary.
+step() {
+  local name=$1 limit=$2 start=$SECONDS code=0
+  shift 2
+  if [ -n "${STEPS:-}" ] && [[ " $STEPS " != *" $name "* ]]; then return 0; fi
+  timeout --kill-after=5 "$limit" "$@" > "$work/$name.log" 2>&1 || code=$?
+  [ "$code" = 0 ] || status=1
+  [ "$code" = 124 ] && code="stopped at its limit of $limit s"
+  printf '%-14s %4s s  exit %s  %s\n' "$name" "$((SECONDS - start))" "$code" "$(tail -n 1 "$work/$name.log" | cut -c1-140)" |
+    tee -a "$out/summary.txt"
+}
+
+finish() {
+  "$python" benchmarks/gpu_rows.py "$work" "$out/rows.json" | tee -a "$out/summary.txt"
+  tar -C "$work" -czf "$out/logs.tar.gz" $(cd "$work" && ls -- *.log *.jsonl 2> /dev/null)
+  rm -rf "$work"
+  exit "$status"
+}
+
+if [ -d .whl ]; then
+  "$python" -m pip install -q --no-index --no-deps --no-compile --upgrade --target "$work/site" .whl/*.whl || status=1
+  export PYTHONPATH="$work/site${PYTHONPATH:+:$PYTHONPATH}"
+fi
+
+build() {
+  local arch digest
+  arch=${CUDA_ARCH:-$("$python" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())')} || return 1
+  digest=$("$python" -c 'import runpy, pathlib
+print(runpy.run_path("sohes/_binary.py")["source_digest"](pathlib.Path("csrc")))') || return 1
+  cmake -S . -B build/gpu -G Ninja -DCMAKE_BUILD_TYPE=Release -DSOHES_CUDA=ON "-DCMAKE_CUDA_ARCHITECTURES=$arch" \
+    "-DSOHES_SOURCE_DIGEST=$digest" "-DPython_EXECUTABLE=$(command -v "$python")" &&
+    cmake --build build/gpu --parallel "$(nproc)"
+}
+export -f build
+export python
+step build 150 bash -c build
+SOHES_BINARY=$(ls "$PWD"/build/gpu/_C*.so 2> /dev/null) && export SOHES_BINARY
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+
+bench() { # NAME SECONDS [pytest arguments]: the GPU rows of one file
+  local name=$1 limit=$2
+  shift 2
+  step "$name" "$limit" "$python" -m pytest -q -m gpu "benchmarks/bench_$name.py" \
+    --benchmark-json "$work/$name.json" -p no:cacheprovider "$@"
+}
+
+case $what in
+  check)
+    many=$("$python" -c 'import xdist; print("-n 8")' 2> /dev/null)
+    # shellcheck disable=SC2086
+    step tests 120 "$python" -m pytest -q -m gpu -p no:cacheprovider $many tests
+    bench merge_regions 40
+    bench ms_deform_attn 60
+    bench mask_ops 40
+    bench attention 60
+    step rate 60 "$python" -m sohes.pretrain --preset tiny-h200 --images "$photos" --num-steps 30 --out "$work/rate"
+    step labels 60 "$python" -m sohes.train --preset base --explore.weights random --explore.precision bf16 \
+      --images "${PHOTOS64:-$photos}" --phases explore --out "$work/labels"
+    step photos 30 "$python" -m sohes.train --preset photos --images "${PHOTOS64:-$photos}" --phases explore \
+      --out "$work/bf16"
+    [ -d "$work/bf16" ] && cp -r "$work/bf16" "$work/fp32"
+    for precision in bf16 fp32; do
+      step "$precision" 45 "$python" -m sohes.train --preset photos --images "${PHOTOS64:-$photos}" \
+        --phases explore instruct --instruct.num-steps 30 --optim.precision "$precision" --optim.warmup-steps 5 \
+        --out "$work/$precision"
+      cp "$work/$precision/metrics.jsonl" "$work/$precision.metrics.jsonl" 2> /dev/null
+    done
+    cp "$work/rate/metrics.jsonl" "$work/rate.metrics.jsonl" 2> /dev/null
+    cp "$work/labels/explore.jsonl" "$work/labels.stages.jsonl" 2> /dev/null
+    bench train 60
+    ;;
+  train)
+    job=${3:?$usage}
+    case $job in
+      pretrain)
+        run=$out/pretrain
+        step pretrain "${JOB_SECONDS:-330}" "$python" -m sohes.pretrain --preset tiny-h200 --images "$photos" \
+          --num-steps "${NUM_STEPS:?NUM_STEPS: how many fit, from the row `rate` of the first call}" --out "$work/run" \
+          ${JOB_OPTIONS:-}
+        mkdir -p "$run"
+        cp "$work"/run/{config.json,env.json,metrics.jsonl} "$run"
+        # Weights where the job has come to its end, else the newest checkpoint, to go on from.
+        if [ -d "$work/run/weights/pretrain" ]; then
+          cp -r "$work/run/weights/pretrain" "$out/weights"
+        else
+          tar -C "$work/run" -cf "$out/checkpoints.tar" checkpoints
+        fi
+        ;;
+      *) echo "unknown job '$job', expected: pretrain" >&2; status=2 ;;
+    esac
+    ;;
+  *) echo "$usage" >&2; exit 2 ;;
+esac
+finish
