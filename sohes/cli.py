@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,12 +15,13 @@ from typing import TypeVar
 import tyro
 
 from sohes import config as configuration
-from sohes.errors import SohesError
+from sohes.errors import EXIT_BAD_INPUT, SohesError
+from sohes.streams import is_unread, say, standing_streams
 
 Arguments = TypeVar("Arguments")
 Settings = TypeVar("Settings")
 
-EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
 
 
 def parse(cls: type[Arguments], given: Sequence[str], prog: str, default: Arguments | None = None) -> Arguments:
@@ -53,20 +55,31 @@ def base_config(
 
 @contextmanager
 def fail_clearly(command: str) -> Iterator[None]:
-    """Turn a SohesError, or a disk that is full, into one line on stderr and exit code 2.
+    """Turn what a person can mend into one line on stderr and an exit code: a SohesError into its own, 1 or 2; an
+    error of the system (no such folder, a read-only or full disk), with the path it is about, into 2.
 
-    Any other error is a bug and keeps its traceback.
+    Any other error is a bug and keeps its traceback. Standard streams that are closed or broken do no harm.
     """
-    try:
-        yield
-    except SohesError as error:
-        print(f"{command}: error: {error}", file=sys.stderr)
-        sys.exit(EXIT_BAD_INPUT)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        print(f"{command}: error: {error}; what was written stays", file=sys.stderr)
-        sys.exit(EXIT_BAD_INPUT)
-    except KeyboardInterrupt:
-        print(f"{command}: interrupted; what was written stays", file=sys.stderr)
-        sys.exit(130)
+    with standing_streams():
+        try:
+            yield
+        except SohesError as error:
+            say(f"{command}: error: {error}", "stderr")
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            say(f"{command}: interrupted; what was written stays", "stderr")
+            sys.exit(EXIT_INTERRUPTED)
+        except OSError as error:
+            if isinstance(error, BrokenPipeError) and is_unread(sys.stdout):
+                sys.exit(0)  # nobody reads the help text to its end
+            say(f"{command}: error: {describe_os_error(error)}", "stderr")
+            sys.exit(EXIT_BAD_INPUT)
+
+
+def describe_os_error(error: OSError) -> str:
+    """One line: the path, where the system told it, and the reason."""
+    reason = " ".join((error.strerror or str(error) or type(error).__name__).split())
+    paths = [os.fsdecode(path) for path in (error.filename, error.filename2) if isinstance(path, str | bytes)]
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        reason += "; what was written stays"
+    return ": ".join([" -> ".join(paths), reason]) if paths else reason

@@ -18,6 +18,7 @@ import sohes
 import sohes.ops  # registers the operators
 from sohes import _binary
 from sohes.ops._library import OPERATORS
+from sohes.streams import say
 
 _PACKAGES = ("torch", "torchvision", "triton", "numpy", "scipy", "timm", "pillow", "pycocotools", "safetensors")
 _OPTIONAL = ("tensorboard", "segmentation-refinement")
@@ -83,10 +84,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Print the report; `--json` prints it for machines."""
     given = sys.argv[1:] if arguments is None else arguments
     if given not in ([], ["--json"]):
-        print("usage: python -m sohes.env [--json]", file=sys.stderr if given != ["--help"] else sys.stdout)
+        say("usage: python -m sohes.env [--json]", "stdout" if given == ["--help"] else "stderr")
         return 0 if given == ["--help"] else 2
     env = collect_env()
-    print(json.dumps(env, indent=1) if given else format_env(env))
+    say(json.dumps(env, indent=1) if given else format_env(env))
     return 0
 
 

@@ -31,6 +31,7 @@ from sohes.evaluation.tables import (
     write_rows,
 )
 from sohes.files import write_whole
+from sohes.streams import say
 
 
 @dataclass
@@ -145,7 +146,7 @@ def evaluate(args: Arguments, world: World) -> None:
     if not world.is_main:
         return
     results = summarize(evaluations)
-    print(format_summary(results))
+    say(format_summary(results))
     if args.out is not None:
         write_whole(args.out, to_json(results | granularity(evaluations)))
     if args.per_image is not None:
@@ -210,8 +211,8 @@ def compare(args: Arguments) -> None:
         read_photo = photo_reader(truth)
     plan = Plan(max_dets=args.max_dets, threads=args.threads, ignore_others=args.dataset is not None)
     runs = compare_runs(args.compare, truth, out, args.dataset, read_photo, plan, _progress, args.bootstrap)
-    print(format_results({run.name: run.summary for run in runs}))
-    print(f"comparison: {out}")
+    say(format_results({run.name: run.summary for run in runs}))
+    say(f"comparison: {out}")
 
 
 if __name__ == "__main__":

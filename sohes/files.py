@@ -3,17 +3,22 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import socket
+import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-# File systems allow 255 bytes a name. Longer names than this are shortened in temporary names, to leave room.
-_LONGEST_NAME = 160
+_LONGEST = 255
+"""Bytes of a file's name that file systems allow."""
+# Longer names than this are shortened in temporary names, to leave room.
+_LONGEST_STEM = 160
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -21,26 +26,45 @@ def whole_file(path: str | os.PathLike, mode: str = "w", encoding: str | None = 
     """Open a file to be written; it takes its place, or that of an older one, when the block ends without an error.
 
     Readers never see half a file, whenever this process is killed. The temporary name holds the host and the process,
-    so that writers on several machines do not meet. Missing folders are made.
+    so that writers on several machines do not meet. Missing folders are made. A link is followed, and what is no file
+    (`/dev/null`, a pipe) is written to as it is.
 
     Args:
         mode: "w" for text in `encoding`, "wb" for bytes.
+
+    Raises:
+        OSError: as the system says, with `path` as its file name. IsADirectoryError: before anything is written.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{_stem(path.name)}.{socket.gethostname()[:40]}.{os.getpid()}.tmp")
+    given, path = path, Path(path)
+    options = {} if "b" in mode else {"encoding": encoding}
+    temporary = None
     try:
-        with open(temporary, mode, encoding=None if "b" in mode else encoding) as file:
+        if (kind := _kind(path)) is not None and not stat.S_ISREG(kind):
+            if stat.S_ISDIR(kind):
+                raise IsADirectoryError(errno.EISDIR, "a folder, expected a file", str(path))
+            with open(path, mode, **options) as file:
+                yield file
+            return
+        path = Path(os.path.realpath(path))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{_stem(path.name)}.{socket.gethostname()[:40]}.{os.getpid()}.tmp")
+        with open(temporary, mode, **options) as file:
             yield file
         os.replace(temporary, path)
+    except OSError as error:
+        # A full disk comes without a name, and the temporary one tells nobody anything.
+        if (error.errno in _FULL and error.filename is None) or error.filename == str(temporary):
+            raise OSError(error.errno, error.strerror, os.fspath(given)) from error
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
-    """Write a file whole or not at all, text as UTF-8."""
+    """Write a file whole or not at all, text as UTF-8: of names that are none, the bytes in question as escapes."""
     with whole_file(path, "wb") as file:
-        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+        file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
 
 
 def remove_left_over(path: Path) -> None:
@@ -49,6 +73,26 @@ def remove_left_over(path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def fitting_name(stem: str, suffix: str) -> str:
+    """`stem` + `suffix`, or where that is longer than file systems allow, the stem cut and told apart by a checksum."""
+    encoded, room = os.fsencode(stem), _LONGEST - len(os.fsencode(suffix))
+    if len(encoded) <= room:
+        return stem + suffix
+    mark = f"~{zlib.crc32(encoded):08x}"
+    cut = encoded[: room - len(mark)]
+    while cut and (encoded[len(cut)] & 0xC0) == 0x80:  # not within a character
+        cut = cut[:-1]
+    return f"{os.fsdecode(cut)}{mark}{suffix}"
+
+
+def _kind(path: Path) -> int | None:
+    """The mode of what is at `path`, links followed; None where there is nothing. Raises OSError."""
+    try:
+        return os.stat(path).st_mode
+    except FileNotFoundError:
+        return None
+
+
 def _stem(name: str) -> str:
     encoded = os.fsencode(name)
-    return f".{name}" if len(encoded) <= _LONGEST_NAME else f".{zlib.crc32(encoded):08x}"
+    return f".{name}" if len(encoded) <= _LONGEST_STEM else f".{zlib.crc32(encoded):08x}"

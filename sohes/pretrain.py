@@ -26,6 +26,7 @@ from sohes.phases.pretrain import pretrain
 from sohes.pretrain_config import PretrainConfig, get_preset
 from sohes.report import write_report
 from sohes.report.features import write_feature_pictures
+from sohes.streams import say
 from sohes.train import pick_device, start_run
 
 _NUM_PICTURES = 8
@@ -101,9 +102,9 @@ def pack_photos(args: Arguments) -> None:
     found = _find_photos(config)
     failures = write_pack(found, args.pack, config.crops.photo_side, config.pack_quality, config.num_threads)
     for reason in failures:
-        print(reason, file=sys.stderr)
+        say(reason, "stderr")
     megabytes = args.pack.stat().st_size / 1e6
-    print(f"{args.pack}: {len(found) - len(failures)} photos, {megabytes:.1f} MB")
+    say(f"{args.pack}: {len(found) - len(failures)} photos, {megabytes:.1f} MB")
 
 
 def _find_photos(config: PretrainConfig) -> ImageList:

@@ -22,16 +22,15 @@ from sohes.data.coco import write_coco
 from sohes.data.images import UnreadableImage, read_image
 from sohes.data.sources import list_images
 from sohes.engine.console import Progress, RunLog
-from sohes.errors import SohesError
+from sohes.errors import EXIT_FAILURES, SohesError
 from sohes.files import whole_file, write_whole
 from sohes.forest import Forest
 from sohes.labels.features import build_extractor
 from sohes.models.segmenter import Segmenter
 from sohes.phases.explore import label_image
 from sohes.presets import photo_labels
+from sohes.streams import say
 from sohes.visualize import draw_panel
-
-EXIT_FAILURES = 1
 
 
 class UsageError(SohesError):
@@ -106,7 +105,7 @@ def segment_photos(args: Arguments) -> int:
                 log(f"{photo.path}: failed: {row['reason']}")
             progress.update(1, masks=row.get("num_masks", 0))
     counts = output.counts
-    print(f"{len(photos)} photos: {', '.join(f'{n} {status}' for status, n in counts.items())}; see {args.out}")
+    say(f"{len(photos)} photos: {', '.join(f'{n} {status}' for status, n in counts.items())}; see {args.out}")
     return EXIT_FAILURES if counts["failed"] > args.max_failures else 0
 
 

@@ -35,6 +35,7 @@ from sohes.phases.instruct import instruct
 from sohes.phases.scoring import GroundTruth, find_ground_truth, score_phase
 from sohes.presets import get_preset
 from sohes.report import write_report
+from sohes.streams import say
 
 # Held-out scenes are drawn from other seeds than those to learn from.
 _EVAL_SEED = 1_000_003
@@ -130,7 +131,7 @@ def finish_run(run: Run, ground_truth: GroundTruth | None) -> None:
     """Report, and print the scores."""
     report = write_report(run.path, ground_truth.annotations, ground_truth.image_root) if ground_truth else None
     report = report or write_report(run.path)
-    print(format_results(run.read_results()))
+    say(format_results(run.read_results()))
     run.log(f"report: {report}")
 
 

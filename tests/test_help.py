@@ -67,5 +67,5 @@ def test_a_full_disk_is_one_clear_line(capsys):
     with pytest.raises(SystemExit) as stop, fail_clearly("sohes.train"):
         Path("/dev/full").write_text("some")
     assert stop.value.code == 2
-    told = "sohes.train: error: [Errno 28] No space left on device; what was written stays\n"
+    told = "sohes.train: error: No space left on device; what was written stays\n"
     assert capsys.readouterr().err == told

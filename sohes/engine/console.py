@@ -15,6 +15,8 @@ from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 
+from sohes.streams import say
+
 _WINDOW_SECONDS = 60.0  # the rate is that of the last minute: a slow start should not spoil the estimate
 _BAR_HZ = 4.0  # a terminal bar is redrawn at most this often
 
@@ -48,13 +50,12 @@ class RunLog:
         self._file = None
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a", encoding="utf-8")
+            self._file = path.open("a", encoding="utf-8", errors="backslashreplace")  # names that are no UTF-8
 
     def __call__(self, message: str, console: bool = True) -> None:
         """Say one thing; `console=False` keeps it to the file."""
         if console and self._console:
-            # Looked up now, not at import: rich swaps the stream while a bar is shown.
-            print(message, file=sys.stderr, flush=True)
+            say(message, "stderr")
         if self._file is not None:
             now = datetime.now().isoformat(sep=" ", timespec="seconds")
             self._file.write("".join(f"{now}  {line}\n" for line in message.splitlines() or [""]))
@@ -111,7 +112,7 @@ class Progress:
     def __enter__(self) -> Progress:
         self._start = self._last_line = self._clock()
         self._window = deque([(self._start, self.done)])
-        if self._enabled and sys.stderr.isatty():
+        if self._enabled and sys.stderr is not None and sys.stderr.isatty():
             self._open_bar()
         return self
 
