@@ -4,11 +4,11 @@
     pytest -m gpu benchmarks/bench_attention.py
 
 Heads and channels are those of ViT-B/8. `photos`: 16 photos of about 480 x 480 px in four aspect ratios, as phase 1
-sees them. `crops`: 64 crops of about 256 x 256 px, hardly two of one shape, as its local step sees them. `buckets` calls
-PyTorch's scaled_dot_product_attention once for each shape of the patch grid; `padded` once, on all sequences padded to
-the longest, with a mask; `packed` calls xformers once, on one sequence with a block-diagonal mask. The three give equal
-results. extra_info: TFLOP/s that reach the result (padding not counted), and the ratio to `buckets`, measured just
-before.
+sees them. `crops`: 64 crops of about 256 x 256 px, hardly two of one shape, as its local step sees them. `buckets`
+calls PyTorch's scaled_dot_product_attention once for each shape of the patch grid; `padded` once, on all sequences
+padded to the longest, with a mask; `packed` calls xformers once, on one sequence with a block-diagonal mask. The three
+give equal results. extra_info: TFLOP/s that reach the result (padding not counted), and the ratio to `buckets`,
+measured just before.
 """
 
 from __future__ import annotations

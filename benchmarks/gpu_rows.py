@@ -2,8 +2,8 @@
 """Gather what the steps of benchmarks/gpu.sh have measured: `python benchmarks/gpu_rows.py FOLDER ROWS.json`.
 
 FOLDER holds pytest-benchmark's files (*.json), metrics of training (*.metrics.jsonl) and stages of labelling
-(*.stages.jsonl). ROWS.json gets one row for each benchmark, training run and labelling run, with device, versions, commit
-and date; a short table goes to standard output.
+(*.stages.jsonl). ROWS.json gets one row for each benchmark, training run and labelling run, with device, versions,
+commit and date; a short table goes to standard output.
 """
 
 from __future__ import annotations

@@ -82,7 +82,8 @@ def test_segmenter_gives_the_masks_of_the_cpu():
 @pytest.mark.parametrize("facet", ["key", "output"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_features_equal_those_of_the_cpu(facet, precision, monkeypatch):
-    config = ExploreConfig(features="vit_tiny_patch16_224", weights="random", side=128, facet=facet, precision=precision)
+    network = {"features": "vit_tiny_patch16_224", "weights": "random"}
+    config = ExploreConfig(**network, side=128, facet=facet, precision=precision)
     torch.manual_seed(0)
     there = build_extractor(config)
     torch.manual_seed(0)
