@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from sohes import _binary
+from sohes.ops import _devices
 
 LIBRARY = torch.library.Library("sohes", "DEF")
 OPERATORS: dict[str, Operator] = {}
@@ -111,20 +112,26 @@ def why_not_cpp(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def why_not_cuda(device: torch.device, dtype: torch.dtype) -> str | None:
-    """The reason shared by every CUDA backend: a CUDA tensor and a module compiled with nvcc."""
+    """The reason shared by every CUDA backend: a module compiled with nvcc, and a CUDA tensor on a device that can run
+    what it holds."""
     found = _binary.find_binary()
     if found.module is None:
         return found.reason
-    if not found.module.build_info()["cuda"]:
+    build = found.module.build_info()
+    if not build["cuda"]:
         skipped = _binary.build_facts().get("skipped", {}).get("cuda", "it was built for the CPU only")
         return f"the compiled module has no CUDA kernels: {skipped}"
     if device.type != "cuda":
         return f"needs a CUDA tensor, got {device}"
-    return None
+    if torch.version.hip is not None:
+        return "needs an NVIDIA GPU, and this torch is for AMD's"
+    capability, driver = _devices.capability_of(device), _devices.driver_version()
+    return _devices.why_not_on_device(build["cuda_architectures"], build["cuda_version"], capability, driver)
 
 
 def why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
-    """The reason shared by every Triton twin: a CUDA tensor, or any tensor under TRITON_INTERPRET=1."""
+    """The reason shared by every Triton twin: a tensor on a GPU that Triton has code for, or any tensor under
+    TRITON_INTERPRET=1."""
     try:
         import triton  # noqa: F401 - only whether it is there
     except ImportError as error:
@@ -133,7 +140,7 @@ def why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
         return None
     if device.type != "cuda":
         return f"needs a CUDA tensor (or TRITON_INTERPRET=1), got {device}"
-    return None
+    return None if torch.version.hip else _devices.why_not_triton_on(_devices.capability_of(device), dtype)
 
 
 def _split_backend(args: tuple[Any, ...], backend: str) -> tuple[tuple[Any, ...], str]:

@@ -51,7 +51,8 @@ def mask_overlap(words_a: Tensor, boxes_a: Tensor, words_b: Tensor, boxes_b: Ten
         grid = (triton.cdiv(num_a, TILE), triton.cdiv(num_b, TILE))
         spans = (_spans(boxes_a, height), _spans(boxes_b, height))  # [tiles, 2]
         args = (words_a.contiguous(), words_b.contiguous(), *spans, out, num_a, num_b, words_a.shape[1])
-        _overlap_kernel[grid](*args, TILE=TILE, BLOCK=BLOCK)
+        with torch.cuda.device_of(out):  # Triton launches on the current device, whatever its tensors say
+            _overlap_kernel[grid](*args, TILE=TILE, BLOCK=BLOCK)
     return out
 
 

@@ -215,15 +215,17 @@ def merge_regions(
 
     rows, block_c = 4, triton.next_power_of_2(channels)
     block_e = min(8192, max(32, triton.next_power_of_2(int(table[:, 3].max()))))
-    _norms_kernel[(triton.cdiv(total, rows),)](sums, norms, total, channels, rows, block_c)
-    if len(ends):
-        grid = (triton.cdiv(len(ends), rows),)
-        absolute = ends + torch.repeat_interleave(table[:, 0], table[:, 3]).to(device)[:, None]
-        _first_similarities_kernel[grid](sums, norms, absolute, similarity, len(ends), channels, rows, block_c)
-    _merge_kernel[(len(table),)](
-        sums, norms, ids, ends, similarity, stamp, todo, table.to(device), merges, values, num_merges, lowest, channels,
-        block_e, block_c, rows, num_warps=16 if block_e >= 2048 else 4,
-    )  # fmt: skip
+    table_there = table.to(device)
+    with torch.cuda.device_of(features):  # Triton launches on the current device, whatever its tensors say
+        _norms_kernel[(triton.cdiv(total, rows),)](sums, norms, total, channels, rows, block_c)
+        if len(ends):
+            grid = (triton.cdiv(len(ends), rows),)
+            absolute = ends + torch.repeat_interleave(table[:, 0], table[:, 3]).to(device)[:, None]
+            _first_similarities_kernel[grid](sums, norms, absolute, similarity, len(ends), channels, rows, block_c)
+        _merge_kernel[(len(table),)](
+            sums, norms, ids, ends, similarity, stamp, todo, table_there, merges, values, num_merges, lowest, channels,
+            block_e, block_c, rows, num_warps=16 if block_e >= 2048 else 4,
+        )  # fmt: skip
     return merges, values, num_merges
 
 
