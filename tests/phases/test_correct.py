@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Self-correction: the teacher's labels and the branch weights."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -55,6 +57,17 @@ def test_one_threshold_for_all_would_starve_the_small():
     flat = CorrectConfig(score_thresholds=(0.7, 0.7, 0.7), size_limits=(64.0**2, 96.0**2))
     assert len(teacher_targets(outputs_of(masks, scores), batch(), sized)[0].masks) == 2
     assert len(teacher_targets(outputs_of(masks, scores), batch(), flat)[0].masks) == 1
+
+
+def test_thresholds_are_not_rounded_to_the_model_s_type():
+    """0.6235 is 0.625 in bfloat16, and the mask scores 0.6241."""
+    outputs = outputs_of(torch.stack([box(0, 0, 32, 32)]), [0.5])
+    outputs.class_logits[..., 0] = 65 / 128
+    config = CorrectConfig(score_thresholds=(0.6235, 0.6235, 0.6235))
+    for dtype in (torch.float32, torch.bfloat16):
+        (target,) = teacher_targets(replace(outputs, class_logits=outputs.class_logits.to(dtype)), batch(), config)
+        assert len(target.masks) == 1
+        assert 0.6235 < target.scores.item() < 0.625
 
 
 def test_labels_have_no_duplicates_and_a_forest():
