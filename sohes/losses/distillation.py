@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sohes.engine.distributed import all_sum
+from sohes.models.precision import without_autocast
 
 _SINKHORN_ROUNDS = 3  # [DINOv2]
 _KOLEO_EPSILON = 1e-8
@@ -35,6 +36,7 @@ def sinkhorn(logits: Tensor, temperature: float) -> Tensor:
     return weights
 
 
+@without_autocast
 def class_loss(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
     """Cross-entropy of the teacher's view of a photo with the student's other views of it [DINO].
 
@@ -66,6 +68,7 @@ def patch_loss(teacher: Tensor, student: Tensor, masks: Tensor, temperature: flo
     return (each * weight).sum() / (count > 0).sum().clamp_min(1)
 
 
+@without_autocast
 def koleo_loss(tokens: Tensor) -> Tensor:
     """Minus the mean log distance of each class token [B, C], on the unit sphere, to its nearest [Kozachenko-Leonenko].
 
@@ -78,6 +81,7 @@ def koleo_loss(tokens: Tensor) -> Tensor:
     return -torch.log(distance + _KOLEO_EPSILON).mean()
 
 
+@without_autocast
 def region_loss(teacher: Tensor, student: Tensor, present: Tensor, temperature: float, chosen: Tensor) -> Tensor:
     """Each region of one large crop must be told from all others by what the teacher sees of it in the other crop.
 

@@ -28,10 +28,10 @@ def class_loss(class_logits: Tensor, is_matched: Tensor, num_masks: Tensor, no_o
 
 def bce_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Binary cross-entropy at points [..., P], mean over points -> [...]."""
-    return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(dim=-1)
+    return F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="none").mean(dim=-1)
 
 
 def dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """`1 - (2 sum(s t) + 1) / (sum(s) + sum(t) + 1)` at points [..., P] -> [...]."""
-    s = logits.sigmoid()
+    s = logits.float().sigmoid()
     return 1.0 - (2.0 * (s * labels).sum(-1) + 1.0) / (s.sum(-1) + labels.sum(-1) + 1.0)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sohes.config import LossConfig
+from sohes.models.precision import without_autocast
 
 MAX_COST = 1e6
 """Costs beyond this, or not a number, count as this: the assignment stays valid and the entry is the last choice."""
@@ -27,6 +28,7 @@ class Matches:
     """Entries of the cost matrices that were not finite or beyond MAX_COST."""
 
 
+@without_autocast
 def pairwise_cost(class_logits: Tensor, point_logits: Tensor, labels: Tensor, config: LossConfig) -> Tensor:
     """Cost of every query with every target: the training loss, without constants.
 

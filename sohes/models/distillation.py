@@ -12,6 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sohes.models.precision import no_autocast
 from sohes.pretrain_config import DistillConfig, VitConfig
 
 
@@ -67,8 +68,11 @@ class ProjectionHead(nn.Module):
         nn.init.trunc_normal_(self.prototypes)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """[M, C] -> cosines with the prototypes, [M, K]."""
-        return F.linear(F.normalize(self.layers(tokens), dim=-1), F.normalize(self.prototypes, dim=-1))
+        """[M, C] -> cosines with the prototypes, [M, K], in the prototypes' type also under autocast: they will be
+        divided by a temperature of some hundredths."""
+        embedded = self.layers(tokens).to(self.prototypes.dtype)
+        with no_autocast(tokens.device):
+            return F.linear(F.normalize(embedded, dim=-1), F.normalize(self.prototypes, dim=-1))
 
 
 class RegionHead(nn.Module):

@@ -16,6 +16,7 @@ from sohes.data.transforms import normalise
 from sohes.forest import Forest, build_forest
 from sohes.masks import PackedMasks, mask_coverage, nms_masks
 from sohes.models.outputs import Outputs
+from sohes.models.precision import no_autocast
 from sohes.models.segmenter_model import SohesModel
 from sohes.models.tiles import join_tiles, make_tiles
 
@@ -107,8 +108,14 @@ def score_masks(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
 def extract_forest(outputs: Outputs, row: int, size: tuple[int, int], config: InferConfig) -> Forest:
     """The forest of one image of a batch, at `size` (H, W).
 
-    Mask logits are multiplied out for some queries at a time: once to score all, again to pack those that stay.
+    Mask logits are multiplied out for some queries at a time: once to score all, again to pack those that stay; in
+    float32, also under autocast.
     """
+    with no_autocast(outputs.mask_features.device):
+        return _extract_forest(outputs, row, size, config)
+
+
+def _extract_forest(outputs: Outputs, row: int, size: tuple[int, int], config: InferConfig) -> Forest:
     embeddings, features = outputs.mask_embeddings[row].float(), outputs.mask_features[row].float()  # [Q, E], [E, h, w]
     step = max(1, _CHUNK_BYTES // (4 * features[0].numel()))
 

@@ -19,6 +19,7 @@ from sohes.models.layers import MLP, Attention, sine_position_map
 from sohes.models.mask_forms import AnchorMasks, ProjectedMasks
 from sohes.models.outputs import Outputs
 from sohes.models.pixel_decoder import PixelFeatures, valid_cells
+from sohes.models.precision import no_autocast
 from sohes.models.queries import LearnedQueries, SeedQueries, sample_map
 
 
@@ -53,13 +54,15 @@ def attention_mask(embeddings: Tensor, features: Tensor, valid: Tensor | None) -
 
     Args:
         embeddings: [B, Q, E].
-        features: [B, E, h*w], mask features at the size of the level looked at.
+        features: [B, E, h*w], mask features at the size of the level looked at. The product is taken in their type,
+            also under autocast: terms of anchor masks cancel.
         valid: bool [B, h*w] or None.
 
     Returns:
         bool [B, Q, h*w].
     """
-    attend = torch.bmm(embeddings, features) >= 0
+    with no_autocast(features.device):
+        attend = torch.bmm(embeddings.to(features.dtype), features) >= 0
     if valid is None:
         return attend | ~attend.any(dim=-1, keepdim=True)
     attend = attend & valid[:, None]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sohes.models.pixel_decoder import PixelFeatures, enlarge
+from sohes.models.precision import no_autocast
 
 SHARPNESS = 3.0
 """Logit at an anchor before any training: sure enough for the losses to see, unsure enough to move."""
@@ -76,8 +77,11 @@ class AnchorMasks(nn.Module):
 
     def maps(self, pixels: PixelFeatures) -> Tensor:
         """float32 [B, A + 5, h, w] at the stride of the masks: g, |g|^2, x, y, x^2 + y^2, 1."""
-        learned = self.features(pixels.finest) * pixels.finest.shape[1] ** -0.5  # small beside the colours at first
-        g = (self.colours(pixels.colours) + enlarge(learned, pixels.colours)).float()  # [B, A, h, w]
+        with no_autocast(pixels.finest.device):
+            dtype = self.features.weight.dtype
+            learned = self.features(pixels.finest.to(dtype)) * pixels.finest.shape[1] ** -0.5  # small at first
+            colours = self.colours(pixels.colours.to(dtype))
+            g = (colours + enlarge(learned, pixels.colours)).float()  # [B, A, h, w]
         B, _, h, w = g.shape
         y = ((torch.arange(h, device=g.device) + 0.5) / h)[:, None].expand(h, w)
         x = ((torch.arange(w, device=g.device) + 0.5) / w)[None, :].expand(h, w)

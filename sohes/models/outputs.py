@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from sohes.models.precision import no_autocast
+
 
 @dataclass(frozen=True)
 class Outputs:
@@ -34,8 +36,10 @@ class Outputs:
 
     @property
     def mask_logits(self) -> Tensor:
-        """[B, Q, h, w]; over 0 is inside the mask."""
-        return torch.einsum("bqe,behw->bqhw", self.mask_embeddings, self.mask_features)
+        """[B, Q, h, w] in the type of the features, also under autocast; over 0 is inside the mask."""
+        with no_autocast(self.mask_features.device):
+            embeddings = self.mask_embeddings.to(self.mask_features.dtype)
+            return torch.einsum("bqe,behw->bqhw", embeddings, self.mask_features)
 
     @property
     def extent(self) -> tuple[float, float]:

@@ -66,8 +66,9 @@ class SeedQueries(nn.Module):
 
 def sample_map(features: Tensor, points: Tensor) -> Tensor:
     """Bilinear values of features [B, C, h, w] at points [B, P, 2], (x, y) as fractions -> [B, P, C]."""
-    grid = (points * 2.0 - 1.0)[:, None].to(features.dtype)  # [B, 1, P, 2]
-    return F.grid_sample(features, grid, padding_mode="border", align_corners=False)[:, :, 0].transpose(1, 2)
+    dtype = torch.promote_types(features.dtype, points.dtype)  # half types would move the points
+    grid = (points * 2.0 - 1.0)[:, None].to(dtype)  # [B, 1, P, 2]
+    return F.grid_sample(features.to(dtype), grid, padding_mode="border", align_corners=False)[:, :, 0].transpose(1, 2)
 
 
 @torch.no_grad()
