@@ -7,7 +7,7 @@
 #   bash benchmarks/gpu.sh check OUT          # build for this GPU, GPU tests, benchmark rows: about 5 minutes
 #   bash benchmarks/gpu.sh train OUT JOB      # one training job, by name: `pretrain`; at most JOB_SECONDS
 #
-# From the environment: PHOTOS, a folder or tar of photos (default .gpu/photos.tar), for phase 1 and the training steps,
+# From the environment: TOTAL_SECONDS, after which nothing more is started (default 360); PHOTOS, a folder or tar of photos (default .gpu/photos.tar), for phase 1 and the training steps,
 # and for `pretrain`; STEPS, names of the steps of `check` to run (default all); NUM_STEPS and JOB_SECONDS of the job;
 # PYTHON. The machine may be bare: the wheels that it lacks (WHEELS, below) are taken from the folder .whl if that exists.
 # To fetch them on a machine with a network, for Python 3.12 there:
@@ -30,6 +30,7 @@ fi
 out=$(mkdir -p "${2:?$usage}" && cd "$2" && pwd)
 work=$(mktemp -d)
 photos=${PHOTOS:-.gpu/photos.tar}
+total=${TOTAL_SECONDS:-360}
 status=0
 export PYTHONUNBUFFERED=1
 : > "$out/summary.txt"
@@ -39,6 +40,12 @@ step() {
   local name=$1 limit=$2 start=$SECONDS code=0
   shift 2
   if [ -n "${STEPS:-}" ] && [[ " $STEPS " != *" $name "* ]]; then return 0; fi
+  if [ "$((total - SECONDS))" -lt "$limit" ]; then limit=$((total - SECONDS)); fi
+  if [ "$limit" -lt 5 ]; then
+    echo "$name: no time left of $total s (TOTAL_SECONDS)" | tee -a "$out/summary.txt"
+    status=1
+    return 0
+  fi
   timeout --kill-after=5 "$limit" "$@" > "$work/$name.log" 2>&1 || code=$?
   [ "$code" = 0 ] || status=1
   [ "$code" = 124 ] && code="stopped at its limit of $limit s"
@@ -84,12 +91,12 @@ case $what in
   check)
     many=$("$python" -c 'import xdist; print("-n 8")' 2> /dev/null)
     # shellcheck disable=SC2086
-    step tests 120 "$python" -m pytest -q -m gpu -p no:cacheprovider $many tests
+    step tests 120 "$python" -m pytest -q -m gpu -p no:cacheprovider $many tests/ops tests/gpu
     bench merge_regions 40
+    step rate 60 "$python" -m sohes.pretrain --preset tiny-h200 --images "$photos" --num-steps 30 --out "$work/rate"
     bench ms_deform_attn 60
     bench mask_ops 40
     bench attention 60
-    step rate 60 "$python" -m sohes.pretrain --preset tiny-h200 --images "$photos" --num-steps 30 --out "$work/rate"
     step labels 60 "$python" -m sohes.train --preset base --explore.weights random --explore.precision bf16 \
       --images "${PHOTOS64:-$photos}" --phases explore --out "$work/labels"
     step photos 30 "$python" -m sohes.train --preset photos --images "${PHOTOS64:-$photos}" --phases explore \
