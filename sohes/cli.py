@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import errno
 import os
 import sys
@@ -12,10 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-import tyro
-
 from sohes import config as configuration
+from sohes.commands import COMMANDS, answer_help, wants_all
 from sohes.errors import EXIT_BAD_INPUT, SohesError
+from sohes.help_all import help_all
+from sohes.options import read_options
 from sohes.streams import is_unread, say, standing_streams
 
 Arguments = TypeVar("Arguments")
@@ -25,12 +25,17 @@ EXIT_INTERRUPTED = 130
 
 
 def parse(cls: type[Arguments], given: Sequence[str], prog: str, default: Arguments | None = None) -> Arguments:
-    """Command-line arguments as the dataclass `cls`.
+    """Command-line arguments as the dataclass `cls`; --help and --help-all print and end the program.
 
-    The docstring below a field is its help text; an unknown option ends the program and names the nearest ones.
+    default: what holds where nothing is given; its values are shown as the defaults. Raises OptionError.
     """
-    options = {} if default is None else {"default": default}
-    return tyro.cli(cls, args=list(given), prog=prog, **options)
+    default = cls() if default is None else default
+    name = prog.rpartition(".")[2]
+    answer_help(name, given)
+    if wants_all(given):
+        say(help_all(default, prog, COMMANDS[name].usage))
+        sys.exit(0)
+    return read_options(default, given)
 
 
 def base_config(
@@ -45,12 +50,24 @@ def base_config(
     Raises:
         ConfigError: no such preset, or no run to resume.
     """
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--preset", default=cls.preset)
-    early.add_argument("--out", type=Path, default=out)
-    early.add_argument("--resume", action="store_true")
-    known, _ = early.parse_known_args(given)
-    return configuration.load(known.out / "config.json", cls) if known.resume else get_preset(known.preset)
+    if _last(given, "--resume", "--no-resume") == "--resume":
+        return configuration.load(Path(_value(given, "--out") or out) / "config.json", cls)
+    return get_preset(_value(given, "--preset") or cls.preset)
+
+
+def _value(given: Sequence[str], option: str) -> str | None:
+    """What is given for an option of one value, before all options are read: the last one counts."""
+    value = None
+    for word, following in zip(given, [*given[1:], ""], strict=True):
+        if word == option and not following.startswith("--"):
+            value = following
+        elif word.startswith(f"{option}="):
+            value = word.partition("=")[2]
+    return value
+
+
+def _last(given: Sequence[str], *options: str) -> str | None:
+    return next((word for word in reversed(given) if word in options), None)
 
 
 @contextmanager

@@ -58,7 +58,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         )
     if origin is Literal:
         if value not in typing.get_args(hint):
-            raise ConfigError(f"{where} = {value!r}, expected one of {typing.get_args(hint)}")
+            near = difflib.get_close_matches(str(value), list(map(str, typing.get_args(hint))), n=1)
+            asked = f"did you mean {near[0]}? " if near else ""
+            choices = ", ".join(map(str, sorted(typing.get_args(hint))))
+            raise ConfigError(f"{where} = {value!r}: {asked}expected one of {choices}")
         return value
     if origin is dict and isinstance(value, dict):
         return value

@@ -12,6 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sohes.commands import answer_help
+
+if __name__ == "__main__":
+    answer_help("env", sys.argv[1:])  # before torch is imported, which takes seconds
+
 import torch
 
 import sohes
@@ -83,9 +88,10 @@ def format_env(env: dict[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Print the report; `--json` prints it for machines."""
     given = sys.argv[1:] if arguments is None else arguments
+    answer_help("env", given)
     if given not in ([], ["--json"]):
-        say("usage: python -m sohes.env [--json]", "stdout" if given == ["--help"] else "stderr")
-        return 0 if given == ["--help"] else 2
+        say("usage: python -m sohes.env [--json]", "stderr")
+        return 2
     env = collect_env()
     say(json.dumps(env, indent=1) if given else format_env(env))
     return 0

@@ -10,6 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from sohes.commands import answer_help
+
+if __name__ == "__main__":
+    answer_help("evaluate", sys.argv[1:])  # before torch is imported, which takes seconds
+
 import torch
 
 from sohes.cli import fail_clearly, parse

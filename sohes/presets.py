@@ -23,7 +23,7 @@ from sohes.config_io import pick_preset
 
 
 def tiny() -> Config:
-    """Drawn scenes of 128 px, a ViT of 1 M parameters from random weights: minutes on two CPU cores."""
+    """Drawn scenes of 128 px, a ViT of 1 M parameters: minutes on a CPU. It starts from random weights."""
     return Config(
         preset="tiny",
         # Square patches of 8 px, as the paper's ViT-B/8 has: pixels that choose their patch would read the flat
@@ -60,7 +60,7 @@ def tiny() -> Config:
 
 
 def micro() -> Config:
-    """Drawn scenes of 64 px and the smallest model with every part, for trying things out on one CPU core."""
+    """Drawn scenes of 64 px, the smallest model: to try things out. It has every part, and needs one CPU core."""
     config = tiny()
     config.preset = "micro"
     config.scenes = SceneConfig(num_train=100, num_eval=32, size=64)
@@ -97,7 +97,7 @@ def photo_labels() -> ExploreConfig:
 
 
 def cpu() -> Config:
-    """Real photos on a CPU, in minutes: the packaged backbone of 1.2 M parameters at 160 px, no download.
+    """Real photos on a CPU, in minutes, at 160 px; nothing to download. The packaged backbone has 1.2 M parameters.
 
     Without a GPU more pixels cost more than they bring; `--views.size` and `--infer.size` change both.
     """
@@ -141,7 +141,7 @@ def cpu() -> Config:
 
 
 def photos() -> Config:
-    """Real photos on one GPU, no download: the packaged backbone at 384 px, decoders as published. Not run yet."""
+    """Real photos on one GPU, at 384 px; nothing to download. The packaged backbone, decoders as published."""
     config = cpu()
     config.preset = "photos"
     config.explore.batch_size = 8
@@ -168,7 +168,7 @@ def photos() -> Config:
 
 
 def small() -> Config:
-    """ViT-S/16 with DINO's weights, which timm downloads, and 200 queries: real photos on one GPU."""
+    """Real photos on one GPU, DINO's ViT-S/16, which timm downloads. 200 queries."""
     return Config(
         preset="small",
         explore=ExploreConfig(features="vit_small_patch8_224.dino", batch_size=8),
@@ -185,7 +185,7 @@ def small() -> Config:
 
 
 def base() -> Config:
-    """The paper's scale: DINO ViT-B/8 features and backbone, whose weights timm downloads, and a full Mask2Former."""
+    """The paper's scale, DINO's ViT-B/8, which timm downloads. Features and backbone, and a full Mask2Former."""
     return Config(
         preset="base",
         explore=ExploreConfig(features="vit_base_patch8_224.dino", batch_size=8),
@@ -200,7 +200,7 @@ def base() -> Config:
 
 
 def gpu_8gb() -> Config:
-    """`small` on a GPU of 8 GB: two images at a time, activations recomputed. The memory is estimated, not measured."""
+    """`small` on a GPU of 8 GB. Two images at a time, activations recomputed; memory is estimated, not measured."""
     config = small()
     config.preset = "8gb"
     config.model.activation_checkpointing = True
@@ -210,7 +210,7 @@ def gpu_8gb() -> Config:
 
 
 def gpu_24gb() -> Config:
-    """`base` on a GPU of 24 GB: one image at a time at 768 px. The memory is estimated, not measured."""
+    """`base` on a GPU of 24 GB, at 768 px. One image at a time; memory is estimated, not measured."""
     config = base()
     config.preset = "24gb"
     config.views.size = config.infer.size = 768

@@ -8,10 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
+
+from sohes.commands import answer_help
+
+if __name__ == "__main__":
+    answer_help("pretrain", sys.argv[1:])  # before torch is imported, which takes seconds
 
 import torch
-import tyro
 
 from sohes.cli import base_config, fail_clearly, parse
 from sohes.config import ExploreConfig
@@ -22,6 +26,7 @@ from sohes.engine.distributed import World, find_world, on_main, process_group
 from sohes.engine.run import Run, RunError
 from sohes.labels.features import build_extractor
 from sohes.labels.photo_regions import cut_photos
+from sohes.options import FLAT
 from sohes.phases.pretrain import pretrain
 from sohes.pretrain_config import PretrainConfig, get_preset
 from sohes.report import write_report
@@ -39,7 +44,7 @@ class Arguments:
     The result is a folder that timm opens, and that phase 1 takes: `--explore.features OUT/weights/pretrain`.
     """
 
-    config: Annotated[PretrainConfig, tyro.conf.arg(name="")] = field(default_factory=PretrainConfig)
+    config: PretrainConfig = field(default_factory=PretrainConfig, metadata=FLAT)
     out: Path = Path("runs/pretrain")
     """Folder of the run: config, checkpoints, metrics, weights."""
     resume: bool = False

@@ -194,8 +194,8 @@ def tiny_cpu() -> PretrainConfig:
 
 
 def micro_cpu() -> PretrainConfig:
-    """`sohes-micro`: a ViT of 1.2 M parameters, in about an hour of one CPU core. Regions alone: within so few steps
-    the terms that compare prototypes learn nothing."""
+    """`sohes-micro`, 1.2 M parameters: about an hour of one CPU core. Regions alone: within so few steps the terms that
+    compare prototypes learn nothing."""
     return PretrainConfig(
         preset="micro-cpu",
         num_steps=1500,
@@ -216,7 +216,7 @@ def micro_cpu() -> PretrainConfig:
 
 
 def tiny_h200() -> PretrainConfig:
-    """`sohes-tiny`: a ViT of 5.5 M parameters with patches of 8 px, in minutes of one large GPU."""
+    """`sohes-tiny`, 5.5 M parameters: minutes of one large GPU. Patches of 8 px."""
     return PretrainConfig(
         preset="tiny-h200",
         num_steps=5000,

@@ -8,13 +8,17 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from sohes.commands import answer_help
+
+if __name__ == "__main__":
+    answer_help("segment", sys.argv[1:])  # before torch is imported, which takes seconds
+
 import numpy as np
 import torch
-import tyro
 from PIL import Image
 
 from sohes.cli import fail_clearly, parse
@@ -27,6 +31,7 @@ from sohes.files import whole_file, write_whole
 from sohes.forest import Forest
 from sohes.labels.features import build_extractor
 from sohes.models.segmenter import Segmenter
+from sohes.options import POSITIONAL
 from sohes.phases.explore import label_image
 from sohes.presets import photo_labels
 from sohes.streams import say
@@ -45,7 +50,7 @@ class Arguments:
     manifest.jsonl, in which every photo ends as ok, empty or failed.
     """
 
-    photos: tyro.conf.Positional[tuple[Path, ...]] = ()
+    photos: tuple[Path, ...] = field(default=(), metadata=POSITIONAL)
     """Photos, folders of photos (searched recursively), or .txt lists of photos."""
     weights: str | None = None
     """A run folder, a folder with model.safetensors and config.json, or a repository of the Hugging Face hub. Default:

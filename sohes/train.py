@@ -8,10 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
+
+from sohes.commands import answer_help
+
+if __name__ == "__main__":
+    answer_help("train", sys.argv[1:])  # before torch is imported, which takes seconds
 
 import torch
-import tyro
 from torch import Tensor
 
 from sohes.cli import base_config, fail_clearly, parse
@@ -29,6 +33,7 @@ from sohes.evaluation.tables import format_results
 from sohes.forest import Forest
 from sohes.labels.features import build_extractor
 from sohes.models.segmenter import Segmenter
+from sohes.options import FLAT
 from sohes.phases.correct import correct
 from sohes.phases.explore import explore, label_image
 from sohes.phases.instruct import instruct
@@ -48,7 +53,7 @@ class Arguments:
     With no arguments: draws scenes, runs all three phases on them in minutes on a CPU, and reports.
     """
 
-    config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+    config: Config = field(default_factory=Config, metadata=FLAT)
     out: Path = Path("runs/default")
     """Folder of the run: config, labels, checkpoints, weights, scores and report.html."""
     resume: bool = False

@@ -59,8 +59,11 @@ def test_unknown_setting_names_the_nearest():
 def test_wrong_type_is_told():
     with pytest.raises(ConfigError, match=r"config.instruct.num_steps = 'many', expected int"):
         from_dict(Config, {"instruct": {"num_steps": "many"}})
-    with pytest.raises(ConfigError, match=r"config.optim.precision = 'fp8', expected one of"):
-        from_dict(Config, {"optim": {"precision": "fp8"}})
+    told = "config.optim.precision = 'bf26': did you mean bf16? expected one of bf16, fp16, fp32"
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        from_dict(Config, {"optim": {"precision": "bf26"}})
+    with pytest.raises(ConfigError, match=r"config.model.mask_stride = 3: expected one of 1, 2, 4$"):
+        from_dict(Config, {"model": {"mask_stride": 3}})
 
 
 def test_unknown_preset_names_the_nearest():

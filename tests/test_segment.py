@@ -227,7 +227,7 @@ def test_interrupted_work_keeps_what_was_done(weights, photos, tmp_path, monkeyp
         (["{photos}", "--min-score", "-0.1"], "--min-score -0.1: expected 0 to 1"),
         (["{photos}", "--weights", "{weights}", "--depth", "-1"], "--depth -1: expected >= 0"),
         (["{photos}", "--weights", "{weights}", "--min-score", "1.5"], "--min-score 1.5: expected 0 to 1"),
-        (["{photos}", "--weights", "{weights}", "--min-score", "nan"], "--min-score nan: expected 0 to 1"),
+        (["{photos}", "--weights", "{weights}", "--min-score", "nan"], "--min-score nan: expected a finite number"),
         (["{photos}", "--weights", "{weights}", "--max-masks", "0"], "--max-masks 0: expected >= 1"),
         (["{photos}", "--weights", "{weights}", "--tile", "5"], "--tile 5: expected >= 32"),
         (["{photos}", "--tile", "512"], "--tile needs --weights: photos are clustered as a whole"),
@@ -275,7 +275,7 @@ def test_unknown_option_names_the_nearest(photos, capsys):
 
 def test_help_explains_every_option(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")
-    assert run("--help") == 0
+    assert run("--help-all") == 0
     shown = capsys.readouterr().out
     for name in Arguments.__dataclass_fields__:
         assert name == "photos" or f"--{name.replace('_', '-')}" in shown

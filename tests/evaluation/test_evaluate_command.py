@@ -91,7 +91,7 @@ def test_unknown_options_name_the_nearest(files, capsys):
 
 def test_help_gives_meaning_range_and_default(capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["--help"])
+        main(["--help-all"])
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "each at least 1" in text

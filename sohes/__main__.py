@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m sohes`: the commands, a line each; `python -m sohes COMMAND ...` runs one."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from sohes.commands import COMMANDS, HELP, answer_help, overview
+from sohes.options import nearest
+from sohes.streams import say
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in HELP:
+        say(overview())
+        return 0
+    if given[0] == "--version":
+        from sohes import __version__
+
+        say(f"sohes {__version__}")
+        return 0
+    name, rest = given[0].removeprefix("sohes."), given[1:]
+    if name not in COMMANDS:
+        hint = nearest(name, COMMANDS)
+        say(f"sohes: error: no command {name}: {hint}expected one of {', '.join(sorted(COMMANDS))}", "stderr")
+        return 2
+    answer_help(name, rest)  # before torch is imported
+    return importlib.import_module(f"sohes.{name}").main(rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
