@@ -14,7 +14,7 @@
 #   bash benchmarks/gpu.sh wheels
 set -uo pipefail
 cd "$(dirname "$0")/.."
-WHEELS="tyro==1.0.17 docstring-parser==0.18.0 typeguard==4.6.1 pycocotools==2.0.11 xformers==0.0.35"
+WHEELS="pycocotools==2.0.11 xformers==0.0.35"
 usage="usage: bash benchmarks/gpu.sh check OUT | train OUT JOB | wheels"
 what=${1:?$usage}
 python=${PYTHON:-python3}

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-ABSENT = ("pycocotools", "tyro")
+ABSENT = ("pycocotools",)
 BLOCKED = f"""
 import importlib, pkgutil, sys
 
@@ -28,7 +28,7 @@ def test_the_block_blocks(package):
     assert f"No module named '{package}'" in run(f"import {package}").stderr
 
 
-def test_parts_of_the_network_import_without_pycocotools_and_tyro():
+def test_parts_of_the_network_import_without_pycocotools():
     """Every module below these, and what training is made of."""
     done = run(
         "for name in ('ops', 'models', 'losses', 'labels', 'data', 'engine'):\n"

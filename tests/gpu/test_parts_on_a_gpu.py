@@ -106,7 +106,7 @@ def test_labels_of_photos(start):
 
 @pytest.mark.parametrize("options", [("fp32",), ("bf16", "--engine.async-checkpoints"), ("fp16",)], ids=lambda o: o[0])
 def test_all_phases(tmp_path, options):
-    pytest.importorskip("tyro")
+    pytest.importorskip("pycocotools")
     from sohes.train import main
 
     precision, *more = options
@@ -118,7 +118,7 @@ def test_all_phases(tmp_path, options):
 
 
 def test_one_process_with_nccl(tmp_path):
-    pytest.importorskip("tyro")
+    pytest.importorskip("pycocotools")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
     job = [*MICRO, "--preset", "micro", "--device", "cuda", "--phases", "explore", "instruct"]
     done = subprocess.run(
