@@ -16,7 +16,7 @@ from sohes.commands import COMMANDS, answer_help, wants_all
 from sohes.errors import EXIT_BAD_INPUT, SohesError
 from sohes.help_all import help_all
 from sohes.options import read_options
-from sohes.streams import is_unread, say, standing_streams
+from sohes.streams import say, standing_streams
 
 Arguments = TypeVar("Arguments")
 Settings = TypeVar("Settings")
@@ -87,8 +87,6 @@ def fail_clearly(command: str) -> Iterator[None]:
             say(f"{command}: interrupted; what was written stays", "stderr")
             sys.exit(EXIT_INTERRUPTED)
         except OSError as error:
-            if isinstance(error, BrokenPipeError) and is_unread(sys.stdout):
-                sys.exit(0)  # nobody reads the help text to its end
             say(f"{command}: error: {describe_os_error(error)}", "stderr")
             sys.exit(EXIT_BAD_INPUT)
 

@@ -67,6 +67,25 @@ def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
         file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
 
 
+def write_whole_once(path: Path, content: str) -> bool:
+    """Write a text file whole unless there is one already. Returns whether it was written: of several at once, one."""
+    if path.exists():
+        return False
+    mine = path.with_name(f"{_stem(path.name)}.{socket.gethostname()[:40]}.{os.getpid()}.once")
+    write_whole(mine, content)
+    try:
+        os.link(mine, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            raise
+        os.replace(mine, path)  # a file system without hard links
+    finally:
+        mine.unlink(missing_ok=True)
+    return True
+
+
 def remove_left_over(path: Path) -> None:
     """Remove what a kill while writing `path` left beside its place. Not for a file that another process may write."""
     for temporary in path.parent.glob(f"{glob.escape(_stem(path.name))}.*.tmp"):

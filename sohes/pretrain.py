@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
 
 from sohes.commands import answer_help
 
@@ -22,8 +22,9 @@ from sohes.config import ExploreConfig
 from sohes.data.photo_pack import write_pack
 from sohes.data.photos import PhotoSet
 from sohes.data.sources import ImageList, list_images
-from sohes.engine.distributed import World, find_world, on_main, process_group
-from sohes.engine.run import Run, RunError
+from sohes.devices import DeviceName, pick_device
+from sohes.engine.distributed import World, find_world, gather, on_main, process_group
+from sohes.engine.run import CONFIG_FILE, Run, RunError, check_run, import_tensorboard, start_run, withdrawn_on_failure
 from sohes.labels.features import build_extractor
 from sohes.labels.photo_regions import cut_photos
 from sohes.options import FLAT
@@ -32,7 +33,6 @@ from sohes.pretrain_config import PretrainConfig, get_preset
 from sohes.report import write_report
 from sohes.report.features import write_feature_pictures
 from sohes.streams import say
-from sohes.train import pick_device, start_run
 
 _NUM_PICTURES = 8
 
@@ -49,7 +49,7 @@ class Arguments:
     """Folder of the run: config, checkpoints, metrics, weights."""
     resume: bool = False
     """Go on with the run in --out, from its files. Its settings are taken from there."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: DeviceName = "auto"
     """Where to train: auto takes a GPU if there is one."""
     pack: Path | None = None
     """Train nothing: write the photos of --images, shrunk to --crops.photo-side, into this tar, to carry elsewhere."""
@@ -75,8 +75,18 @@ def pretrain_run(args: Arguments, device: torch.device, world: World) -> Run:
     config = args.config
     config.check(world.size)
     found = _find_photos(config)
-    on_main(lambda: start_run(args, world))
-    run = Run(args.out, world.is_main)
+    again = max(gather(world.restarts)) > 0  # a launcher that starts a job again means to go on with it
+    on_main(lambda: check_run(args.out, config, args.resume or (again and (args.out / CONFIG_FILE).is_file())))
+    if config.engine.tensorboard:
+        import_tensorboard()
+    is_new = on_main(lambda: start_run(args.out, config, args.resume, again))
+    with withdrawn_on_failure(args.out) if is_new and world.is_main else nullcontext():
+        return run_pretraining(args, found, device, world)
+
+
+def run_pretraining(args: Arguments, found: ImageList, device: torch.device, world: World) -> Run:
+    """Decode the photos `found`, train, report, in a run folder that is there."""
+    config, run = args.config, Run(args.out, world.is_main)
     if run.is_trained("pretrain"):
         run.log(f"trained before, see {run.weights('pretrain')}")
         return run
@@ -88,17 +98,17 @@ def pretrain_run(args: Arguments, device: torch.device, world: World) -> Run:
         run.log(f"cutting photos into {', '.join(map(str, config.distill.region_counts))} regions")
         photos.regions = cut_photos(photos, config.distill.region_counts, config.num_threads)
     pretrain(run, config, photos, device, world)
-    on_main(lambda: report(run, photos))
+    on_main(lambda: report(run, photos, device))
     return run
 
 
-def report(run: Run, photos: PhotoSet) -> None:
+def report(run: Run, photos: PhotoSet, device: torch.device) -> None:
     """Pictures of what the patches' features tell apart, beside the loss curves."""
     weights = run.weights("pretrain")
-    extractor = build_extractor(ExploreConfig(features=str(weights), facet="output", side=256))
+    extractor = build_extractor(ExploreConfig(features=str(weights), facet="output", side=256), device)
     chosen = [k * len(photos) // _NUM_PICTURES for k in range(min(_NUM_PICTURES, len(photos)))]
     write_feature_pictures(run.path, extractor, [photos.photo(index) for index in chosen])
-    run.log(f"backbone: {weights}; report: {write_report(run.path)}")
+    run.log(f"backbone: {weights}; report: {write_report(run.path, device=device)}")
 
 
 def pack_photos(args: Arguments) -> None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import select
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,13 +61,6 @@ def standing_streams() -> Iterator[None]:
                     file.flush()
                 except BrokenPipeError:
                     _let_go(file)
-
-
-def is_unread(file: TextIO) -> bool:
-    """Whether a stream is a pipe whose reader has gone."""
-    poll = select.poll()
-    poll.register(file, 0)
-    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _let_go(file: TextIO) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
 
 from sohes.commands import answer_help
 
@@ -24,23 +24,24 @@ from sohes.config_checks import check_config
 from sohes.data.coco import LabelSet
 from sohes.data.scenes import write_scenes
 from sohes.data.sources import ImageList, list_images
+from sohes.devices import DeviceName, pick_device
 from sohes.engine.distributed import World, find_world, gather, on_main, process_group
-from sohes.engine.run import Run, RunError, open_run, write_json
-from sohes.env import collect_env
+from sohes.engine.run import CONFIG_FILE, Run, RunError, check_run, start_run, withdrawn_on_failure
 from sohes.evaluation.datasets.convert import convert_dataset
 from sohes.evaluation.datasets.registry import open_dataset
 from sohes.evaluation.tables import format_results
 from sohes.forest import Forest
-from sohes.labels.features import build_extractor
+from sohes.labels.features import FeatureExtractor
 from sohes.models.segmenter import Segmenter
 from sohes.options import FLAT
 from sohes.phases.correct import correct
-from sohes.phases.explore import explore, label_image
+from sohes.phases.explore import explore, label_image, prepare
 from sohes.phases.instruct import instruct
 from sohes.phases.scoring import GroundTruth, find_ground_truth, score_phase
 from sohes.presets import get_preset
 from sohes.report import write_report
 from sohes.streams import say
+from sohes.train_checks import check_inputs, check_needs, check_part
 
 # Held-out scenes are drawn from other seeds than those to learn from.
 _EVAL_SEED = 1_000_003
@@ -62,7 +63,7 @@ class Arguments:
     part: tuple[int, int] | None = None
     """K N, with --phases explore: make the Kth of N parts of the labels, K from 0 to N - 1, as in an array job. Jobs
     share nothing but --out and run in any order, also one after the other; the last one finishes the phase."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: DeviceName = "auto"
     """Where to train: auto takes a GPU if there is one."""
 
 
@@ -86,11 +87,24 @@ def train_run(args: Arguments, device: torch.device, world: World) -> Run:
     """
     config = args.config
     check_config(config, world.size)
-    check_part(args, world)
+    check_part(args.part, config, world)
     given = check_inputs(config)
-    restarted = max(gather(world.restarts)) > 0
-    on_main(lambda: start_run(args, restarted))
-    run = Run(args.out, world.is_main)
+    # A launcher that starts a job again means to go on with it; so do the jobs that make the parts of one phase.
+    again = max(gather(world.restarts)) > 0 or args.part is not None
+    on_main(lambda: check_run(args.out, config, args.resume or (again and (args.out / CONFIG_FILE).is_file())))
+    on_main(lambda: check_needs(args.out, config))
+    extractor = prepare(config.explore, device) if "explore" in config.phases else None
+    is_new = on_main(lambda: start_run(args.out, config, args.resume, again))
+    alone = world.is_main and args.part is None  # a run of other jobs is not this one's to withdraw
+    with withdrawn_on_failure(args.out) if is_new and alone else nullcontext():
+        return run_phases(args, given, extractor, device, world)
+
+
+def run_phases(
+    args: Arguments, given: ImageList | None, extractor: FeatureExtractor | None, device: torch.device, world: World
+) -> Run:
+    """The phases of a run whose folder is there. given: the photos named. extractor: of phase 1, if that is to run."""
+    config, run = args.config, Run(args.out, world.is_main)
     run.log(f"run folder {run.path}, preset {config.preset}, device {device}, seed {config.seed}")
     if config.images and config.preset == "tiny":
         run.log("preset tiny is made for drawn scenes, with coarse labels; for photos see --preset cpu, small, base")
@@ -105,7 +119,15 @@ def train_run(args: Arguments, device: torch.device, world: World) -> Run:
             continue
         if phase == "explore":
             labelling = world if args.part is None else World(*args.part)
-            summary = explore(images, run.path, config.explore, world=labelling, wait=args.part is None, log=run.log)
+            summary = explore(
+                images,
+                run.path,
+                config.explore,
+                extractor=extractor,
+                world=labelling,
+                wait=args.part is None,
+                log=run.log,
+            )
             if not summary.is_complete:
                 run.log("explore: parts of other jobs are still missing; the last job finishes the phase")
                 return run
@@ -116,66 +138,17 @@ def train_run(args: Arguments, device: torch.device, world: World) -> Run:
         else:
             correct(run, config, open_labels(run, images.root), device, world)
         if ground_truth is not None and phase not in run.read_results():
-            score_phase(run, phase, segmenter_of(run, phase, config, device), ground_truth, world)
-    on_main(lambda: finish_run(run, ground_truth))
+            score_phase(run, phase, segmenter_of(run, phase, config, extractor, device), ground_truth, world)
+    on_main(lambda: finish_run(run, ground_truth, device))
     return run
 
 
-def start_run(args: Arguments, restarted: bool) -> None:
-    """Make the run folder, or find what is in it.
-
-    A launcher that starts a job again means to go on with it; so do the jobs that make the parts of one phase.
-    """
-    again = (restarted or args.part is not None) and (args.out / "config.json").is_file()
-    run = open_run(args.out, args.config, args.resume or again)
-    write_json(run.path / "env.json", collect_env())
-    run.log.close()
-
-
-def finish_run(run: Run, ground_truth: GroundTruth | None) -> None:
+def finish_run(run: Run, ground_truth: GroundTruth | None, device: torch.device) -> None:
     """Report, and print the scores."""
-    report = write_report(run.path, ground_truth.annotations, ground_truth.image_root) if ground_truth else None
-    report = report or write_report(run.path)
+    truth = (ground_truth.annotations, ground_truth.image_root) if ground_truth else ()
+    report = write_report(run.path, *truth, device=device)
     say(format_results(run.read_results()))
     run.log(f"report: {report}")
-
-
-def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """The CPU, or this process's own GPU. Raises RunError when a GPU is asked for and there is none left."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise RunError("--device cuda: torch sees no CUDA device")
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    if local_rank >= torch.cuda.device_count():
-        raise RunError(f"process {local_rank} of this machine has no GPU: torch sees {torch.cuda.device_count()}")
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
-
-
-def check_part(args: Arguments, world: World) -> None:
-    """Raises RunError when --part does not fit."""
-    if args.part is None:
-        return
-    part, count = args.part
-    if not 0 <= part < count:
-        raise RunError(f"--part {part} {count}: expected the first from 0 to one below the second")
-    if args.config.phases != ("explore",) or world.size > 1:
-        raise RunError("--part: expected --phases explore, in jobs of one process each")
-
-
-def check_inputs(config: Config) -> ImageList | None:
-    """Find wrong paths before anything is written. Returns the photos, if any are given."""
-    if not config.phases:
-        raise RunError(f"--phases: name at least one of {', '.join(PHASES)}")
-    if config.eval_num_images is not None and (config.eval_dataset is None or config.eval_num_images < 1):
-        raise RunError(f"--eval-num-images {config.eval_num_images}: expected at least 1, with --eval-dataset NAME")
-    if config.eval_dataset is not None:
-        if config.eval is None:
-            raise RunError(f"--eval-dataset {config.eval_dataset} goes with --eval, the folder it lies in")
-        open_dataset(config.eval_dataset, config.eval)
-    elif config.eval is not None:
-        find_ground_truth(config.eval)
-    return list_images(config.images) if config.images else None
 
 
 def draw_scenes(run: Run, config: Config) -> None:
@@ -218,10 +191,11 @@ def open_labels(run: Run, image_root: Path) -> LabelSet:
     return labels
 
 
-def segmenter_of(run: Run, phase: Phase, config: Config, device: torch.device) -> Callable[[Tensor], Forest]:
+def segmenter_of(
+    run: Run, phase: Phase, config: Config, extractor: FeatureExtractor | None, device: torch.device
+) -> Callable[[Tensor], Forest]:
     """The function photo -> forest that stands for a phase: clustering itself, or the trained model."""
     if phase == "explore":
-        extractor = build_extractor(config.explore)
         return lambda image: label_image(image, extractor, config.explore)
     segmenter = Segmenter.from_pretrained(run.weights(phase), device=device)
     return lambda image: segmenter([image])[0]

@@ -17,9 +17,12 @@ from micro import MICRO
 from PIL import Image
 from safetensors.torch import load_file
 
+from sohes.config import Config, ConfigError, ModelConfig
 from sohes.data.scenes import draw_scene
+from sohes.labels.refine import load_cascadepsp
 from sohes.segment import main as segment_main
 from sohes.train import main
+from sohes.train_checks import check_needs
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -149,12 +152,114 @@ def test_too_many_failures_end_with_an_error_that_a_resume_may_allow(tmp_path, c
     Image.fromarray(draw_scene(1, 64).image.permute(1, 2, 0).numpy()).save(photos / "a.png")
     (photos / "b.png").write_bytes(b"no picture")
     command = ["--images", photos, "--phases", "explore", "--device", "cpu", "--out", out]
-    assert run_main(*command, "--explore.max-failures", "0") == 2
+    assert run_main(*command, "--explore.max-failures", "0") == 1
     assert "1 of 2 images could not be used, more than max_failures = 0; the first: b.png" in capsys.readouterr().err
     labels = {p.name: p.read_bytes() for p in (out / "labels").iterdir()}
     assert set(labels) == {"shard-00000.json", "manifest.jsonl"}
     assert run_main("--out", out, "--resume", "--explore.max-failures", "1", "--device", "cpu") == 0
     assert labels == {p.name: p.read_bytes() for p in (out / "labels").iterdir()}
+
+
+@pytest.mark.parametrize("phases", [["explore"], ["explore", "instruct"]])
+def test_photos_none_of_which_can_be_read_end_both_commands_alike(tmp_path, capsys, phases):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("a.png", "b.jpg"):
+        (photos / name).write_bytes(b"no picture")
+    out = tmp_path / "run"
+    assert run_main("--images", photos, "--phases", *phases, "--device", "cpu", "--out", out) == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    reason = re.search(r"none of 2 images could be used; the first: a.png, failed: .+; all are in (.+)$", told)
+    assert len(Path(reason.group(1)).read_text().splitlines()) == 2
+    assert segment_main([str(photos), "--out", str(tmp_path / "segments")]) == 1
+
+
+# Settings that are wrong, and what is told; each is found before the run folder is made.
+WRONG = {
+    "features": (["--explore.features", "vit_smal_patch16_224"], "features 'vit_smal_patch16_224': expected"),
+    "weights": (
+        ["--explore.features", "vit_tiny_patch16_224", "--explore.weights", "{tmp}/none.pth"],
+        "backbone weights not found: {tmp}/none.pth",
+    ),
+    "backbone": (["--model.backbone-weights", "{tmp}/none.pth"], "backbone weights not found: {tmp}/none.pth"),
+    "plug-in": (["--explore.refiner", "cascadepsp"], "needs the package segmentation-refinement"),
+    "tensorboard": (["--engine.tensorboard"], "engine.tensorboard needs a package that is not here"),
+    "truth": (["--eval", "{tmp}/other.json"], "{tmp}/other.json"),
+    "photos of the truth": (["--eval", "{tmp}/truth.json"], "2 of 2 photos are missing, the first {tmp}/a.jpg"),
+    "range": (["--infer.min-score", "7"], "infer.min_score = 7.0, expected 0 to 1"),
+    "typo": (["--instruct.num-step", "4"], "--instruct.num-steps"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_setting_is_found_before_the_run_folder_is_made(wrong, tmp_path, capsys, monkeypatch):
+    for package in ("torch.utils.tensorboard", "segmentation_refinement"):
+        monkeypatch.setitem(sys.modules, package, None)
+    load_cascadepsp.cache_clear()
+    (tmp_path / "other.json").write_text('{"images": 3}')
+    images = [{"id": k, "file_name": f"{name}.jpg", "width": 9, "height": 9} for k, name in enumerate("ab")]
+    (tmp_path / "truth.json").write_text(json.dumps({"images": images, "annotations": []}))
+    given, message = WRONG[wrong]
+    out = tmp_path / "run"
+    assert run_main(*MICRO, *[one.format(tmp=tmp_path) for one in given], "--out", out) == 2
+    error = capsys.readouterr().err
+    assert message.format(tmp=tmp_path) in error
+    assert "Traceback" not in error
+    assert not out.exists()
+
+
+def test_local_weights_of_a_backbone_that_takes_none(tmp_path):
+    model = ModelConfig(backbone="resnet18", backbone_kwargs={}, backbone_weights="x.pth")
+    with pytest.raises(ConfigError, match=r"^model: local backbone weights are for plain ViTs"):
+        check_needs(tmp_path / "run", Config(model=model))
+
+
+def test_after_a_start_that_failed_the_corrected_command_works(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "run"
+
+    def fail(*_):
+        raise OSError(28, "No space left on device", "somewhere")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sohes.train.draw_scenes", fail)
+        assert run_main(*MICRO, "--out", out, "--phases", "explore") == 2
+    assert "somewhere: No space left on device" in capsys.readouterr().err
+    assert run_main(*MICRO, "--out", out, "--phases", "explore", "--seed", "3") == 0
+    assert json.loads((out / "config.json").read_text())["seed"] == 3
+
+
+@pytest.mark.parametrize("out", ["{tmp}/file", "{tmp}/file/run", "/proc/run"])
+def test_an_out_that_cannot_be_is_one_line(out, tmp_path, capsys):
+    (tmp_path / "file").write_text("content")
+    out = out.format(tmp=tmp_path)
+    assert run_main(*MICRO, "--out", out) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("sohes.train: error: ")
+    assert out in line
+    assert (tmp_path / "file").read_text() == "content"
+
+
+def test_names_that_are_no_utf8(tmp_path, capsysbinary):
+    """From the photo's name to labels, log and page."""
+    photos = os.fsencode(tmp_path / "photos")
+    os.mkdir(photos)
+    scene = Image.fromarray(draw_scene(1, 64).image.permute(1, 2, 0).numpy())
+    scene.save(tmp_path / "a.png")
+    os.rename(os.fsencode(tmp_path / "a.png"), photos + b"/Jos\xe9 <u1>.png")
+    Path(os.fsdecode(photos + b"/caf\xe9.jpg")).write_bytes(b"no picture")
+    out = tmp_path / "run"
+    assert run_main(*MICRO, "--images", tmp_path / "photos", "--out", out) == 0
+    rows = [json.loads(line) for line in (out / "labels" / "manifest.jsonl").read_text().splitlines()]
+    assert {os.fsencode(row["file_name"]) for row in rows} == {b"Jos\xe9 <u1>.png", b"caf\xe9.jpg"}
+    assert "caf\\udce9.jpg: failed" in (out / "log.txt").read_text()
+    page = (out / "report.html").read_text()
+    assert "Jos\\udce9 &lt;u1&gt;.png" in page
+    assert "<u1>" not in page
+    assert b"caf\\udce9.jpg: failed" in capsysbinary.readouterr().err
+    bad = tmp_path / os.fsdecode(b"r\xe9sultat")
+    assert run_main(*MICRO, "--images", tmp_path / "photos", "--out", bad) == 2
+    assert b"r\\udce9sultat: expected a path in UTF-8" in capsysbinary.readouterr().err
+    assert not bad.exists()
 
 
 def test_labels_made_in_parts(finished, tmp_path, capsys):
@@ -221,7 +326,10 @@ def test_bad_input_is_one_clear_line(arguments, message, tmp_path, capsys):
 def test_correct_needs_instruct(tmp_path, capsys):
     out = tmp_path / "run"
     assert run_main(*MICRO, "--out", out, "--phases", "explore", "correct") == 2
-    assert "weights" in capsys.readouterr().err.strip().splitlines()[-1]
+    told = f"sohes.train: error: {out} has no weights of instruct, from which correct starts: add instruct to --phases"
+    assert capsys.readouterr().err.splitlines() == [told]
+    assert not out.exists()
+    assert run_main(*MICRO, "--out", out, "--phases", "explore") == 0
     assert run_main("--out", out, "--resume", "--phases", "instruct", "correct", "--device", "cpu") == 0
     assert set(json.loads((out / "results.json").read_text())) == {"explore", "instruct", "correct"}
 

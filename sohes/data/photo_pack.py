@@ -12,9 +12,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from sohes.data.errors import DataError
 from sohes.data.images import UnreadableImage
 from sohes.data.sources import ImageList
-from sohes.files import whole_file
+from sohes.files import fitting_name, whole_file
 
 
 def write_pack(photos: ImageList, out: Path, side: int, quality: int, num_threads: int) -> list[str]:
@@ -24,6 +25,9 @@ def write_pack(photos: ImageList, out: Path, side: int, quality: int, num_thread
 
     Returns:
         One line for every photo that cannot be read, and so is not in the tar.
+
+    Raises:
+        DataError: no photo can be read.
     """
     failures = []
     with (
@@ -36,9 +40,11 @@ def write_pack(photos: ImageList, out: Path, side: int, quality: int, num_thread
             if isinstance(picture, UnreadableImage):
                 failures.append(str(picture))
                 continue
-            member = tarfile.TarInfo(f"{index:08d}-{photos[index].stem}.webp")
+            member = tarfile.TarInfo(fitting_name(f"{index:08d}-{photos[index].stem}", ".webp"))
             member.size = len(picture)
             tar.addfile(member, io.BytesIO(picture))
+        if len(failures) == len(photos):  # here, where no older tar is replaced yet
+            raise DataError(f"none of {len(photos)} photos could be read; the first: {failures[0]}")
     return failures
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +15,16 @@ from typing import TYPE_CHECKING, Any, TextIO
 from sohes import config as configuration
 from sohes.config import Config, Phase
 from sohes.engine.console import RunLog
+from sohes.env import collect_env
 from sohes.errors import SohesError
-from sohes.files import write_whole
+from sohes.files import write_whole, write_whole_once
 
 if TYPE_CHECKING:  # an optional package, loaded where it is asked for
     from torch.utils.tensorboard import SummaryWriter
 
+CONFIG_FILE, ENV_FILE = "config.json", "env.json"
+# What a run has made, that a start with other settings would not make again.
+_MADE = ("labels/shard-*", "checkpoints/*/step-*", "weights/*/*", "predictions/*.json", "results.json")
 # Settings that may change from one start of a run to the next.
 _FREE = ("phases", "engine.", "explore.max_failures", "explore.num_workers", "explore.patience")
 
@@ -128,13 +133,18 @@ class Metrics:
 
 def open_tensorboard(folder: Path, start_step: int) -> SummaryWriter:
     """A TensorBoard writer that goes on at `start_step`. Raises RunError when the package is not installed."""
+    return import_tensorboard()(folder, purge_step=start_step)
+
+
+def import_tensorboard() -> type[SummaryWriter]:
+    """The writer's class. Raises RunError when the package is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise RunError(
             "engine.tensorboard needs a package that is not here: pip install 'sohes[tensorboard]'"
         ) from error
-    return SummaryWriter(folder, purge_step=start_step)
+    return SummaryWriter
 
 
 def _drop_rows(path: Path, phase: Phase, start_step: int) -> None:
@@ -149,13 +159,19 @@ def _drop_rows(path: Path, phase: Phase, start_step: int) -> None:
     write_whole(path, "".join(line + "\n" for line in kept))
 
 
-def open_run(path: Path, config: Config, resume: bool) -> Run:
-    """Open a new run folder, or an old one with `resume`.
+def check_run(path: Path, config: Config, resume: bool) -> None:
+    """Look whether `open_run` would open this folder, and write nothing.
 
-    Raises RunError when a new run would write over an old one, when there is nothing to resume, or when a resumed run
-    is asked to change a setting that changes the result (all but `phases` and `engine`).
+    Raises RunError when a new run would write over an old one, when there is nothing to resume, when a resumed run is
+    asked to change a setting that changes the result (all but `phases` and `engine`), or for a path that is no folder.
     """
-    stored = path / "config.json"
+    if path.exists() and not path.is_dir():
+        raise RunError(f"--out {path}: expected a folder, this is a file")
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError as error:
+        raise RunError(f"--out {path}: expected a path in UTF-8, as safetensors reads weights of no other") from error
+    stored = path / CONFIG_FILE
     if stored.is_file() and not resume:
         raise RunError(f"{path} already holds a run: go on with it by --resume, or give another --out")
     if resume and not stored.is_file():
@@ -166,9 +182,53 @@ def open_run(path: Path, config: Config, resume: bool) -> Run:
         changed = [key for key in now if before.get(key) != now[key] and not key.startswith(_FREE)]
         if changed:
             raise RunError(f"--resume: {path} was started with other settings: {', '.join(changed)}")
+
+
+def open_run(path: Path, config: Config, resume: bool) -> Run:
+    """Open a new run folder, or an old one with `resume`. Raises RunError as `check_run`; of two that open the same
+    new folder at once, in the second."""
+    check_run(path, config, resume)
     run = Run(path)
-    write_json(stored, configuration.to_dict(config))
+    text = json.dumps(configuration.to_dict(config), indent=1) + "\n"
+    if not write_whole_once(path / CONFIG_FILE, text):
+        check_run(path, config, resume)  # raises where another process has made the run just now
+        write_whole(path / CONFIG_FILE, text)
     return run
+
+
+def start_run(path: Path, config: Config, resume: bool, again: bool) -> bool:
+    """Make the run folder, or find what is in it. Returns whether it is a new run.
+
+    again: this start goes on with the run if there is one, without `resume`: a launcher has started the job again, or
+    it is one of the jobs that make the parts of a phase.
+
+    Raises RunError as `check_run`.
+    """
+    is_there = (path / CONFIG_FILE).is_file()
+    try:
+        run = open_run(path, config, resume or (again and is_there))
+    except RunError:
+        if not again or is_there or not (path / CONFIG_FILE).is_file():
+            raise
+        run, is_there = open_run(path, config, True), True  # another of these jobs was faster
+    write_json(run.path / ENV_FILE, collect_env())
+    run.log.close()
+    return not (resume or is_there)
+
+
+@contextmanager
+def withdrawn_on_failure(path: Path) -> Iterator[None]:
+    """Of a new run that fails before it has made anything, leave no run: the corrected command works in this folder.
+
+    A kill and Ctrl-C do not count as failures: `--resume` goes on.
+    """
+    try:
+        yield
+    except Exception:
+        if not any(next(path.glob(pattern), None) for pattern in _MADE):
+            for name in (CONFIG_FILE, ENV_FILE):
+                (path / name).unlink(missing_ok=True)
+        raise
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sohes.config import ConfigError, ExploreConfig
+from sohes.devices import pick_device
 from sohes.labels.descriptor import describe
 from sohes.labels.view import View, fit_area, make_view
 from sohes.models.backbone import load_vit_weights, packaged_folder, packaged_names
@@ -27,9 +28,13 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class FeatureExtractor(Protocol):
-    """Turns photos into views on a grid of patches, and views into one feature per patch."""
+    """Turns photos into views on a grid of patches, and views into one feature per patch.
+
+    device: where networks run, its own and that of a refiner; what it returns is on the CPU.
+    """
 
     config: ExploreConfig
+    device: torch.device
 
     def view(self, image: Tensor) -> View:
         """uint8 [3, H, W] -> the photo at working size; aspect ratio kept."""
@@ -48,8 +53,8 @@ def snap_rounds(config: ExploreConfig) -> int:
 class DescriptorExtractor:
     """The descriptor of `sohes.labels.descriptor`. Photos are shrunk to the working area, never enlarged."""
 
-    def __init__(self, config: ExploreConfig) -> None:
-        self.config = config
+    def __init__(self, config: ExploreConfig, device: torch.device) -> None:
+        self.config, self.device = config, device
 
     def view(self, image: Tensor) -> View:
         config = self.config
@@ -66,12 +71,11 @@ class ViTExtractor:
 
     vit: a plain ViT, or timm's Eva with rotary positions, as DINOv3 is; positions follow each view's grid. facet: key,
     query, value (before any norm or rotation), or output (the normalised output of the network). mean, std: of the
-    weights' own preprocessing. Runs on a GPU where there is one, in `config.precision`; features come back to the CPU
-    as float32.
+    weights' own preprocessing. Runs on `device` in `config.precision`; features come back to the CPU as float32.
     """
 
-    def __init__(self, vit: VisionTransformer | Eva, config: ExploreConfig) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    def __init__(self, vit: VisionTransformer | Eva, config: ExploreConfig, device: torch.device) -> None:
+        self.device = device
         self.dtype = _DTYPES[config.precision]
         self.vit, self.config = vit.eval().requires_grad_(False).to(self.device, self.dtype), config
         self.patch: int = vit.patch_embed.feat_ratio()
@@ -140,15 +144,18 @@ def _project(attention: nn.Module, tokens: Tensor, facet: str) -> Tensor:
     return F.linear(tokens, attention.qkv.weight.chunk(3)[part], bias)
 
 
-def build_extractor(config: ExploreConfig) -> FeatureExtractor:
+def build_extractor(config: ExploreConfig, device: torch.device | None = None) -> FeatureExtractor:
     """The extractor a config names, weights loaded.
+
+    device: with its number where it is a GPU. Default: the current GPU if there is one.
 
     Raises:
         WeightsError: weights are missing, do not fit, or cannot be fetched.
         ConfigError: timm has no such ViT.
     """
+    device = pick_device() if device is None else device
     if config.features == "descriptor":
-        return DescriptorExtractor(config)
+        return DescriptorExtractor(config, device)
     name = config.features
     fetch = config.weights == "timm"
     folder = packaged_folder(name) or Path(name)
@@ -163,7 +170,7 @@ def build_extractor(config: ExploreConfig) -> FeatureExtractor:
     _check_kind(vit, config)
     if config.weights not in ("timm", "random"):
         load_vit_weights(vit, Path(config.weights))
-    return ViTExtractor(vit, config)
+    return ViTExtractor(vit, config, device)
 
 
 def _check_kind(vit: nn.Module, config: ExploreConfig) -> None:

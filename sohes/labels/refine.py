@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sohes.config import ExploreConfig
+from sohes.devices import pick_device
 from sohes.errors import SohesError
 from sohes.labels.basins import catchment_basins, color_gradient
 from sohes.labels.view import View
@@ -42,12 +43,16 @@ class RefinerMissing(SohesError, RuntimeError):
     """A refiner that is a plug-in is not installed; the message says how to get it."""
 
 
-def refine_masks(masks: PackedMasks, view: View, config: ExploreConfig) -> tuple[PackedMasks, Tensor]:
+def refine_masks(
+    masks: PackedMasks, view: View, config: ExploreConfig, device: torch.device | None = None
+) -> tuple[PackedMasks, Tensor]:
     """Masks with their outlines moved to edges of the image, and which of them to keep, bool [N].
+
+    device: where the network of a refiner that has one runs; by default the current GPU if there is one.
 
     A mask is not kept when its IoU with itself before is under `refine_min_iou`: it was not sharpened but replaced.
     """
-    sharpen = build_refiner(view, config)
+    sharpen = build_refiner(view, config, pick_device() if device is None else device)
     starts = range(0, len(masks), _CHUNK)
     parts = [PackedMasks.from_dense(sharpen(masks[start : start + _CHUNK].to_dense())) for start in starts]
     refined = PackedMasks.cat([PackedMasks.empty(masks.size, masks.device), *parts])
@@ -56,7 +61,7 @@ def refine_masks(masks: PackedMasks, view: View, config: ExploreConfig) -> tuple
     return refined, iou >= config.refine_min_iou
 
 
-def build_refiner(view: View, config: ExploreConfig) -> Callable[[Tensor], Tensor]:
+def build_refiner(view: View, config: ExploreConfig, device: torch.device) -> Callable[[Tensor], Tensor]:
     """What `config.refiner` names, for masks of one view: bool [n, H, W] -> bool [n, H, W]."""
     if config.refiner == "snap":
         labels = catchment_basins(color_gradient(view.lab, config.basin_sigma))
@@ -64,7 +69,7 @@ def build_refiner(view: View, config: ExploreConfig) -> Callable[[Tensor], Tenso
     if config.refiner == "guided":
         return GuidedFilter(view.lab)
     if config.refiner == "cascadepsp":
-        pixels, network = view.image.permute(1, 2, 0).cpu().numpy(), load_cascadepsp()
+        pixels, network = view.image.permute(1, 2, 0).cpu().numpy(), load_cascadepsp(device)
         return lambda masks: torch.stack([_cascade(network, pixels, mask) for mask in masks])
     place = place_features((view.image.shape[1], view.image.shape[2]), view.image.device)
     smooth, color = Lattice(place / _SMOOTH_WIDTH), Lattice(color_features(view.image))
@@ -72,8 +77,10 @@ def build_refiner(view: View, config: ExploreConfig) -> Callable[[Tensor], Tenso
 
 
 @cache
-def load_cascadepsp() -> Any:
+def load_cascadepsp(device: torch.device) -> Any:
     """The network of the package segmentation-refinement, trained on human masks; it downloads its weights.
+
+    device: with its number where it is a GPU.
 
     Raises:
         RefinerMissing: the package is not installed, or its weights are not there and cannot be fetched.
@@ -88,7 +95,7 @@ def load_cascadepsp() -> Any:
     # The package opens the file before it downloads, keeps what came even when that was nothing, and asserts its sum.
     path = Path.home() / ".segmentation-refinement" / "model"
     try:
-        return segmentation_refinement.Refiner(device="cuda:0" if torch.cuda.is_available() else "cpu")
+        return segmentation_refinement.Refiner(device=str(device))
     except (OSError, AssertionError) as error:
         raise RefinerMissing(
             f"refiner 'cascadepsp' could not fetch its weights ({type(error).__name__}); without a network put the "

@@ -20,9 +20,10 @@ from torch import Tensor
 from sohes.config import ExploreConfig
 from sohes.data.images import UnreadableImage
 from sohes.data.sources import ImageList, list_images
+from sohes.devices import pick_device
 from sohes.engine.console import Progress, RunLog, format_seconds
 from sohes.engine.distributed import World
-from sohes.errors import SohesError
+from sohes.errors import EXIT_FAILURES, SohesError
 from sohes.forest import Forest
 from sohes.labels.basins import find_basins
 from sohes.labels.candidates import find_candidates
@@ -48,7 +49,9 @@ Result = TypeVar("Result")
 
 
 class TooManyFailures(SohesError, RuntimeError):
-    """More images could not be used than the settings allow. Everything else is written."""
+    """More images could not be used than the settings allow, or none at all. Everything else is written."""
+
+    exit_code = EXIT_FAILURES
 
 
 class LabelsTimeout(SohesError, TimeoutError):
@@ -151,11 +154,13 @@ def find_masks(
         views = [extractor.view(image) for image in images]
         pooled_only = config.start == "basins" and config.features == "descriptor"
         features = [None] * len(views) if pooled_only else extractor(views)  # [h, w, C] each
-    return [_cluster(view, feature, config, clock) for view, feature in zip(views, features, strict=True)]
+    return [
+        _cluster(view, feature, config, clock, extractor.device) for view, feature in zip(views, features, strict=True)
+    ]
 
 
 def _cluster(
-    view: View, features: Tensor | None, config: ExploreConfig, clock: StageClock
+    view: View, features: Tensor | None, config: ExploreConfig, clock: StageClock, device: torch.device
 ) -> tuple[PackedMasks, Tensor]:
     if config.start == "basins":
         with clock("merge"):
@@ -171,9 +176,20 @@ def _cluster(
             masks, scores = draw_candidates(tree, candidates, view.patches, view.photo_size, config)
     if config.refiner != "none":
         with clock("refine"):
-            masks, kept = refine_masks(masks, view, config)
+            masks, kept = refine_masks(masks, view, config, device)
             masks, scores = select_masks(masks[kept], scores[kept], view.photo_size, config)
     return masks, scores
+
+
+def prepare(config: ExploreConfig, device: torch.device) -> FeatureExtractor:
+    """The extractor, and the refiner's network in memory: now, so that neither fails after hours.
+
+    Raises WeightsError, ConfigError, RefinerMissing.
+    """
+    extractor = build_extractor(config, device)
+    if config.refiner in USES_HUMAN_LABELS:
+        load_cascadepsp(device)
+    return extractor
 
 
 def explore(
@@ -181,6 +197,7 @@ def explore(
     out: Path,
     config: ExploreConfig,
     *,
+    extractor: FeatureExtractor | None = None,
     world: World = World(),  # noqa: B008  (frozen)
     wait: bool = True,
     overwrite: bool = False,
@@ -198,12 +215,14 @@ def explore(
 
     Args:
         images: a list, or the sources that `list_images` takes.
+        extractor: what `prepare` gave. Default: it is made here, on the current GPU if there is one.
         wait: for the shards of other processes; without it, the summary says whether they are done.
         overwrite: make everything anew instead of refusing labels of other settings; in a world of one.
         log: takes progress and the summary; None prints them.
 
     Raises:
-        LabelsError: there are labels of other settings or images. TooManyFailures: after everything is written.
+        LabelsError: there are labels of other settings or images.
+        TooManyFailures: after everything is written. Also where no image at all could be used, whatever the settings.
         DataError, WeightsError, RefinerMissing: no such images, weights or plug-in; before anything is written.
         LabelsTimeout: the other processes have written nothing for `config.patience` seconds.
     """
@@ -212,9 +231,8 @@ def explore(
     started, log = time.perf_counter(), log or RunLog()
     if not isinstance(images, ImageList):
         images = list_images(images)
-    extractor = build_extractor(config)
+    extractor = extractor or prepare(config, pick_device())
     if config.refiner in USES_HUMAN_LABELS:
-        load_cascadepsp()  # now, so that it cannot fail after hours
         log(f"explore: refiner {config.refiner} was trained on human masks: these labels USE HUMAN LABELS")
     shards = Shards(Path(out) / "labels", images, config)
     mine = range(world.rank, len(shards), world.size)
@@ -235,6 +253,11 @@ def explore(
         summary = complete
     summary.elapsed = time.perf_counter() - started
     log(f"explore: {summary}")
+    if summary.is_complete and summary.num_failed == summary.num_images:
+        raise TooManyFailures(
+            f"none of {summary.num_images} images could be used; the first: {summary.first_failure}; all are in "
+            f"{shards.manifest}"
+        )
     if summary.num_failed > config.max_failures:
         raise TooManyFailures(
             f"{summary.num_failed} of {summary.num_images} images could not be used, more than max_failures = "

@@ -6,6 +6,8 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
+import torch
+
 from sohes.engine.console import format_seconds
 from sohes.files import write_whole
 from sohes.report.charts import NUM_COLORS
@@ -27,7 +29,13 @@ from sohes.report.tree_section import TREE_CSS, TREE_SCRIPT, trees_section
 from sohes.report.trees import TreePanels, collect_trees
 
 
-def write_report(run: Path, gt_json: Path | None = None, image_root: Path | None = None, num_photos: int = 6) -> Path:
+def write_report(
+    run: Path,
+    gt_json: Path | None = None,
+    image_root: Path | None = None,
+    num_photos: int = 6,
+    device: torch.device | None = None,
+) -> Path:
     """Write `report.html` into a run folder from the files that lie there, and return its path.
 
     Args:
@@ -35,12 +43,13 @@ def write_report(run: Path, gt_json: Path | None = None, image_root: Path | None
         gt_json: COCO ground truth of the held-out photos; default: what the run's configuration names.
         image_root: the folder its file names are relative to; default: `images/` beside it, or its own folder.
         num_photos: photos to show, >= 0.
+        device: where photos are clustered again. Default: the current GPU if there is one.
 
     Raises: FileNotFoundError when there is no such run folder.
     """
     record = read_run(run)
     photos = collect_photos(record, gt_json, image_root, num_photos)
-    html = render(record, photos, collect_trees(record, (num_photos + 1) // 2))
+    html = render(record, photos, collect_trees(record, (num_photos + 1) // 2, device))
     path = run / "report.html"
     write_whole(path, html)
     return path

@@ -77,7 +77,7 @@ class TreePanels:
     problems: list[str] = field(default_factory=list)
 
 
-def collect_trees(run: RunRecord, num_photos: int) -> TreePanels:
+def collect_trees(run: RunRecord, num_photos: int, device: torch.device | None = None) -> TreePanels:
     """Cluster up to `num_photos` of the run's labelled photos again, with the run's own settings."""
     shards = sorted((run.path / "labels").glob("shard-*.json"))[:1]
     if num_photos < 1 or not shards or "explore" not in run.config:
@@ -86,7 +86,7 @@ def collect_trees(run: RunRecord, num_photos: int) -> TreePanels:
     try:
         config = configuration.from_dict(ExploreConfig, run.config["explore"], "explore")
         labels = LabelSet(shards[0], training_root(run, shards[0]))
-        extractor, rough = build_extractor(config), build_extractor(unrefined(config))
+        extractor, rough = build_extractor(config, device), build_extractor(unrefined(config), device)
     except (SohesError, ValueError) as error:
         panels.problems.append(f"no merge trees: {error}")
         return panels

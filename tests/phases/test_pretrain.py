@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -238,6 +240,79 @@ def test_a_set_too_large_for_memory_is_refused(photos, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(tmp_path / "run", photos, "--cache-gb", "1e-5")
     assert "6 photos of 48 px need 4.15e-05 GB of memory, expected at most 1e-05 GB" in capsys.readouterr().err
+    run(tmp_path / "run", photos, "--num-steps", "1")  # the corrected command works in the same folder
+
+
+def test_a_second_start_needs_resume_unless_a_launcher_restarts_the_job(photos, tmp_path, capsys, monkeypatch):
+    run(tmp_path, photos, "--num-steps", "2")
+    weights = (tmp_path / "weights" / "pretrain" / "model.safetensors").read_bytes()
+    for restarts in (None, "0"):
+        if restarts is not None:
+            monkeypatch.setenv("RANK", "0")
+            monkeypatch.setenv("WORLD_SIZE", "1")
+            monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restarts)
+        with pytest.raises(SystemExit) as stop:
+            run(tmp_path, photos, "--num-steps", "2")
+        assert stop.value.code == 2
+        assert f"{tmp_path} already holds a run: go on with it by --resume" in capsys.readouterr().err
+    # A restart, as after one process of several was killed before the weights were written.
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    shutil.rmtree(tmp_path / "weights")
+    assert run(tmp_path, photos, "--num-steps", "2")["step"] == 2
+    assert (tmp_path / "weights" / "pretrain" / "model.safetensors").read_bytes() == weights
+    with pytest.raises(SystemExit):
+        run(tmp_path, photos, "--num-steps", "2", "--seed", "5")
+    assert "was started with other settings: seed" in capsys.readouterr().err
+
+
+def test_tensorboard_that_is_not_installed_is_told_before_the_run_folder_is_made(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(SystemExit):
+        run(tmp_path / "run", photos, "--engine.tensorboard")
+    assert "pip install 'sohes[tensorboard]'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_photos_none_of_which_can_be_read(tmp_path, capsys):
+    photos, pack = tmp_path / "photos", tmp_path / "pack.tar"
+    photos.mkdir()
+    (photos / "a.png").write_bytes(b"no picture")
+    pack.write_bytes(b"an older pack")
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path / "run", photos)
+    assert stop.value.code == 2
+    assert "none of 1 photos could be read; the first: " in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        command.main(["--images", str(photos), "--pack", str(pack)])
+    assert stop.value.code == 2
+    assert "none of 1 photos could be read; the first: " in capsys.readouterr().err
+    assert pack.read_bytes() == b"an older pack"
+
+
+def test_names_in_a_pack_fit_and_may_be_no_utf8(photos, tmp_path):
+    folder = os.fsencode(tmp_path / "photos")
+    os.mkdir(folder)
+    for name in (b"x" * 251 + b".png", b"Jos\xe9.png"):
+        shutil.copy(photos / "0.png", folder + b"/" + name)
+    pack = tmp_path / "pack.tar"
+    assert command.main(["--images", os.fsdecode(folder), "--pack", str(pack), "--crops.photo-side", "16"]) == 0
+    with tarfile.open(pack) as tar:
+        names = [os.fsencode(name) for name in tar.getnames()]
+    assert names[0] == b"00000000-Jos\xe9.webp"
+    assert len(names[1]) <= 255
+    assert len(list_images(pack)) == 2
+
+
+@pytest.mark.parametrize("pack", ["{tmp}/folder", "{tmp}/file/pack.tar", "/proc/pack.tar"])
+def test_a_pack_that_cannot_be_written_is_one_line(pack, photos, tmp_path, capsys):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    pack = pack.format(tmp=tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        command.main(["--images", str(photos), "--pack", pack])
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"sohes.pretrain: error: {pack}: ")
 
 
 def test_presets_are_sound():

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which device a command or a part of the package runs on. Chosen here and nowhere else."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from sohes.errors import SohesError
+
+DeviceName = Literal["auto", "cpu", "cuda"]
+
+
+class DeviceError(SohesError, ValueError):
+    """A device that is not there; the message says what torch sees."""
+
+
+def pick_device(name: DeviceName = "auto", local_rank: int | None = None) -> torch.device:
+    """The CPU, or one GPU by its number: threads of a pool, whose current GPU is always the first, then use it as well.
+
+    Args:
+        name: "auto" takes a GPU if there is one.
+        local_rank: of this process on its machine, whose GPU of that number becomes the current one. Default: the
+            current GPU.
+
+    Raises:
+        DeviceError: a GPU is asked for and torch sees none, or there are fewer than processes on this machine.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise DeviceError("--device cuda: torch sees no CUDA device")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    if local_rank >= torch.cuda.device_count():
+        raise DeviceError(f"process {local_rank} of this machine has no GPU: torch sees {torch.cuda.device_count()}")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)

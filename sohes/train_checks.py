@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What would stop a training run, looked for before its folder is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sohes.config import PHASES, Config, ConfigError
+from sohes.data.sources import ImageList, list_images
+from sohes.data.tars import split_member
+from sohes.engine.distributed import World
+from sohes.engine.run import Run, RunError, import_tensorboard
+from sohes.evaluation.datasets.registry import open_dataset
+from sohes.models.backbone import build_backbone
+from sohes.phases.scoring import find_ground_truth, list_photos
+
+
+def check_part(part: tuple[int, int] | None, config: Config, world: World) -> None:
+    """Raises RunError when --part does not fit."""
+    if part is None:
+        return
+    number, count = part
+    if not 0 <= number < count:
+        raise RunError(f"--part {number} {count}: expected the first from 0 to one below the second")
+    if config.phases != ("explore",) or world.size > 1:
+        raise RunError("--part: expected --phases explore, in jobs of one process each")
+
+
+def check_inputs(config: Config) -> ImageList | None:
+    """Find paths that are wrong. Returns the photos to learn from, if any are given. Raises SohesError."""
+    if not config.phases:
+        raise RunError(f"--phases: name at least one of {', '.join(PHASES)}")
+    if config.eval_num_images is not None and (config.eval_dataset is None or config.eval_num_images < 1):
+        raise RunError(f"--eval-num-images {config.eval_num_images}: expected at least 1, with --eval-dataset NAME")
+    if config.eval_dataset is not None:
+        if config.eval is None:
+            raise RunError(f"--eval-dataset {config.eval_dataset} goes with --eval, the folder it lies in")
+        open_dataset(config.eval_dataset, config.eval)
+    elif config.eval is not None:
+        _check_photos(config.eval)
+    return list_images(config.images) if config.images else None
+
+
+def check_needs(run: Path, config: Config) -> None:
+    """Look for what the phases need and do not make: labels, weights, a backbone's weights, an optional package.
+
+    run: the folder of the run, which need not exist.
+
+    Raises RunError, WeightsError, ConfigError.
+    """
+    needed = Run(run, is_main=False)
+    to_train = [phase for phase in ("instruct", "correct") if phase in config.phases and not needed.is_trained(phase)]
+    if "explore" not in config.phases and not needed.labels.is_dir():
+        raise RunError(f"{run} has no labels yet: add explore to --phases")
+    if "correct" in to_train and "instruct" not in config.phases and not needed.is_trained("instruct"):
+        raise RunError(f"{run} has no weights of instruct, from which correct starts: add instruct to --phases")
+    if to_train and config.engine.tensorboard:
+        import_tensorboard()
+    if "instruct" in to_train and config.model.backbone_weights:
+        try:
+            build_backbone(config.model)
+        except ValueError as error:  # timm's own are found by check_config
+            raise ConfigError(f"model: {error}") from error
+
+
+def _check_photos(path: Path) -> None:
+    """Raises RunError or BadInput for ground truth that is none, or whose photos are not there."""
+    truth = find_ground_truth(path)
+    paths = [truth.image_root / name for _, name in list_photos(truth)]
+    missing = [photo for photo in paths if not photo.exists() and split_member(photo) is None]
+    if missing:
+        raise RunError(f"--eval {path}: {len(missing)} of {len(paths)} photos are missing, the first {missing[0]}")
