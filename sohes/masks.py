@@ -11,9 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sohes.ops import mask_pack, mask_regions, mask_rle
+from sohes.ops import mask_regions, mask_rle
 from sohes.ops.mask_overlap import mask_overlap
-from sohes.ops.mask_pack import num_words
+from sohes.ops.mask_pack import (
+    mask_from_index,
+    mask_pack,
+    mask_pack_logits,
+    mask_stats,
+    mask_take,
+    mask_unpack,
+    num_words,
+)
 from sohes.ops.mask_select import mask_nms
 
 Size = tuple[int, int]
@@ -46,7 +54,7 @@ class PackedMasks:
     def from_dense(cls, masks: Tensor | np.ndarray) -> PackedMasks:
         """bool or uint8 [N, H, W], a tensor or an array of any strides; non-zero is inside."""
         dense = _as_tensor(masks) if isinstance(masks, np.ndarray) else masks
-        packed = mask_pack.mask_pack(dense)
+        packed = mask_pack(dense)
         return _with_stats(cls(packed[0], (dense.shape[1], dense.shape[2])), *packed[1:])
 
     @classmethod
@@ -56,7 +64,7 @@ class PackedMasks:
         Upsampled masks never exist in full, so memory does not grow with N. NaN is outside.
         """
         size = (int(size[0]), int(size[1]))
-        packed = mask_pack.mask_pack_logits(logits, size, threshold)
+        packed = mask_pack_logits(logits, size, threshold)
         return _with_stats(cls(packed[0], size), *packed[1:])
 
     @classmethod
@@ -69,7 +77,7 @@ class PackedMasks:
             return cls.empty(tuple(labels.shape), labels.device)
         index = torch.searchsorted(distinct, labels.contiguous()).clamp(max=len(distinct) - 1)  # [H, W]
         index = torch.where(distinct[index] == labels, index, -1)  # [H, W]
-        masks = cls(mask_pack.mask_from_index(index, len(distinct)), tuple(labels.shape))
+        masks = cls(mask_from_index(index, len(distinct)), tuple(labels.shape))
         return masks if torch.equal(place, torch.arange(len(distinct), device=place.device)) else masks[place]
 
     @classmethod
@@ -97,7 +105,7 @@ class PackedMasks:
 
     def to_dense(self) -> Tensor:
         """bool [N, H, W]."""
-        return mask_pack.mask_unpack(self.words, self.size)
+        return mask_unpack(self.words, self.size)
 
     def to_rle(self) -> list[dict]:
         """Compressed COCO RLE, `counts` as str, equal to pycocotools' to the bit."""
@@ -107,7 +115,7 @@ class PackedMasks:
 
     @cached_property
     def _stats(self) -> tuple[Tensor, Tensor]:
-        return mask_pack.mask_stats(self.words, self.size)
+        return mask_stats(self.words, self.size)
 
     @property
     def areas(self) -> Tensor:
@@ -141,30 +149,28 @@ class PackedMasks:
             words = self.words[index]
         else:
             index = torch.arange(len(self))[index]  # [kept], from 0 on; checks it, too
-            words = mask_pack.mask_take(self.words, self.boxes, self.size[0], index)
+            words = mask_take(self.words, self.boxes, self.size[0], index)
         return _with_stats(PackedMasks(words, self.size), self.areas[index], self.boxes[index])
 
     def fill_holes(self) -> PackedMasks:
         """With every background region (4-connected) that does not reach the border of the image."""
-        return PackedMasks(mask_regions.mask_fill_holes(self.words, self.size), self.size)
+        return mask_regions.mask_fill_holes(self)
 
     def largest_component(self) -> PackedMasks:
         """Of each mask the component (8-connected) with the most pixels; of equals the first, column by column."""
-        return PackedMasks(mask_regions.mask_largest_component(self.words, self.size), self.size)
+        return mask_regions.mask_largest_component(self)
 
     def components(self) -> tuple[PackedMasks, Tensor]:
         """All components (8-connected) of all masks, R in number, and the mask int64 [R] that each is of."""
-        words, owner = mask_regions.mask_components(self.words, self.size)
-        return PackedMasks(words, self.size), owner
+        return mask_regions.mask_components(self)
 
     def boundary(self) -> PackedMasks:
         """Pixels inside with one of their 4 neighbours outside; what lies beyond the image is outside."""
-        return PackedMasks(mask_regions.mask_boundary(self.words, self.size), self.size)
+        return mask_regions.mask_boundary(self)
 
     def resize(self, size: Size) -> PackedMasks:
         """Masks of another size, each pixel the nearest one by centres."""
-        size = (int(size[0]), int(size[1]))
-        return PackedMasks(mask_regions.mask_resize(self.words, self.size, size), size)
+        return mask_regions.mask_resize(self, size)
 
     def num_corners(self) -> Tensor:
         """How many of the image's four corner pixels each mask holds, int64 [N]."""

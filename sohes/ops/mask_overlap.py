@@ -25,8 +25,11 @@ def mask_overlap(a: PackedMasks, b: PackedMasks, backend: str = "auto") -> Tenso
         backend: "auto", "cpp", "cuda", "triton" or "reference".
 
     Raises:
-        ValueError: sizes or devices differ. BackendUnavailable: see `sohes.ops._library`.
+        TypeError: not PackedMasks. ValueError: sizes or devices differ. BackendUnavailable: see `sohes.ops._library`.
     """
+    for masks in (a, b):
+        if not hasattr(masks, "words"):
+            raise TypeError(f"mask_overlap: expected PackedMasks, got {type(masks).__name__}")
     if a.size != b.size:
         raise ValueError(f"mask_overlap: expected masks of one size, got {a.size} and {b.size}")
     if a.words.device != b.words.device:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connected regions, outlines and resizing of packed masks: operators over words. `sohes.masks` wraps them.
+"""Connected regions, outlines and resizing of packed masks: operators over words, or PackedMasks.
 
 Connectivity and ties are defined in `sohes/ops/reference/mask_regions.py`; results are the same on every backend.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 import torch.nn.functional as F
@@ -16,40 +17,79 @@ from torch import Tensor
 from sohes._binary import find_binary, require_binary
 from sohes.ops._cuda import run_cuda
 from sohes.ops._library import Operator, define_op, why_not_cpp, why_not_cuda
-from sohes.ops._words import zero_words
+from sohes.ops._words import Size, like_masks, words_of, zero_words
 from sohes.ops.reference import mask_regions as reference
 from sohes.ops.reference.mask_pack import num_words
 
-Size = tuple[int, int]
+if TYPE_CHECKING:
+    from sohes.masks import PackedMasks
 
 
-def mask_fill_holes(words: Tensor, size: Size, backend: str = "auto") -> Tensor:
-    """words int64 [N, V] -> the masks with every background region that does not reach the border of the image."""
-    return _fill_holes(words, *size, backend)
+@overload
+def mask_fill_holes(masks: PackedMasks, *, backend: str = "auto") -> PackedMasks: ...
+@overload
+def mask_fill_holes(masks: Tensor, size: Size, backend: str = "auto") -> Tensor: ...
+def mask_fill_holes(masks: Any, size: Size | None = None, backend: str = "auto") -> Any:
+    """Each mask with every background region (4-connected) that does not reach the border of the image.
+
+    Takes and gives PackedMasks, or words int64 [N, V] of masks of `size` (H, W); so do the others below.
+    """
+    return _map("mask_fill_holes", _fill_holes, masks, size, backend)
 
 
-def mask_largest_component(words: Tensor, size: Size, backend: str = "auto") -> Tensor:
-    """words int64 [N, V] -> each mask's component with the most pixels; empty masks stay empty."""
-    return _largest_component(words, *size, backend)
+@overload
+def mask_largest_component(masks: PackedMasks, *, backend: str = "auto") -> PackedMasks: ...
+@overload
+def mask_largest_component(masks: Tensor, size: Size, backend: str = "auto") -> Tensor: ...
+def mask_largest_component(masks: Any, size: Size | None = None, backend: str = "auto") -> Any:
+    """Each mask's component (8-connected) with the most pixels; empty masks stay empty."""
+    return _map("mask_largest_component", _largest_component, masks, size, backend)
 
 
-def mask_boundary(words: Tensor, size: Size, backend: str = "auto") -> Tensor:
-    """words int64 [N, V] -> pixels inside with one of their 4 neighbours outside; beyond the image is outside."""
-    return _boundary(words, *size, backend)
+@overload
+def mask_boundary(masks: PackedMasks, *, backend: str = "auto") -> PackedMasks: ...
+@overload
+def mask_boundary(masks: Tensor, size: Size, backend: str = "auto") -> Tensor: ...
+def mask_boundary(masks: Any, size: Size | None = None, backend: str = "auto") -> Any:
+    """Pixels inside with one of their 4 neighbours outside; beyond the image is outside."""
+    return _map("mask_boundary", _boundary, masks, size, backend)
 
 
-def mask_resize(words: Tensor, size: Size, new_size: Size, backend: str = "auto") -> Tensor:
-    """words int64 [N, V] -> words of masks of `new_size`, each pixel the one at its centre (nearest)."""
+@overload
+def mask_resize(masks: PackedMasks, new_size: Size, *, backend: str = "auto") -> PackedMasks: ...
+@overload
+def mask_resize(masks: Tensor, size: Size, new_size: Size, backend: str = "auto") -> Tensor: ...
+def mask_resize(masks: Any, size: Size | None = None, new_size: Size | None = None, backend: str = "auto") -> Any:
+    """Masks of `new_size`, each pixel the one at its centre (nearest): of PackedMasks, or of words and their `size`.
+
+    Raises ValueError where there is no pixel to take.
+    """
+    if not isinstance(masks, Tensor) and new_size is None:
+        size, new_size = None, size  # the one size that is given is the new one
+    words, size = words_of("mask_resize", masks, size)
+    if new_size is None:
+        raise TypeError("mask_resize: expected a new size (H, W)")
+    new_size = (int(new_size[0]), int(new_size[1]))
     if 0 in size and 0 not in new_size:
         raise ValueError(f"mask_resize: cannot resize masks of {list(size)} to {list(new_size)}")
-    return _resize(words, *size, *new_size, backend)
+    return like_masks(masks, _resize(words, *size, *new_size, backend), new_size)
 
 
-def mask_components(words: Tensor, size: Size) -> tuple[Tensor, Tensor]:
-    """words int64 [N, V] -> words [R, V] of all components of all masks, and the mask int64 [R] that each is of.
+@overload
+def mask_components(masks: PackedMasks) -> tuple[PackedMasks, Tensor]: ...
+@overload
+def mask_components(masks: Tensor, size: Size) -> tuple[Tensor, Tensor]: ...
+def mask_components(masks: Any, size: Size | None = None) -> tuple[Any, Tensor]:
+    """All components (8-connected) of all masks, R in number, and the mask int64 [R] that each is of.
 
     A plain function, since R depends on the data. Runs in C++ or CUDA where the binary is there.
     """
+    words, size = words_of("mask_components", masks, size)
+    parts, owners = _components(words, size)
+    return like_masks(masks, parts, size), owners
+
+
+def _components(words: Tensor, size: Size) -> tuple[Tensor, Tensor]:
     if why_not_cuda(words.device, words.dtype) is None:
         return _components_cuda(words, *size)
     binary = find_binary().module
@@ -57,12 +97,17 @@ def mask_components(words: Tensor, size: Size) -> tuple[Tensor, Tensor]:
         return reference.mask_components(words, *size)
     words, threads = words.contiguous(), torch.get_num_threads()
     scratch = _scratch(words, *size)
-    counts = torch.empty(len(words), dtype=torch.int64)  # [N]
+    counts = torch.empty(len(words), dtype=torch.int64, device="cpu")  # [N]
     binary.mask_count_components(words, *size, scratch, counts, threads)
     stops = counts.cumsum(0)  # [N]
     out = zero_words(int(counts.sum()), size)  # [R, V]
     binary.mask_components(words, *size, scratch, stops - counts, out, threads)
-    return out, torch.repeat_interleave(torch.arange(len(words)), counts)
+    return out, torch.repeat_interleave(torch.arange(len(words), device="cpu"), counts)
+
+
+def _map(name: str, operator: Operator, masks: Any, size: Size | None, backend: str) -> Any:
+    words, size = words_of(name, masks, size)
+    return like_masks(masks, operator(words, *size, backend), size)
 
 
 def _scratch(words: Tensor, height: int, width: int) -> Tensor:

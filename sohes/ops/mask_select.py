@@ -66,19 +66,43 @@ def _rows_of_overlap(words: Tensor, boxes: Tensor, height: int) -> Iterator[tupl
         yield part, torch.ops.sohes.mask_overlap(words[part], boxes[part], words, boxes, height)
 
 
-mask_nms = define_op(
+def mask_nms(
+    words: Tensor, areas: Tensor, boxes: Tensor, order: Tensor, threshold: float, height: int, backend: str = "auto"
+) -> Tensor:
+    """Which masks no better one duplicates, bool [N]; `sohes.masks.nms_masks` takes PackedMasks.
+
+    Args:
+        words, areas, boxes: int64 [N, V], [N] and [N, 4], as of PackedMasks.
+        order: int64 [N], masks from the best to the worst.
+        threshold: a mask is dropped when its IoU with a kept one is over it.
+        height: of the masks in pixels.
+    """
+    return _nms(words, areas, boxes, order, float(threshold), height, backend)
+
+
+def mask_parents(
+    words: Tensor, areas: Tensor, boxes: Tensor, order: Tensor, theta: float, height: int, backend: str = "auto"
+) -> Tensor:
+    """The parent of each mask by coverage, int64 [N], -1 for none; `sohes.forest.build_forest` takes PackedMasks.
+
+    Arguments as `mask_nms`; order: from the fewest pixels to the most; theta: share of a mask that lies in its parent.
+    """
+    return _parents(words, areas, boxes, order, float(theta), height, backend)
+
+
+_nms = define_op(
     "mask_nms",
     _SCHEMA.format("threshold"),
     reference=reference.mask_nms,
     fake=lambda words, areas, *rest: torch.empty_like(areas, dtype=torch.bool),
 )
-mask_nms.add_backend("cpp", _nms_cpp, why_not_cpp)
-mask_nms.add_backend("cuda", _nms_cuda, why_not_cuda)
-mask_parents = define_op(
+_nms.add_backend("cpp", _nms_cpp, why_not_cpp)
+_nms.add_backend("cuda", _nms_cuda, why_not_cuda)
+_parents = define_op(
     "mask_parents",
     _SCHEMA.format("theta"),
     reference=reference.mask_parents,
     fake=lambda words, areas, *rest: torch.empty_like(areas),
 )
-mask_parents.add_backend("cpp", _parents_cpp, why_not_cpp)
-mask_parents.add_backend("cuda", _parents_cuda, why_not_cuda)
+_parents.add_backend("cpp", _parents_cpp, why_not_cpp)
+_parents.add_backend("cuda", _parents_cuda, why_not_cuda)

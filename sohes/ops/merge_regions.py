@@ -81,6 +81,19 @@ def merge_regions(
     return trees
 
 
+def merge_rounds(
+    features: Tensor | Sequence[Tensor],
+    *,
+    min_similarity: float = -inf,
+    region_mask: Tensor | Sequence[Tensor] | None = None,
+    backend: str = "auto",
+) -> list[MergeTree]:
+    """`merge_regions` with `schedule="rounds"`: all mutually best pairs at once, which gives another tree."""
+    return merge_regions(
+        features, min_similarity=min_similarity, region_mask=region_mask, schedule="rounds", backend=backend
+    )
+
+
 def merge_regions_graph(
     features: Tensor,
     edges: Tensor,

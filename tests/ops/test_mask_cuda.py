@@ -11,7 +11,7 @@ from mask_cases import SIZES, mixed, object_logits
 
 from sohes.forest import Forest, build_forest
 from sohes.masks import PackedMasks, nms_masks
-from sohes.ops import mask_pack, mask_regions, mask_rle
+from sohes.ops import mask_from_index, mask_pack, mask_pack_logits, mask_regions, mask_rle, mask_stats, mask_unpack
 from sohes.ops._library import why_not_cuda
 from sohes.ops.mask_select import mask_nms, mask_parents
 from sohes.ops.reference import mask_pack as reference
@@ -29,11 +29,11 @@ def equal(got, expected):
 def test_dense_both_ways(size):
     dense = mixed(0, *size)
     packed = reference.mask_pack(dense)
-    assert equal(mask_pack.mask_pack(dense.cuda(), "cuda"), packed)
-    assert equal(mask_pack.mask_stats(packed[0].cuda(), size, "cuda"), packed[1:])
-    assert equal([mask_pack.mask_unpack(packed[0].cuda(), size, "cuda")], [dense])
+    assert equal(mask_pack(dense.cuda(), "cuda"), packed)
+    assert equal(mask_stats(packed[0].cuda(), size, "cuda"), packed[1:])
+    assert equal([mask_unpack(packed[0].cuda(), size, "cuda")], [dense])
     index = torch.randint(-1, 4, size, generator=torch.Generator().manual_seed(3))
-    words = mask_pack.mask_from_index(index.cuda(), 5, "cuda")
+    words = mask_from_index(index.cuda(), 5, "cuda")
     assert equal([words], [reference.mask_from_index(index, 5)])
 
 
@@ -47,7 +47,7 @@ def test_any_strides():
         dense.to(torch.uint8) * 200,
     ]
     for layout in layouts:
-        assert equal(mask_pack.mask_pack(layout.cuda(), "cuda"), expected)
+        assert equal(mask_pack(layout.cuda(), "cuda"), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -66,7 +66,7 @@ def test_any_strides():
 def test_logits(source, target, threshold, dtype):
     logits = torch.cat((torch.randn(4, *source), object_logits(4, *source))).to(dtype)
     logits[0, 0, 0], logits[1, -1, -1] = float("nan"), float("inf")
-    got = mask_pack.mask_pack_logits(logits.cuda(), target, threshold, "cuda")
+    got = mask_pack_logits(logits.cuda(), target, threshold, "cuda")
     assert equal(got, reference.mask_pack_logits(logits, *target, threshold))
 
 

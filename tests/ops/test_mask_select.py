@@ -31,7 +31,7 @@ def test_forward(operator, value, size):
 @pytest.mark.parametrize("backend", ["reference", pytest.param("cpp", marks=needs_binary)])
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_opcheck(operator, backend):
-    function = getattr(torch.ops.sohes, operator.name).default
+    function = getattr(torch.ops.sohes, operator.__name__).default
     args = (*inputs((9, 8), 0.7, each=1), backend)
     torch.library.opcheck(function, args, test_utils=("test_schema", "test_faketensor"))
 
