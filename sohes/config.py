@@ -263,8 +263,11 @@ class CorrectConfig:
     learning_rate_factor: float = 0.5
     """Peak learning rate of this phase relative to phase 2's, >= 0. [ours]"""
     ema_decay: float = 0.9996
-    """The teacher's momentum, 0 (no average: the teacher is the student of the step before) to below 1. [sibling] Short
-    runs need a smaller one: its memory is 1 / (1 - decay) steps."""
+    """The teacher's momentum in every step, 0 (no average: the teacher is the student after each step) to below 1. Its
+    memory is 1 / (1 - decay) steps: short runs need a smaller one, for a tenth of them. [sibling]"""
+    ema_warmup_steps: int = 0
+    """Over these first steps the momentum rises from 0 to `ema_decay`, >= 0; the teacher starts as the student, so
+    that none are needed. [ours]"""
     student_view: Literal["strong", "weak"] = "strong"
     """What the student sees: the strong view of the teacher's crop [sibling], or the very view of the teacher."""
     label_weight: tuple[float, float] = (1.0, 0.0)

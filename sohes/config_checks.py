@@ -72,6 +72,7 @@ _RANGES: dict[str, tuple[float, float | None]] = {
     "correct.num_steps": (1, None),
     "correct.batch_size": (1, None),
     "correct.learning_rate_factor": (0, None),
+    "correct.ema_warmup_steps": (0, None),
     "correct.theta_cover": (0, 1),
     "correct.nms_iou": (0, 1),
     "correct.max_labels": (1, None),

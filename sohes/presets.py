@@ -54,7 +54,7 @@ def tiny() -> Config:
         optim=OptimConfig(learning_rate=5e-4, backbone_factor=1.0, clip_norm=1.0),
         views=ViewConfig(size=128, scale=(0.9, 1.4)),
         instruct=InstructConfig(num_steps=240, batch_size=8),
-        correct=CorrectConfig(num_steps=120, batch_size=8, ema_decay=0.98),
+        correct=CorrectConfig(num_steps=120, batch_size=8, ema_decay=0.92),
         infer=InferConfig(size=128),
     )
 
@@ -135,7 +135,7 @@ def cpu() -> Config:
         optim=OptimConfig(learning_rate=1e-3, backbone_factor=0.5, clip_norm=1.0),
         views=ViewConfig(size=160, scale=(0.8, 1.6), min_area=32),
         instruct=InstructConfig(num_steps=200, batch_size=4),
-        correct=CorrectConfig(num_steps=80, batch_size=4, ema_decay=0.98),
+        correct=CorrectConfig(num_steps=80, batch_size=4, ema_decay=0.9),
         infer=InferConfig(size=160),
     )
 

@@ -29,12 +29,9 @@ def update_teacher(teacher: nn.Module, student: nn.Module, decay: float) -> None
         mine.copy_(theirs)
 
 
-def ema_decay_at(step: int, decay: float) -> float:
-    """The decay warmed up over the first steps, so that the teacher soon leaves its initial weights.
-
-    min(decay, (1 + step) / (10 + step)): 0.1 at step 0, within 1 % of 0.99 after 900 steps.
-    """
-    return min(decay, (1 + step) / (10 + step))
+def ema_decay_at(step: int, decay: float, warmup_steps: int = 0) -> float:
+    """The decay of a step: `decay`, after a linear rise over the first `warmup_steps` steps, 0 at step 0."""
+    return decay * min(1.0, step / warmup_steps) if warmup_steps else decay
 
 
 def _own_part(parameter: nn.Parameter) -> torch.Tensor:

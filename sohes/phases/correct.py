@@ -71,7 +71,7 @@ def correct(run: Run, config: Config, labels: LabelSet, device: torch.device, wo
         return losses | {"teacher_masks": torch.tensor(sum(len(t.masks) for t in corrected) / len(batch.names))}
 
     def after_step(step: int) -> None:
-        update_teacher(teacher, student, ema_decay_at(step, settings.ema_decay))
+        update_teacher(teacher, student, ema_decay_at(step, settings.ema_decay, settings.ema_warmup_steps))
 
     train(
         Trainer(

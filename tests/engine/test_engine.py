@@ -2,6 +2,7 @@
 """Optimiser groups, schedule, teacher."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from sohes.config import OptimConfig
 from sohes.engine.ema import ema_decay_at, make_teacher, update_teacher
 from sohes.engine.optim import build_optimizer, learning_rate_at, set_learning_rate
 from sohes.models.segmenter_model import build_model
+from sohes.presets import PRESETS
 
 
 class Small(nn.Module):
@@ -84,8 +86,19 @@ def test_teacher_follows_the_student():
     assert not teacher.training
 
 
-def test_teacher_decay_warms_up():
-    assert ema_decay_at(0, 0.999) == pytest.approx(0.1)
-    assert ema_decay_at(10**6, 0.999) == 0.999
-    decays = [ema_decay_at(step, 0.999) for step in range(2000)]
-    assert decays == sorted(decays)
+def test_the_decay_is_what_the_setting_says_from_the_first_step_on():
+    assert [ema_decay_at(step, 0.9996) for step in (0, 1, 119, 10**6)] == [0.9996] * 4
+    assert ema_decay_at(5, 0.0) == 0.0
+
+
+def test_the_decay_may_rise_over_a_few_steps():
+    assert [ema_decay_at(step, 0.96, 4) for step in range(6)] == pytest.approx([0, 0.24, 0.48, 0.72, 0.96, 0.96])
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_the_teacher_of_a_preset_forgets_its_start_and_averages_over_many_steps(name):
+    """What is left of the weights of phase 2 at the end of phase 3, and the memory, in parts of the phase."""
+    settings = PRESETS[name]().correct
+    left = math.prod(ema_decay_at(s, settings.ema_decay, settings.ema_warmup_steps) for s in range(settings.num_steps))
+    assert left < 0.025
+    assert 10 <= 1 / (1 - settings.ema_decay) <= settings.num_steps / 4 + 1e-6
