@@ -8,11 +8,10 @@ function works in a world of one, with or without a process group, so callers ne
 from __future__ import annotations
 
 import os
+import pickle
 import re
-import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -21,17 +20,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sohes.engine.console import RunLog
+from sohes.engine.failures import Failures, PeerFailed, describe
+from sohes.engine.meeting import LaunchError, Patience, connect, find_room, meet, terminal_log
+from sohes.engine.slurm import first_host, typed_in_a_shell
 from sohes.errors import SohesError
 
 Result = TypeVar("Result")
 
-_PORT_BASE, _PORT_RANGE = 20000, 10000
+_PORT_BASE, _PORT_RANGE, _LAST_PORT = 20000, 10000, 65535
 _DEFAULT_TIMEOUT = timedelta(hours=1)
-_LOOK_AGAIN = timedelta(seconds=0.5)
-
-
-class LaunchError(SohesError, ValueError):
-    """The environment describes no world; the message names the variable."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,8 @@ def find_world(environment: Mapping[str, str] | None = None) -> World:
     """The world that the environment describes: torchrun's variables, else those of `srun`, else one process.
 
     A batch script's own step has SLURM_PROCID and SLURM_NTASKS too, though it is one process: only what `srun` alone
-    sets counts.
+    sets counts. Nor is what a person types in the shell of `srun --pty` one of that step's tasks: it is one process,
+    and the terminal is told so.
 
     Raises:
         LaunchError: a variable is missing or no number.
@@ -70,6 +69,10 @@ def find_world(environment: Mapping[str, str] | None = None) -> World:
         local_rank, local_size = _number(env, "LOCAL_RANK", 0), _number(env, "LOCAL_WORLD_SIZE", 1)
         world = World(_number(env, "RANK"), _number(env, "WORLD_SIZE"), local_rank, restarts, local_size)
     elif "SLURM_STEP_NUM_TASKS" in env:
+        if typed_in_a_shell(env):
+            if _number(env, "SLURM_STEP_NUM_TASKS") > 1:
+                RunLog()(f"in a shell of SLURM, of {env['SLURM_STEP_NUM_TASKS']} tasks: running as one process")
+            return World()
         restarts = _number(env, "SLURM_RESTART_COUNT", 0)
         tasks = _number(env, "SLURM_STEP_NUM_TASKS")
         # Tasks of each node, as in `8(x2),4`; steps are even where it matters.
@@ -87,75 +90,66 @@ def rendezvous(environment: Mapping[str, str] | None = None) -> str:
     """Where the processes meet, as `tcp://host:port`: MASTER_ADDR and MASTER_PORT, else from SLURM's step.
 
     Raises:
-        LaunchError: neither is there.
+        LaunchError: neither is there, or the port is none.
     """
-    env = os.environ if environment is None else environment
+    return "tcp://{}:{}".format(*_host_and_port(os.environ if environment is None else environment))
+
+
+def _host_and_port(env: Mapping[str, str]) -> tuple[str, int]:
     if "MASTER_ADDR" in env:
         host = env["MASTER_ADDR"]
     elif "SLURM_STEP_NODELIST" in env:
         host = first_host(env["SLURM_STEP_NODELIST"])
     else:
         raise LaunchError("several processes, but nowhere to meet: set MASTER_ADDR and MASTER_PORT, or use torchrun")
-    default = _PORT_BASE + _number(env, "SLURM_JOB_ID", 0) % _PORT_RANGE
-    return f"tcp://{host}:{_number(env, 'MASTER_PORT', default)}"
-
-
-def first_host(hosts: str) -> str:
-    """The first name of a SLURM host list: `gpu[003-005,9],login` -> `gpu003`."""
-    first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", hosts).group()
-    return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", first)
+    port = _number(env, "MASTER_PORT", _PORT_BASE + _number(env, "SLURM_JOB_ID", 0) % _PORT_RANGE)
+    if not 1 <= port <= _LAST_PORT:
+        raise LaunchError(f"expected a port from 1 to {_LAST_PORT} in MASTER_PORT, got {port}")
+    return host, port
 
 
 @contextmanager
 def process_group(world: World, device: torch.device, timeout: timedelta = _DEFAULT_TIMEOUT) -> Iterator[None]:
     """Join the other processes for the time of a `with`; in a world of one as well, so that there is one path.
 
-    gloo carries what is on the CPU, NCCL what is on GPUs. `timeout`: how long a process waits for the others, > 0.
+    gloo carries what is on the CPU, NCCL what is on GPUs, `device` being this process's own. Who waits says so on the
+    terminal. A failure in the block ends the other processes within seconds, with its reason.
+
+    Args:
+        timeout: how long a process waits for the others, > 0.
+
+    Raises:
+        LaunchError: the others have not come in time, or cannot be met. PeerFailed: another process has failed.
     """
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    if world.size == 1:
-        meeting: dict[str, Any] = {"store": dist.HashStore()}
-    elif "TORCHELASTIC_RUN_ID" in os.environ:
-        store, _, _ = next(dist.rendezvous("env://", world.rank, world.size, timeout=timeout))
-        meeting = {"store": fresh_room(store, world, timeout)}
-    else:
-        meeting = {"init_method": rendezvous()}
-    dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=timeout, **meeting)
+    on_gpu = device.type == "cuda"
+    # With its device NCCL connects at once: a GPU that two processes want is found here, not in the first step.
+    options: dict[str, Any] = {"device_id": device} if on_gpu and device.index is not None else {}
+    store, ears = (dist.HashStore(), None) if world.size == 1 else _common_store(world, timeout)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+        rank=world.rank,
+        world_size=world.size,
+        timeout=timeout,
+        store=dist.PrefixStore("group", store),
+        **options,
+    )
     try:
-        yield
+        with nullcontext() if ears is None else Failures(ears, world.rank, world.size):
+            yield
     finally:
         dist.destroy_process_group()
 
 
-def fresh_room(store: dist.Store, world: World, timeout: timedelta) -> dist.Store:
-    """A corner of torchrun's store that no earlier start of this job has used.
-
-    The store outlives the processes, and addresses of dead ones in it would be called again. The first process names a
-    new room, all others say who they are in the newest room they find, and the room counts for those whom its owner
-    then lists: in a room of an earlier start nobody lists them, and they look again.
-
-    Raises:
-        DistStoreError: some process has not come within `timeout`.
-    """
-    me, deadline = uuid.uuid4().hex, time.monotonic() + timeout.total_seconds()
-    if world.rank == 0:
-        store.set("room", me)
-        guests = [f"{me}/{rank}" for rank in range(1, world.size)]
-        store.wait(guests, timeout)
-        store.set(f"{me}/listed", " ".join(store.get(guest).decode() for guest in guests))
-        return dist.PrefixStore(me, store)
-    while True:
-        room = store.get("room").decode()
-        store.set(f"{room}/{world.rank}", me)
-        try:
-            store.wait([f"{room}/listed"], _LOOK_AGAIN)
-        except dist.DistStoreError:
-            if time.monotonic() > deadline:
-                raise
-            continue
-        if me in store.get(f"{room}/listed").decode().split():
-            return dist.PrefixStore(room, store)
-        time.sleep(_LOOK_AGAIN.total_seconds())
+def _common_store(world: World, timeout: timedelta) -> tuple[dist.Store, dist.Store]:
+    """The store in which all processes have met, and a second connection to it."""
+    env, patience = os.environ, Patience(timeout, terminal_log(world.local_rank))
+    host, port = _host_and_port(env)
+    if "TORCHELASTIC_RUN_ID" in env:
+        shared, _, _ = next(dist.rendezvous("env://", world.rank, world.size, timeout=timeout))
+        room = find_room(shared, world.rank, world.size, patience)
+        return dist.PrefixStore(room, shared), dist.PrefixStore(room, connect(host, port, world.size))
+    store = meet(host, port, world.rank, world.size, patience, env)
+    return store, connect(host, port, world.size)
 
 
 def barrier() -> None:
@@ -182,19 +176,39 @@ def gather(value: Any) -> list[Any]:
 
 
 def on_main(work: Callable[[], Result]) -> Result:
-    """Do `work` in the main process only and hand its result, picklable, to all; a SohesError is raised in all."""
+    """Do `work` in the main process only and hand its result, picklable, to all.
+
+    What it raises, whatever it is, is raised in all: a SohesError as itself; of any other error, which keeps its
+    traceback in the main process, the others get a PeerFailed with the reason.
+    """
     if not _together():
         return work()
-    message: list[Any] = [None, None]
     if dist.get_rank() == 0:
         try:
-            message[0] = work()
-        except SohesError as error:
-            message[1] = error
+            result = work()
+            message = [pickle.dumps(result), None]
+        except BaseException as error:
+            dist.broadcast_object_list([None, _to_send(error)])
+            raise
+        dist.broadcast_object_list(message)
+        return result
+    message = [None, None]
     dist.broadcast_object_list(message)
     if message[1] is not None:
-        raise message[1]
-    return message[0]
+        raise pickle.loads(message[1])
+    return pickle.loads(message[0])
+
+
+def _to_send(error: BaseException) -> bytes:
+    """An exception for the other processes, pickled."""
+    if not isinstance(error, SohesError):
+        return pickle.dumps(PeerFailed(f"process 0 of this run has failed: {describe(error)}"))
+    try:
+        sent = pickle.dumps(error)
+        pickle.loads(sent)
+    except (TypeError, AttributeError, pickle.PicklingError):  # its class makes a message of other arguments, say
+        return pickle.dumps(SohesError(str(error)))
+    return sent
 
 
 def _together() -> bool:

@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which process of how many: torchrun's and SLURM's variables, and the world of one."""
 
-from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -15,7 +12,6 @@ from sohes.engine.distributed import (
     barrier,
     find_world,
     first_host,
-    fresh_room,
     gather,
     on_main,
     process_group,
@@ -106,20 +102,3 @@ def test_a_world_of_one_needs_no_special_case(joined):
     with process_group(World(), torch.device("cpu")):
         check()
     assert not dist.is_initialized()
-
-
-def test_processes_started_again_do_not_meet_those_before():
-    """A store that holds a whole earlier start: the new processes agree on another room."""
-    store, timeout = dist.HashStore(), timedelta(seconds=30)
-
-    def start():
-        with ThreadPoolExecutor(3) as pool:
-            rooms = list(pool.map(lambda rank: fresh_room(store, World(rank, 3), timeout), (2, 1, 0)))
-        rooms[0].set("who", "me")
-        assert [room.get("who") for room in rooms] == [b"me"] * 3
-        return rooms[0]
-
-    first = start()
-    second = start()
-    second.set("who", "them")
-    assert first.get("who") == b"me"
