@@ -85,6 +85,12 @@ class Run:
         clean = {key: None if value != value else value for key, value in scores.items()}
         write_json(self.results, {**self.read_results(), phase: clean})
 
+    def add_scoring(self, phase: Phase, num_images: int, seconds: float) -> None:
+        """Record how long it took to score a phase; a line of scoring.jsonl."""
+        row = {"phase": phase, "images": num_images, "seconds": round(seconds, 3)}
+        with (self.path / "scoring.jsonl").open("a", encoding="ascii") as file:
+            file.write(json.dumps(row) + "\n")
+
     @contextmanager
     def open_metrics(self, phase: Phase, start_step: int, tensorboard: bool = False) -> Iterator[Metrics]:
         """Where the numbers of the steps from `start_step` go. Raises RunError when TensorBoard is not installed."""

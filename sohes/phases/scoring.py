@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,7 @@ def score_phase(
     Every process segments its block of the photos into a file of lines; the main one joins them, in the order of the
     photos, and measures. Returns the scores in every process.
     """
+    started = time.monotonic()
     photos = list_photos(ground_truth)
     share = world.share(len(photos))
     own = _part_path(run, phase, world.rank)
@@ -84,6 +86,7 @@ def score_phase(
         evaluator = score_files(ground_truth.annotations, run.predictions(phase))
         scores = evaluator.summary()
         run.add_result(phase, none_for_nan(scores | {"granularity": evaluator.granularity()}))
+        run.add_scoring(phase, len(photos), time.monotonic() - started)
         return scores
 
     return on_main(join_and_measure)

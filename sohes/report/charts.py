@@ -65,11 +65,13 @@ def steps_chart(categories: Sequence[str], series: Sequence[Series], title: str,
     labels = [f"{one.name} {100 * one.ys[-1]:.1f}" for one in series]
     right = max(118, 12 + 6 * max(map(len, labels)))  # pixels: characters of a long name take less than 6 each
     frame = _Frame(width, height, 0, max(len(categories) - 1, 1), 0, max(top, 0.01), right=right, left=44)
+    every = _tick_stride(categories, frame.x(1) - frame.x(0))
     parts = [
         frame.axes([], nice_ticks(0, max(top, 0.01), 4), percent=True),
         *(
             f'<text class="tick" x="{frame.x(i):.1f}" y="{height - 6}" text-anchor="middle">{escape(name)}</text>'
             for i, name in enumerate(categories)
+            if (len(categories) - 1 - i) % every == 0
         ),
     ]
     ends = _spread([frame.y(s.ys[-1]) for s in series], _LABEL_GAP, height - 30)
@@ -89,7 +91,7 @@ def interval_chart(
     title: str,
     references: Sequence[tuple[str, float]] = (),
     *,
-    width: int = 460,
+    width: int = 420,
     left: int = 150,
 ) -> str:
     """(name, value, low, high) each as a dot with a whisker, one below the other; references as dashed lines.
@@ -248,6 +250,11 @@ class _Frame:
 
 def _x_ticks(low: float, high: float, width: int) -> list[float]:
     return nice_ticks(low, high, max(2, width // 110))
+
+
+def _tick_stride(names: Sequence[str], room: float) -> int:
+    """Every how many names, `room` pixels from one to the next, have room for their characters of 6 each."""
+    return max(1, math.ceil((6 * max(map(len, names), default=0) + 8) / max(room, 1)))
 
 
 def _spread(positions: Sequence[float], gap: float, bottom: float) -> list[float]:

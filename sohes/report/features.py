@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
 import torch
@@ -57,7 +56,10 @@ def features_section(run: Path) -> str:
     for path in sorted((run / FOLDER).glob("*-photo.png"), key=lambda path: int(path.name.partition("-")[0])):
         number = path.name.partition("-")[0]
         pair = (path, path.with_name(f"{number}-pca.png"))
-        images = "".join(f'<img src="{_uri(one)}" alt="{escape(one.stem)}">' for one in pair if one.is_file())
+        names = (f"photo {int(number) + 1}", f"principal components of the features of photo {int(number) + 1}")
+        images = "".join(
+            f'<img src="{_uri(one)}" alt="{name}">' for one, name in zip(pair, names, strict=True) if one.is_file()
+        )
         figures.append(f'<figure class="pair">{images}</figure>')
     if not figures:
         return ""

@@ -20,6 +20,7 @@ from sohes.report.sections import (
     phase_seconds,
     phase_title,
     results_section,
+    scoring_seconds,
     settings_section,
     time_section,
     training_section,
@@ -111,7 +112,7 @@ def photos_section(panels: PhotoPanels) -> str:
     )
     note = (
         f"{panels.source}. A child is drawn in a variation of its parent's colour, smaller masks over larger ones."
-        + (" Misses: true masks whose best prediction has an IoU below 0.5." if has_truth else "")
+        + (" Misses: true masks whose best prediction has an IoU below 0.5, beside the truth." if has_truth else "")
     )
     photos = "".join(_photo(index, photo) for index, photo in enumerate(panels.photos))
     return (
@@ -138,17 +139,23 @@ def _overlay(index: int, photo: Photo, overlay: Overlay) -> str:
     masks = f"{overlay.total} mask{'s' if overlay.total != 1 else ''}"
     if drawn < overlay.total:
         masks = f"best {drawn} of {masks}"
+    depth = f", by level {by_level}" if len(overlay.counts) > 1 else ""
     layers = []
     for number, view in enumerate(VIEWS):
+        if overlay.title == GROUND_TRUTH and view == MISSES:
+            continue  # the truth misses nothing: beside what others miss, all of it is shown
         if view in overlay.pictures:
-            layers.append(f'<img class="over-photo v{number}" src="{overlay.pictures[view]}" alt="">')
+            shown = f"{masks}{depth}" if view == "all" else f"{view} of {masks}"
+            alt = escape(f"{title}, {shown}: {photo.name}", quote=True)
+            views = (
+                f"v{number} v{VIEWS.index(MISSES)}" if overlay.title == GROUND_TRUTH and view == "all" else f"v{number}"
+            )
+            layers.append(f'<img class="over-photo {views}" src="{overlay.pictures[view]}" alt="{alt}">')
         else:
             nothing = "nothing missed" if view == MISSES else f"no mask at {view}"
             layers.append(f'<span class="nothing v{number}">{nothing}</span>')
-    depth = f", by level {by_level}" if len(overlay.counts) > 1 else ""
-    alt = escape(f"{photo.name} with {masks}{depth}: {title}", quote=True)
     return (
-        f'<figure><div class="stack" role="img" aria-label="{alt}" style="aspect-ratio: {width} / {height}">'
+        f'<figure><div class="stack" style="aspect-ratio: {width} / {height}">'
         f'<div class="under p{index}"></div>{"".join(layers)}</div>'
         f"<figcaption><b>{escape(title)}</b> {masks}{depth}{_missed(overlay)}</figcaption></figure>"
     )
@@ -202,9 +209,10 @@ def _key_figures(run: RunRecord) -> str:
         counts = status_counts(run.manifest)
         failed = f"{counts['failed']:,} failed" if counts["failed"] else ""
         figures.append(("photos learned from", f"{counts['ok']:,}", failed))
-    seconds = sum(phase_seconds(run).values())
-    if seconds:
-        figures.append(("in all phases", format_seconds(seconds), ""))
+    phases, scoring = sum(phase_seconds(run).values()), scoring_seconds(run)
+    if phases:
+        extra = f"{format_seconds(scoring)} of it scoring" if scoring else ""
+        figures.append(("phases and scoring" if scoring else "in all phases", format_seconds(phases + scoring), extra))
     items = "".join(
         f"<div><dt>{label}</dt><dd>{value}{f'<small>{extra}</small>' if extra else ''}</dd></div>"
         for label, value, extra in figures

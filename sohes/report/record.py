@@ -24,6 +24,7 @@ class RunRecord:
     results: scores per phase, in the order of the phases.
     manifest: one row per photo of phase 1.
     times: one row per file of labels: how long phase 1 took for it, and each stage.
+    scorings: one row per scored phase: how many photos, and how long it took.
     problems: files that are there and could not be read, one line each.
     """
 
@@ -34,6 +35,7 @@ class RunRecord:
     results: dict[str, dict[str, float | None]]
     manifest: list[Row]
     times: list[Row]
+    scorings: list[Row]
     problems: list[str]
 
 
@@ -51,6 +53,7 @@ def read_run(path: Path) -> RunRecord:
         results={phase: results[phase] for phase in _phases_first(results) if isinstance(results[phase], dict)},
         manifest=list(_read_rows(path / "labels" / "manifest.jsonl", problems)),
         times=list(_read_rows(path / "explore.jsonl", problems)),
+        scorings=list(_read_rows(path / "scoring.jsonl", problems)),
         problems=problems,
     )
 

@@ -59,31 +59,28 @@ def results_section(run: RunRecord) -> str:
     """The table of all scores after each phase, best in bold, and how they moved."""
     if not run.results:
         return ""
-    groups = _result_groups(run.results)
-    heads, subheads = ["<th></th>"], ['<th scope="col">after</th>']
-    for title, columns in groups:
-        heads.append(f'<th class="group" colspan="{len(columns)}" scope="colgroup">{escape(title)}</th>')
-        for index, heading in enumerate(columns.values()):
-            subheads.append(f'<th scope="col"{_group(index)}>{escape(heading)}</th>')
-    body = []
-    for phase, scores in run.results.items():
-        cells = [f'<th scope="row">{phase_title(phase)}</th>']
-        for _, columns in groups:
-            for index, key in enumerate(columns):
-                cells.append(_score_cell(run.results, key, scores.get(key), first=index == 0))
-        body.append(f'<tr data-phase="{escape(phase)}">{"".join(cells)}</tr>')
-    table = (
-        f'<table id="results"><thead><tr>{"".join(heads)}</tr><tr>{"".join(subheads)}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table>"
-    )
+    tables = "".join(_group_table(title, rows, run.results) for title, rows in _result_groups(run.results))
     note = (
-        "In per cent, class-agnostic, on the held-out photos; the best value of a column is bold. Recall is the mean "
+        "In per cent, class-agnostic, on the held-out photos; the best value of a row is bold. Recall is the mean "
         "over IoU thresholds .50 to .95 with up to 1000, 100, 10 or 1 masks per photo; small, medium and large are "
         "COCO's areas. Where the ground truth does not name every entity, precision counts true finds as errors."
     )
     return (
-        f'<section><h2>Results</h2><div class="scroll">{table}</div><p class="note">{note}</p>'
+        f'<section><h2>Results</h2><div id="results">{tables}</div><p class="note">{note}</p>'
         f"{_result_charts(run.results)}{granularity_chart(run.results)}{reference_table()}</section>"
+    )
+
+
+def _group_table(title: str, rows: Mapping[str, str], results: Mapping[str, Mapping[str, Any]]) -> str:
+    """One group of scores, a row each, a column for every phase: narrow enough for a phone."""
+    head = "".join(f'<th scope="col">{escape(phase)}</th>' for phase in results)
+    body = []
+    for key, heading in rows.items():
+        cells = "".join(_score_cell(results, phase, key) for phase in results)
+        body.append(f'<tr><th scope="row">{escape(heading)}</th>{cells}</tr>')
+    return (
+        f'<div class="scroll"><table><thead><tr><th scope="col">{escape(title)}</th>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
     )
 
 
@@ -127,7 +124,7 @@ def labels_section(run: RunRecord) -> str:
         rows = "".join(f'<tr><td class="text">{escape(r)}</td><td>{n:,}</td></tr>' for r, n in reasons.most_common(12))
         more = f'<p class="note">and {len(reasons) - 12} more reasons</p>' if len(reasons) > 12 else ""
         head = '<thead><tr><th scope="col">why photos failed</th><th scope="col">photos</th></tr></thead>'
-        parts.append(f"<table>{head}<tbody>{rows}</tbody></table>{more}")
+        parts.append(f'<div class="scroll"><table>{head}<tbody>{rows}</tbody></table></div>{more}')
     figures, rows = [], []
     good = [row for row in run.manifest if split_status(row)[0] != "failed"]
     for key in _numeric_keys(good):
@@ -144,13 +141,14 @@ def labels_section(run: RunRecord) -> str:
     if rows:
         names = ("per photo", "least", "median", "most", "mean")
         head = "".join(f'<th scope="col">{name}</th>' for name in names)
-        parts.append(f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>")
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        parts.append(f'<div class="scroll">{table}</div>')
     return f"<section><h2>Pseudo-labels of phase 1</h2>{''.join(parts)}</section>"
 
 
 def time_section(run: RunRecord) -> str:
     """Where the time went: by phase, and by stage within phase 1."""
-    phases = phase_seconds(run)
+    phases, scoring = phase_seconds(run), scoring_seconds(run)
     if not phases:
         return ""
     rows = []
@@ -168,10 +166,20 @@ def time_section(run: RunRecord) -> str:
             f'<tr><th scope="row">{phase_title(phase)}</th><td>{format_seconds(seconds)}</td>'
             f"<td>{median}</td><td>{share}</td></tr>"
         )
+    if scoring:
+        scored = sum(row["images"] for row in run.scorings if _is_number(row.get("images")))
+        rows.append(
+            f'<tr><th scope="row">Scoring after the phases</th><td>{format_seconds(scoring)}</td>'
+            f"<td>{format_number(scored / scoring)}</td><td>–</td></tr>"
+        )
     heads = ("phase", "time", "photos / s", "waiting for data")
     head = "".join(f'<th scope="col">{name}</th>' for name in heads)
-    parts = [f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"]
-    for title, shares in (("By phase", phases), ("Within phase 1, over all threads", stage_seconds(run))):
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    parts = [f'<div class="scroll">{table}</div>']
+    for title, shares in (
+        ("By phase", phases | ({"scoring": scoring} if scoring else {})),
+        ("Within phase 1, over all threads", stage_seconds(run)),
+    ):
         if len(shares) < 2:
             continue
         bar = charts.share_bar(list(shares.items()), title).replace('class="chart"', 'class="chart wide"')
@@ -209,6 +217,11 @@ def explore_seconds(run: RunRecord) -> float:
     return max(ranks.values(), default=0.0)
 
 
+def scoring_seconds(run: RunRecord) -> float:
+    """Wall time of segmenting the held-out photos after every phase, and of measuring."""
+    return sum(row["seconds"] for row in run.scorings if _is_number(row.get("seconds")))
+
+
 def stage_seconds(run: RunRecord) -> dict[str, float]:
     """Seconds of phase 1 by stage, over all threads and processes."""
     stages: dict[str, float] = {}
@@ -228,15 +241,16 @@ def _result_groups(results: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, 
     return [(title, columns) for title, columns in [*groups, ("Others", others)] if columns]
 
 
-def _score_cell(results: Mapping[str, Mapping[str, Any]], key: str, value: float | None, first: bool) -> str:
+def _score_cell(results: Mapping[str, Mapping[str, Any]], phase: str, key: str) -> str:
+    value = results[phase].get(key)
     values = [scores[key] for scores in results.values() if scores.get(key) is not None]
     # Values that print alike share the bold: the table claims no more than it shows.
     top = format_score(key, max(values)) if len(values) > 1 and key not in COUNTS else None
-    css = [*(["group"] if first else []), *(["best"] if value is not None and format_score(key, value) == top else [])]
-    css += ["none"] if value is None else []
-    attributes = f' class="{" ".join(css)}"' if css else ""
+    css = "none" if value is None else "best" if format_score(key, value) == top else ""
+    attributes = f' class="{css}"' if css else ""
     exact = "" if value is None else f' data-value="{value!r}"'
-    return f'<td data-key="{escape(key)}"{exact}{attributes}>{format_score(key, value)}</td>'
+    name = f'data-phase="{escape(phase)}" data-key="{escape(key)}"'
+    return f"<td {name}{exact}{attributes}>{format_score(key, value)}</td>"
 
 
 def _result_charts(results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -261,11 +275,16 @@ def granularity_chart(results: Mapping[str, Mapping[str, Any]]) -> str:
     series = []
     for name, rows in curves.items():
         points = [(limits.index(row["max_dets"]), row["AR"]) for row in rows if row["AR"] is not None]
-        series.append(Series(phase_title(name), [x for x, _ in points], [y for _, y in points]))
-    title = "Average recall by the number of masks"
-    chart = charts.steps_chart([f"{limit:,}" for limit in limits], series, title, width=780)
+        series.append(Series(name, [x for x, _ in points], [y for _, y in points]))
+    title, ticks = "Average recall by the number of masks", [f"{limit:,}" for limit in limits]
+    wide, narrow = (charts.steps_chart(ticks, series, title, width=width) for width in (780, 380))
+    if not wide:
+        return ""
+    # Drawn for both widths: shrunk to a phone's, the wide one cannot be read.
+    caption = f"{title} that count per photo, best first, per cent"
     return (
-        chart and f"<figure><figcaption>{title} that count per photo, best first, per cent</figcaption>{chart}</figure>"
+        f'<div class="charts"><figure><figcaption>{caption}</figcaption><div class="on-wide">{wide}</div>'
+        f'<div class="on-narrow">{narrow}</div></figure></div>'
     )
 
 
@@ -323,10 +342,6 @@ def _settings_table(title: str, values: Mapping[str, Any]) -> str:
         rows.append(f'<tr><th scope="row">{escape(key)}</th><td>{escape(text) or "–"}</td></tr>')
     head = f"<h3>{escape(title)}</h3>" if title else ""
     return f"<section>{head}<table><tbody>{''.join(rows)}</tbody></table></section>"
-
-
-def _group(index: int) -> str:
-    return ' class="group"' if index == 0 else ""
 
 
 def _is_number(value: object) -> bool:

@@ -9,6 +9,7 @@ CSS = """
   --serif: "Iowan Old Style", "Palatino Linotype", Palatino, "Book Antiqua", Georgia, serif;
   --sans: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
   --mono: ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono", monospace;
+  --some-tile: 14rem;
   color-scheme: light dark;
 }
 @media (prefers-color-scheme: dark) {
@@ -43,9 +44,10 @@ a { color: inherit; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.9rem; }
 th, td { padding: 0.34rem 0.6rem; text-align: right; white-space: nowrap; }
-#results thead tr + tr th { white-space: normal; }
+#results { display: flex; flex-wrap: wrap; gap: 1rem 3rem; align-items: flex-start; margin: 0.6rem 0 1rem; }
+#results th:first-child { min-width: 10.5rem; }
+#results td, #results th + th { min-width: 4.2rem; }
 th { font-weight: 500; color: var(--soft); font-size: 0.8rem; vertical-align: bottom; }
-thead tr:first-child th[colspan] { text-align: left; }
 thead th { border-bottom: 1px solid var(--faint); }
 tbody tr + tr > * { border-top: 1px solid var(--rule); }
 th:first-child, td.text { text-align: left; }
@@ -58,6 +60,7 @@ td.best { font-weight: 700; }
 :is(#scores, #differences) tbody > tr > * { vertical-align: top; }
 td small { display: block; font-size: 0.75rem; color: var(--soft); font-weight: 400; line-height: 1.2; }
 
+.on-narrow { display: none; }
 .charts { display: flex; flex-wrap: wrap; gap: 1rem 2rem; align-items: flex-end; margin: 0.8rem 0; }
 .charts figure, .curves figure { margin: 0; }
 .curves { display: grid; grid-template-columns: minmax(18rem, 27.5rem) 1fr; gap: 1rem 2rem; align-items: start; }
@@ -93,7 +96,8 @@ polyline { fill: none; stroke-linejoin: round; }
 .photo { margin: 0 0 1.8rem; break-inside: avoid; }
 .photo > .caption { margin-bottom: 0.25rem; overflow-wrap: anywhere; }
 .row {
-  display: grid; gap: 0.6rem; grid-template-columns: repeat(auto-fill, minmax(min(var(--tile, 14rem), 100%), 1fr));
+  display: grid; gap: 0.6rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(var(--tile, var(--some-tile)), 100%), 1fr));
 }
 .row figure { margin: 0; }
 .row figcaption { margin: 0.15rem 0 0; line-height: 1.35; }
@@ -117,7 +121,20 @@ code, .mono { font-family: var(--mono); font-size: 0.84em; overflow-wrap: anywhe
 .settings td { padding-left: 1.2rem; font-family: var(--mono); font-size: 0.78rem; overflow-wrap: anywhere; }
 .settings th { color: var(--soft); }
 
-@media (max-width: 40rem) { body { padding: 1.5rem 1rem 3rem; } .sliders { margin-left: 0; } }
+@media (max-width: 40rem) {
+  :root { --some-tile: 10rem; }
+  body { padding: 1.5rem 1rem 3rem; }
+  .sliders { margin-left: 0; }
+  .on-wide { display: none; }
+  .on-narrow { display: block; }
+  .curves > figure .chart text { font-size: 14px; }
+  #results { gap: 1rem; }
+  #results > .scroll, #results table { width: 100%; }
+  #results table { table-layout: fixed; }
+  #results th:first-child { min-width: 0; width: 40%; }
+  #results td, #results th + th { min-width: 0; }
+  th, td { padding: 0.34rem 0.4rem; }
+}
 @media print {
   :root {
     --ink: #000; --soft: #444; --faint: #777; --rule: #ccc; --paper: #fff; --wash: #f4f4f4; --tile: 12rem;

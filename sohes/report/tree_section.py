@@ -85,9 +85,10 @@ def trees_section(panels: TreePanels) -> str:
         return ""
     note = (
         "Phase 1 merges the two most similar neighbours again and again, which gives one tree per photo. A cut at a "
-        "similarity shows the regions alive just before the first merge below it; candidates are regions of many cuts. "
-        "Close up, one mask made of square patches, and as it is with these settings."
+        "similarity shows the regions alive just before the first merge below it; candidates are regions of many cuts."
     )
+    if any(picture.closeup is not None for picture in panels.pictures):
+        note += " Close up, one mask made of square patches, and as it is with these settings."
     slider = (
         '<div class="cutter" hidden><label for="cut">cut: all leaves</label>'
         f'<input type="range" id="cut" min="0" max="1000" value="{round(1000 * _START)}"><span>one region</span></div>'

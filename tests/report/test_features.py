@@ -42,6 +42,6 @@ def test_pictures_go_into_the_report(tmp_path):
     photos = [draw_scene(seed, 64).image[:, :48] for seed in range(11)]
     write_feature_pictures(tmp_path, build_extractor(ExploreConfig()), photos)
     html = write_report(tmp_path).read_text()
-    uris = re.findall(r'<figure class="pair"><img src="data:image/png;base64,([^"]*)" alt="(\d+)-photo">', html)
-    assert [int(number) for _, number in uris] == list(range(11))  # by number: 10 comes after 9
+    uris = re.findall(r'<figure class="pair"><img src="data:image/png;base64,([^"]*)" alt="photo (\d+)">', html)
+    assert [int(number) for _, number in uris] == list(range(1, 12))  # by number: 10 comes after 9
     assert base64.b64decode(uris[10][0]) == (tmp_path / "features" / "10-photo.png").read_bytes()

@@ -9,25 +9,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from report.run_folder import RESULTS, make_forest, write_manifest, write_truth
 
 from sohes.data.coco import write_coco
-from sohes.forest import Forest
-from sohes.masks import PackedMasks
 from sohes.report import write_report
-from sohes.report.photos import png_uri
+from sohes.report.photos import VIEWS, png_uri
 from sohes.report.record import failure_reasons, read_run, status_counts, training_seconds
 from sohes.report.sections import explore_seconds, format_score, stage_seconds
 
 VOID = {"meta", "input", "img", "br", "hr", "link"}
 SVG_LEAVES = {"line", "rect", "circle", "polyline"}
-RESULTS = {
-    "explore": {"AR@1000": 0.1234, "AR@100": 0.1, "AR-small": None, "AP": 0.02, "parent_recall": 0.3, "num_images": 4}
-    | {"masks_per_image": 12.25, "new_score": 0.5},
-    "instruct": {"AR@1000": 0.3001, "AR@100": 0.1, "AR-small": 0.05, "AP": 0.019, "parent_recall": 0.2996}
-    | {"num_images": 4, "masks_per_image": 30},
-    "correct": {"AR@1000": 0.2999, "AR@100": 0.2, "AR-small": 0.04, "AP": 0.021, "parent_recall": 0.3004}
-    | {"num_images": 4, "masks_per_image": 31.5},
-}
 
 
 class Page(HTMLParser):
@@ -63,68 +54,6 @@ class Page(HTMLParser):
         return [attrs for name, attrs in self.tags if name == tag]
 
 
-def make_forest(size, shift=0):
-    masks = torch.zeros(3, *size, dtype=torch.bool)
-    masks[0, 2:20, 2 + shift : 24 + shift] = True
-    masks[1, 4:10, 4 + shift : 12 + shift] = True
-    masks[2, 5:8, 6 + shift : 9 + shift] = True
-    return Forest(PackedMasks.from_dense(masks), torch.tensor([0.9, 0.8, 0.7]), torch.tensor([-1, 0, 1]))
-
-
-def write_truth(folder, count=4, size=(24, 40)):
-    """A COCO set with parents; the names hold what names of photos hold."""
-    (folder / "images" / "sub").mkdir(parents=True)
-    images, annotations = [], []
-    for index in range(count):
-        name = f"sub/phöto {index} <&>.png"
-        pixels = torch.randint(0, 256, (*size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(index))
-        Image.fromarray(pixels.numpy()).save(folder / "images" / name)
-        images.append({"id": 10 + index, "file_name": name, "width": size[1], "height": size[0]})
-        annotations += make_forest(size).to_coco(10 + index, len(annotations) + 1)
-    write_coco(folder / "annotations.json", images, annotations)
-    return images
-
-
-def write_metrics(run, phases=("instruct", "correct"), steps=40):
-    with (run / "metrics.jsonl").open("w") as file:
-        for phase in phases:
-            for step in range(steps):
-                row = {"phase": phase, "step": step, "time": 0.5 * (step + 1), "loss": 5 - 0.1 * step, "lr": 1e-4}
-                row |= {"loss_mask": 2 - 0.01 * step, "loss_class": 0.5, "images_per_second": 8.0, "data_seconds": 0.1}
-                file.write(json.dumps(row) + "\n")
-        file.write('{"phase": "correct", "st')  # cut by a kill
-
-
-def write_manifest(run):
-    rows = [{"file_name": f"{i}.jpg", "status": "ok", "masks": 10 + i} for i in range(5)]
-    rows += [{"file_name": "e.jpg", "status": "empty", "masks": 0}]
-    rows += [{"file_name": "f.jpg", "status": "failed", "reason": "truncated <file>"}]
-    rows += [{"file_name": "g.jpg", "status": "failed: truncated <file>"}]
-    (run / "labels").mkdir(parents=True, exist_ok=True)
-    (run / "labels" / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    times = [{"shard": i, "rank": i % 2, "images": 4, "elapsed": 2.0, "seconds": {"decode": 1.0, "merge": 0.5}}
-             for i in range(3)]  # fmt: skip
-    (run / "explore.jsonl").write_text("".join(json.dumps(row) + "\n" for row in times))
-
-
-@pytest.fixture
-def full_run(tmp_path):
-    run, truth = tmp_path / "my run <1>", tmp_path / "truth"
-    (run / "predictions").mkdir(parents=True)
-    images = write_truth(truth)
-    (run / "config.json").write_text(json.dumps({"preset": "tiny", "eval": str(truth), "model": {"num_queries": 7}}))
-    (run / "env.json").write_text(json.dumps({"sohes": "0.1", "packages": {"torch": "2.9"}, "cpus": 2, "gpus": []}))
-    (run / "results.json").write_text(json.dumps(RESULTS))
-    for shift, phase in enumerate(RESULTS):
-        annotations = []
-        for image in images:
-            annotations += make_forest((24, 40), 4 * shift).to_coco(image["id"], len(annotations) + 1)
-        write_coco(run / "predictions" / f"{phase}.json", images, annotations)
-    write_metrics(run)
-    write_manifest(run)
-    return run
-
-
 def report(run, **options):
     path = write_report(run, **options)
     assert path == run / "report.html"
@@ -152,14 +81,8 @@ def test_full_report_is_one_self_contained_page(full_run):
 
 def test_every_number_of_the_table_is_that_of_results_json(full_run):
     page, _ = report(full_run)
-    shown = {}
-    phases = iter(RESULTS)
-    phase, seen = next(phases), set()
-    for attrs, text in page.cells:
-        if attrs["data-key"] in seen:
-            phase, seen = next(phases), set()
-        seen.add(attrs["data-key"])
-        shown[phase, attrs["data-key"]] = (attrs, text)
+    shown = {(attrs["data-phase"], attrs["data-key"]): (attrs, text) for attrs, text in page.cells}
+    assert len(shown) == len(page.cells)
     expected = {(p, k): v for p, scores in RESULTS.items() for k, v in scores.items()}
     assert expected.keys() <= shown.keys()
     for key, (attrs, text) in shown.items():
@@ -180,20 +103,46 @@ def test_every_number_of_the_table_is_that_of_results_json(full_run):
     }
 
 
+def pictures_of_all_levels(page):
+    """Texts of the pictures that the page shows at first, one for each forest over a photo."""
+    return [attrs["alt"] for attrs in page.all("img") if "v0" in attrs.get("class", "").split()]
+
+
+def test_every_picture_has_a_text_and_every_table_a_box_that_scrolls(full_run):
+    page, html = report(full_run)
+    texts = [attrs.get("alt") for attrs in page.all("img")]
+    assert len(texts) > 20
+    assert all(texts)
+    assert all(attrs.get("aria-label") for attrs in page.all("svg"))
+    tables = re.findall(r'(<div class="scroll">|<section>(?:<h3>.*?</h3>)?)<table', html)  # settings wrap in columns
+    assert len(tables) == len(page.all("table")) > 5
+
+
+def test_the_total_time_has_the_scoring_in_it(full_run):
+    _, html = report(full_run)
+    assert "<dt>in all phases</dt><dd>44s</dd>" in html  # 4 s of phase 1, 20 s each of the others
+    rows = [{"phase": phase, "images": 4, "seconds": 12.0} for phase in RESULTS]
+    (full_run / "scoring.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page, html = report(full_run)
+    assert "<dt>phases and scoring</dt><dd>1m 20s<small>36s of it scoring</small></dd>" in html
+    assert "Scoring after the phases" in page.text
+
+
 def test_photos_show_truth_and_every_phase_at_every_view(full_run):
     page, html = report(full_run, num_photos=3)
-    stacks = [attrs for attrs in page.all("div") if attrs.get("class") == "stack" and "aria-label" in attrs]
-    assert len(stacks) == 3 * 4
-    for attrs, title in zip(stacks, ["ground truth", "Phase 1", "Phase 2", "Phase 3"] * 3, strict=True):
-        assert title in attrs["aria-label"]
-        assert "with 3 masks, by level 1 · 1 · 1" in attrs["aria-label"]
+    shown = pictures_of_all_levels(page)
+    assert len(shown) == 3 * 4
+    for alt, title in zip(shown, ["ground truth", "Phase 1", "Phase 2", "Phase 3"] * 3, strict=True):
+        assert alt.startswith(title)
+        assert ", 3 masks, by level 1 · 1 · 1: sub/phöto " in alt
     overlays = [attrs for attrs in page.all("img") if attrs.get("class", "").startswith("over-photo")]
     assert len(overlays) == 3 * (4 * 5 + 2)  # "misses" has a picture where a true mask is missed: phases 2 and 3
-    assert html.count("nothing missed") == 3 * 2
+    assert html.count("nothing missed") == 3  # by phase 1; the truth is not asked
+    truths = [attrs["alt"] for attrs in overlays if f"v{VIEWS.index('misses')}" in attrs["class"].split()]
+    assert [alt.partition(",")[0] for alt in truths] == ["ground truth", "Phase 2", "Phase 3"] * 3
     assert [html.count(f"misses {n} of 3") for n in range(4)] == [3, 0, 3, 3]
     photos = [attrs for attrs in page.all("img") if "class" not in attrs]
     assert [attrs["alt"] for attrs in photos] == [f"sub/phöto {i} <&>.png" for i in (0, 2, 3)]
-    assert all("alt" in attrs for attrs in page.all("img"))
     assert [a["id"] for a in page.all("input") if a["type"] == "radio" and "checked" in a] == ["view-0"]
     assert "no mask at" not in html
 
@@ -230,15 +179,13 @@ def test_truth_without_hierarchy_gets_one_and_one_annotator_is_shown(full_run, t
     path = tmp_path / "truth" / "flat.json"
     path.write_text(json.dumps(truth))
     page, _ = report(full_run, gt_json=path, num_photos=4)
-    labels = [a["aria-label"] for a in page.all("div") if a.get("class") == "stack" and "aria-label" in a]
-    assert labels[0] == "sub/phöto 0 <&>.png with 3 masks, by level 1 · 1 · 1: ground truth"
+    assert pictures_of_all_levels(page)[0] == "ground truth, 3 masks, by level 1 · 1 · 1: sub/phöto 0 <&>.png"
 
 
 def test_predictions_without_ground_truth(full_run, tmp_path):
     (full_run / "config.json").unlink()
     page, html = report(full_run, image_root=tmp_path / "truth" / "images")
-    labels = [a["aria-label"] for a in page.all("div") if a.get("class") == "stack" and "aria-label" in a]
-    assert len(labels) == 4 * 3
+    assert len(pictures_of_all_levels(page)) == 4 * 3
     assert "ground truth</b>" not in html
 
 

@@ -107,9 +107,21 @@ def test_page_of_a_run_carries_its_trees(tmp_path):
         assert len(inflate(one["places"])) == one["size"][0] * one["size"][1]
         assert all(merges + regions == 144 for _, merges, regions in one["cuts"])
     assert html.count("refined</b>") == 2
+    assert "Close up, one mask" in html
     assert not re.search(r"https?://|fetch\(|XMLHttpRequest|@import", html)
     (tmp_path / "config.json").write_text(json.dumps({"explore": {"features": "vit_nowhere"}}))
     assert "no merge trees: " in write_report(tmp_path).read_text()
+
+
+def test_a_close_up_is_announced_only_where_there_is_one(tmp_path):
+    write_scenes(tmp_path / "scenes" / "train", 2, 48, 0)
+    config = unrefined(ExploreConfig(patch=4, max_masks=10))  # square patches, as in the presets tiny and micro
+    explore(tmp_path / "scenes/train/images", tmp_path, config, log=RunLog(console=False))
+    (tmp_path / "config.json").write_text(json.dumps({"explore": to_dict(config)}))
+    html = write_report(tmp_path).read_text()
+    assert "<h2>Merge trees</h2>" in html
+    assert 'class="closeup"' not in html
+    assert "Close up" not in html
 
 
 def test_missed_masks():
