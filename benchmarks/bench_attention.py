@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention of a ViT over photos and crops of mixed sizes: SDPA in buckets beside xformers' packed sequence.
+"""Attention of a ViT over photos and crops of mixed sizes: SDPA in buckets beside packed sequences without padding.
 
     pytest -m gpu benchmarks/bench_attention.py
 
 Heads and channels are those of ViT-B/8. `photos`: 16 photos of about 480 x 480 px in four aspect ratios, as phase 1
 sees them. `crops`: 64 crops of about 256 x 256 px, hardly two of one shape, as its local step sees them. `buckets`
 calls PyTorch's scaled_dot_product_attention once for each shape of the patch grid; `padded` once, on all sequences
-padded to the longest, with a mask; `packed` calls xformers once, on one sequence with a block-diagonal mask. The three
-give equal results. extra_info: TFLOP/s that reach the result (padding not counted), and the ratio to `buckets`,
+padded to the longest, with a mask; `varlen` calls PyTorch's own attention over packed sequences once (half types,
+torch 2.10 on); `xformers` calls that package once, on one sequence with a block-diagonal mask. All give equal results.
+extra_info: TFLOP/s that reach the result (padding not counted), and the ratio to `buckets`,
 measured just before.
 """
 
@@ -85,7 +86,20 @@ def padded(lengths: list[int]) -> Callable[..., Tensor]:
     return run
 
 
-def packed(lengths: list[int]) -> Callable[..., Tensor]:
+def varlen(lengths: list[int]) -> Callable[..., Tensor]:
+    """One call of torch.nn.attention.varlen on the packed sequence."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    starts = torch.tensor([0, *lengths]).cumsum(0).int().cuda()
+    longest = max(lengths)
+
+    def run(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return varlen_attn(query, key, value, starts, starts, longest, longest)
+
+    return run
+
+
+def xformers(lengths: list[int]) -> Callable[..., Tensor]:
     """One call of xformers on the packed sequence."""
     from xformers.ops import memory_efficient_attention
     from xformers.ops.fmha.attn_bias import BlockDiagonalMask
@@ -98,15 +112,23 @@ def packed(lengths: list[int]) -> Callable[..., Tensor]:
     return run
 
 
-FORMS = {"buckets": buckets, "padded": padded, "packed": packed}
+FORMS = {"buckets": buckets, "padded": padded, "varlen": varlen, "xformers": xformers}
 
 
-def why_not(form: str) -> str | None:
+def why_not(form: str, dtype: torch.dtype) -> str | None:
     """None where this form can run on a GPU here, else the reason."""
     if not torch.cuda.is_available():
         return "needs a CUDA device"
-    if form == "packed" and importlib.util.find_spec("xformers") is None:
-        return "xformers is not installed"
+    if form == "varlen" and (dtype == torch.float32 or importlib.util.find_spec("torch.nn.attention.varlen") is None):
+        return f"torch {torch.__version__} has no varlen attention in {dtype}"
+    if form == "xformers":
+        if importlib.util.find_spec("xformers") is None:
+            return "xformers is not installed"
+        from xformers import _cpp_lib
+
+        built = _cpp_lib._build_metadata
+        if _cpp_lib._cpp_library_load_exception is not None:
+            return f"xformers' kernels do not load: they are made for {getattr(built, 'build_env', built)}"
     return None
 
 
@@ -123,7 +145,7 @@ def test_padded_equals_buckets(case):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
 @pytest.mark.parametrize("case", CASES)
 def test_mixed_sizes(benchmark, case, dtype, form):
-    reason = why_not(form)
+    reason = why_not(form, dtype)
     if reason is not None:
         pytest.skip(reason)
     lengths = CASES[case]

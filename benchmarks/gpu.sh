@@ -7,14 +7,17 @@
 #   bash benchmarks/gpu.sh check OUT          # build for this GPU, GPU tests, benchmark rows: about 5 minutes
 #   bash benchmarks/gpu.sh train OUT JOB      # one training job, by name: `pretrain`; at most JOB_SECONDS
 #
-# From the environment: TOTAL_SECONDS, after which nothing more is started (default 360); PHOTOS, a folder or tar of photos (default .gpu/photos.tar), for phase 1 and the training steps,
-# and for `pretrain`; STEPS, names of the steps of `check` to run (default all); NUM_STEPS and JOB_SECONDS of the job;
-# PYTHON. The machine may be bare: the wheels that it lacks (WHEELS, below) are taken from the folder .whl if that exists.
+# From the environment: TOTAL_SECONDS, after which nothing more is started (default 360); PHOTOS, a folder or tar of
+# photos (default .gpu/photos.tar), for phase 1, the training steps and `pretrain`; PHOTOS64, fewer of them, for phase 1
+# and the training steps (default PHOTOS); STEPS, names of the steps of `check` to run (default all), and TESTS, where
+# its tests are; JOB_SECONDS, how long the job may take (default 330), and NUM_STEPS, its steps (default: as many as
+# fit); PYTHON. The machine may be bare: the wheels that it lacks (WHEELS, below) are taken from the folder .whl if that
+# exists.
 # To fetch them on a machine with a network, for Python 3.12 there:
 #   bash benchmarks/gpu.sh wheels
 set -uo pipefail
 cd "$(dirname "$0")/.."
-WHEELS="pycocotools==2.0.11 xformers==0.0.35"
+WHEELS="pycocotools==2.0.11 xformers==0.0.35 nvidia-cuda-runtime-cu12==12.8.90"
 usage="usage: bash benchmarks/gpu.sh check OUT | train OUT JOB | wheels"
 what=${1:?$usage}
 python=${PYTHON:-python3}
@@ -63,6 +66,8 @@ finish() {
 if [ -d .whl ]; then
   "$python" -m pip install -q --no-index --no-deps --no-compile --upgrade --target "$work/site" .whl/*.whl || status=1
   export PYTHONPATH="$work/site${PYTHONPATH:+:$PYTHONPATH}"
+  # The wheel of xformers is linked against the runtime of CUDA 12, beside a torch of any CUDA.
+  export LD_LIBRARY_PATH="$work/site/nvidia/cuda_runtime/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 fi
 
 build() {
@@ -87,18 +92,30 @@ bench() { # NAME SECONDS [pytest arguments]: the GPU rows of one file
     --benchmark-json "$work/$name.json" -p no:cacheprovider "$@"
 }
 
+rate() { # SECONDS: a few steps of pretraining, without the cutting of regions, for images/s
+  step rate "$1" "$python" -m sohes.pretrain --preset tiny-h200 --images "$photos" --num-steps 25 \
+    --distill.region-weight 0 --out "$work/rate"
+  cp "$work/rate/metrics.jsonl" "$work/rate.metrics.jsonl" 2> /dev/null
+}
+
 case $what in
   check)
     many=$("$python" -c 'import xdist; print("-n 8")' 2> /dev/null)
     # shellcheck disable=SC2086
-    step tests 120 "$python" -m pytest -q -m gpu -p no:cacheprovider $many tests/ops tests/gpu
+    step tests 120 "$python" -m pytest -q -m gpu -p no:cacheprovider $many ${TESTS:-tests/ops tests/gpu}
     bench merge_regions 40
-    step rate 60 "$python" -m sohes.pretrain --preset tiny-h200 --images "$photos" --num-steps 30 --out "$work/rate"
+    rate 45
     bench ms_deform_attn 60
     bench mask_ops 40
     bench attention 60
     step labels 60 "$python" -m sohes.train --preset base --explore.weights random --explore.precision bf16 \
       --images "${PHOTOS64:-$photos}" --phases explore --out "$work/labels"
+    step patches 60 "$python" -m sohes.train --preset base --explore.weights random --explore.precision bf16 \
+      --explore.start patches --explore.snap-rounds 0 --explore.cuts fixed --images "${PHOTOS64:-$photos}" \
+      --phases explore --out "$work/patches"
+    for name in labels patches; do
+      cp "$work/$name/explore.jsonl" "$work/$name.stages.jsonl" 2> /dev/null
+    done
     step photos 30 "$python" -m sohes.train --preset photos --images "${PHOTOS64:-$photos}" --phases explore \
       --out "$work/bf16"
     [ -d "$work/bf16" ] && cp -r "$work/bf16" "$work/fp32"
@@ -108,25 +125,32 @@ case $what in
         --out "$work/$precision"
       cp "$work/$precision/metrics.jsonl" "$work/$precision.metrics.jsonl" 2> /dev/null
     done
-    cp "$work/rate/metrics.jsonl" "$work/rate.metrics.jsonl" 2> /dev/null
-    cp "$work/labels/explore.jsonl" "$work/labels.stages.jsonl" 2> /dev/null
     bench train 60
     ;;
   train)
     job=${3:?$usage}
     case $job in
       pretrain)
-        run=$out/pretrain
-        step pretrain "${JOB_SECONDS:-330}" "$python" -m sohes.pretrain --preset tiny-h200 --images "$photos" \
-          --num-steps "${NUM_STEPS:?NUM_STEPS: how many fit, from the row `rate` of the first call}" --out "$work/run" \
-          ${JOB_OPTIONS:-}
+        run=$out/pretrain limit=${JOB_SECONDS:-330}
+        if [ -z "${NUM_STEPS:-}" ]; then
+          rate 45
+          # A tenth for the contrast of regions, 45 s for reading, cutting, the checkpoint and the report.
+          NUM_STEPS=$("$python" -c 'import json, statistics, sys
+rows = [json.loads(line) for line in open(sys.argv[1])][10:]
+rate = statistics.median(row["images_per_second"] for row in rows)
+batch = json.load(open(sys.argv[2]))["batch_size"]
+print(int((float(sys.argv[3]) - 45) * 0.9 * rate / batch))' \
+            "$work/rate/metrics.jsonl" "$work/rate/config.json" "$limit") || exit 1
+        fi
+        step pretrain "$limit" "$python" -m sohes.pretrain --preset tiny-h200 --images "$photos" \
+          --num-steps "$NUM_STEPS" --out "$work/run"
         mkdir -p "$run"
         cp "$work"/run/{config.json,env.json,metrics.jsonl} "$run"
         # Weights where the job has come to its end, else the newest checkpoint, to go on from.
         if [ -d "$work/run/weights/pretrain" ]; then
           cp -r "$work/run/weights/pretrain" "$out/weights"
         else
-          tar -C "$work/run" -cf "$out/checkpoints.tar" checkpoints
+          tar -C "$work/run" -c checkpoints | split -b 15M - "$out/checkpoints.tar."
         fi
         ;;
       *) echo "unknown job '$job', expected: pretrain" >&2; status=2 ;;

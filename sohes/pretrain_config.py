@@ -220,18 +220,19 @@ def tiny_h200() -> PretrainConfig:
     return PretrainConfig(
         preset="tiny-h200",
         num_steps=5000,
-        batch_size=1024,
+        batch_size=512,
         num_threads=16,
         half_weights=True,
+        crops=CropConfig(num_locals=4),
         distill=DistillConfig(prototypes=2048),
         # What has to be carried from one slot on a machine to the next stays below 60 MB.
         engine=EngineConfig(half_checkpoints=True, keep_checkpoints=1),
         optim=OptimConfig(
-            learning_rate=2e-3,
+            learning_rate=1.5e-3,
             backbone_factor=1.0,
             weight_decay=0.05,
             clip_norm=3.0,
-            warmup_steps=400,
+            warmup_steps=200,
             final_factor=1e-3,
             precision="bf16",
         ),

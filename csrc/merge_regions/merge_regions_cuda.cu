@@ -40,8 +40,9 @@ namespace {
 
 namespace device = merging::device;
 
-constexpr int kThreads = 512;
+constexpr int kThreads = 1024;
 constexpr int kWarps = kThreads / 32;
+static_assert(kWarps == 32);  // one lane for the best of each warp
 
 struct State {
   double* norm;       // [N] squared length of the region in a slot
@@ -80,18 +81,29 @@ struct Best {
   }
 };
 
-// Of the first `width` lanes, for all of them.
-__device__ Best best_of_warp(Best best, int width) {
-  for (int step = width / 2; step > 0; step >>= 1) {
-    Best other;
-    other.similarity = __shfl_xor_sync(device::kFull, best.similarity, step);
-    other.low = __shfl_xor_sync(device::kFull, best.low, step);
-    other.high = __shfl_xor_sync(device::kFull, best.high, step);
-    other.a = __shfl_xor_sync(device::kFull, best.a, step);
-    other.b = __shfl_xor_sync(device::kFull, best.b, step);
-    if (other.comes_before(best)) best = other;
+// An unsigned number in the order of similarities, 0 for no edge. -0 counts as 0.
+__device__ unsigned order_of(const Best& best) {
+  if (best.a < 0) return 0;
+  const unsigned bits = __float_as_uint(best.similarity + 0.0f);
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+// The best of the warp's lanes, for all of them. Ids are compared only where similarities are equal.
+__device__ Best best_of_warp(const Best& own) {
+  const unsigned order = order_of(own);
+  bool is_best = order == __reduce_max_sync(device::kFull, order);
+  unsigned best_lanes = __ballot_sync(device::kFull, is_best);
+  if ((best_lanes & (best_lanes - 1)) != 0) {
+    const unsigned low = static_cast<unsigned>(own.low), high = static_cast<unsigned>(own.high);
+    const unsigned least_low = __reduce_min_sync(device::kFull, is_best ? low : ~0u);
+    is_best = is_best && low == least_low;
+    const unsigned least_high = __reduce_min_sync(device::kFull, is_best ? high : ~0u);
+    best_lanes = __ballot_sync(device::kFull, is_best && high == least_high);
   }
-  return best;
+  const int lane = __ffs(best_lanes) - 1;
+  return {__shfl_sync(device::kFull, own.similarity, lane), __shfl_sync(device::kFull, own.low, lane),
+          __shfl_sync(device::kFull, own.high, lane), __shfl_sync(device::kFull, own.a, lane),
+          __shfl_sync(device::kFull, own.b, lane)};
 }
 
 struct Arguments {
@@ -180,11 +192,11 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(Arguments args) {
   int32_t count = 0;
   for (;; ++count) {
     // 1. The best edge of the block. Every warp reduces the warps' bests itself, which spares a barrier.
-    const Best of_warp = best_of_warp(mine, 32);
+    const Best of_warp = best_of_warp(mine);
     if (lane == 0) warp_best[warp] = of_warp;
     if (threadIdx.x == 0) list_size = 0;
     __syncthreads();
-    const Best best = best_of_warp(warp_best[lane % kWarps], kWarps);
+    const Best best = best_of_warp(warp_best[lane]);
     if (best.a < 0 || best.similarity < args.min_similarity) break;
     const int32_t a = best.a, b = best.b;
     if (threadIdx.x == 0) {
@@ -228,8 +240,7 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(Arguments args) {
         }
       }
     }
-    norm = 0;
-    for (int i = 0; i < kWarps; ++i) norm += warp_norm[i];
+    norm = device::sum_of_warp(warp_norm[lane]);
     if (threadIdx.x == 0) {
       s.norm[a] = norm;
       s.id[a] = static_cast<int32_t>(n) + count;

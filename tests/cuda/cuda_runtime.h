@@ -201,6 +201,11 @@ T __shfl_up_sync(unsigned, T own, int step) {
 }
 
 template <typename T>
+T __shfl_sync(unsigned, T own, int lane) {
+  return emulation::exchange(own, [=](auto other) { return other(lane); });
+}
+
+template <typename T>
 T __shfl_xor_sync(unsigned, T own, int mask) {
   const int lane = emulation::lane();
   return emulation::exchange(own, [=](auto other) { return other(lane ^ mask); });
@@ -211,6 +216,22 @@ inline unsigned __reduce_add_sync(unsigned, unsigned own) {
     unsigned sum = 0;
     for (int lane = 0; lane < 32; ++lane) sum += other(lane);
     return sum;
+  });
+}
+
+inline unsigned __reduce_max_sync(unsigned, unsigned own) {
+  return emulation::exchange(own, [](auto other) {
+    unsigned most = 0;
+    for (int lane = 0; lane < 32; ++lane) most = std::max(most, other(lane));
+    return most;
+  });
+}
+
+inline unsigned __reduce_min_sync(unsigned, unsigned own) {
+  return emulation::exchange(own, [](auto other) {
+    unsigned least = ~0u;
+    for (int lane = 0; lane < 32; ++lane) least = std::min(least, other(lane));
+    return least;
   });
 }
 
