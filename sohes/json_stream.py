@@ -17,6 +17,17 @@ Element = tuple[Any, int, int]
 """A JSON value and where in the file it is spelled: its first byte, and the one past its last."""
 
 
+_TOO_DEEP = "values are nested too deep"
+
+
+def parse_json(text: str | bytes) -> Any:
+    """`json.loads`, which raises nothing but ValueError."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError(_TOO_DEEP) from error
+
+
 class JsonReader:
     """Walks through a UTF-8 JSON file. Raises ValueError, with the byte, where the text is no JSON.
 
@@ -71,6 +82,8 @@ class JsonReader:
             except json.JSONDecodeError as error:
                 if self._is_whole:
                     raise ValueError(f"{error.msg} at byte {self.offset + error.pos}") from error
+            except RecursionError as error:
+                raise ValueError(f"{_TOO_DEEP} at byte {self.offset + self.at}") from error
             else:
                 # A number may go on beyond the window, of which it can show as much as "e+".
                 if end + 2 < len(self._text) or self._is_whole:
@@ -78,7 +91,7 @@ class JsonReader:
             self._fill()
         start, self.at = self.at, end
         if not self._text.isascii() and not self._text[start:end].isascii():
-            value = json.loads(self._text[start:end].encode("latin-1"))
+            value = parse_json(self._text[start:end].encode("latin-1"))
         return value, self.offset + start, self.offset + end
 
     def elements(self) -> Iterator[Element]:
@@ -99,7 +112,9 @@ class JsonReader:
         """Every key of the object that comes next; read its value before asking for another."""
         self._expect("{")
         while self.peek() != "}":
-            key = self.value()[0]
+            key, start, _ = self.value()
+            if not isinstance(key, str):
+                raise ValueError(f"expected a name in quotes at byte {start}")
             self._expect(":")
             yield key
             if self.peek() != "}":

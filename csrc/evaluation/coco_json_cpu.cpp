@@ -14,12 +14,26 @@ struct Head {
   const uint8_t* id_begin = nullptr;
   const uint8_t* id_end = nullptr;
   bool has_annotator = false;
+  bool has_region = false;
 };
+
+// Whether nothing is drawn: null, [] or {}. Moves a copy of the cursor.
+bool is_nothing(JsonCursor cursor) {
+  switch (cursor.peek()) {
+    case '[':
+      return cursor.take('[') && cursor.take(']');
+    case '{':
+      return cursor.take('{') && cursor.take('}');
+    default:
+      return cursor.literal("null");
+  }
+}
 
 bool read_head(JsonCursor& cursor, Head& head) {
   const bool whole = cursor.members([&](const JsonString& key) {
     if (key.has_other_escapes) return false;  // it may spell one of the names
     if (key.is("annotator")) head.has_annotator = true;
+    if (key.is("segmentation")) head.has_region = !is_nothing(cursor);
     if (!key.is("image_id")) return cursor.skip();
     const uint8_t first = cursor.peek();
     head.id_begin = cursor.place();
@@ -46,7 +60,7 @@ class Record {
       if (key.is("bbox")) return box();
       if (key.is("id")) return integer(kHasId, kId);
       if (key.is("category_id")) return integer(kHasCategory, kCategory);
-      if (key.is("area")) return real(kHasArea, kArea);
+      if (key.is("area")) return real(kHasArea, kArea) && is_within(numbers_[kArea], 0);
       if (key.is("iscrowd")) return crowd();
       if (key.is("parent")) return parent();
       if (key.is("annotator")) return integer(kHasAnnotator, kAnnotator);
@@ -55,6 +69,8 @@ class Record {
   }
 
  private:
+  static constexpr double kMostPixels = 1e10;  // of an image, a mask or a box
+
   // False for a repeated key: which of the two counts is Python's to say.
   bool note(int bit) {
     const bool is_new = (columns_[kHas] & bit) == 0;
@@ -80,7 +96,7 @@ class Record {
     }
     if (cursor_.literal("false") || cursor_.literal("null")) return true;
     JsonNumber number;
-    return cursor_.number(number) && number.read(columns_[kCrowd]);
+    return cursor_.number(number) && number.read(columns_[kCrowd]) && (columns_[kCrowd] & ~int64_t{1}) == 0;
   }
 
   bool parent() {
@@ -95,8 +111,13 @@ class Record {
       JsonNumber number;
       return count < 4 && cursor_.number(number) && number.read(numbers_[kBox + count++]);
     });
-    return whole && count == 4;
+    const double* box = numbers_ + kBox;
+    return whole && count == 4 && is_within(box[0], -kMostPixels) && is_within(box[1], -kMostPixels) &&
+           is_within(box[2], 0) && is_within(box[3], 0) && box[2] * box[3] <= kMostPixels;
   }
+
+  // What Python refuses as well, and then says why.
+  static bool is_within(double number, double low) { return low <= number && number <= kMostPixels; }
 
   bool segmentation(const uint8_t* text) {
     if (columns_[kHas] & (kHasRle | kHasSegmentation)) return false;
@@ -134,7 +155,7 @@ class Record {
 
 using namespace evaluation;
 
-std::array<int64_t, 3> coco_groups(const TensorView& text, int64_t begin, const TensorView& groups) {
+std::array<int64_t, 4> coco_groups(const TensorView& text, int64_t begin, const TensorView& groups) {
   require(text.is_contiguous() && groups.is_contiguous() && groups.ndim == 2 && groups.shape[1] == 5,
           "coco_groups: expected contiguous tensors, groups [K, 5]");
   const uint8_t* base = text.as<uint8_t>();
@@ -142,6 +163,7 @@ std::array<int64_t, 3> coco_groups(const TensorView& text, int64_t begin, const 
   const uint8_t* done = base + begin;  // after the last object understood
   int64_t count = 0;
   bool has_annotator = false;
+  int64_t num_without_region = 0;
   Head last;
   JsonCursor cursor(done, end);
   while (cursor.peek() == '{') {
@@ -164,9 +186,10 @@ std::array<int64_t, 3> coco_groups(const TensorView& text, int64_t begin, const 
     group[1] = done - base;
     group[4] += 1;
     has_annotator |= head.has_annotator;
+    num_without_region += !head.has_region;
     if (!cursor.take(',')) break;
   }
-  return {count, done - base, has_annotator};
+  return {count, done - base, has_annotator, num_without_region};
 }
 
 bool coco_records(const TensorView& text, const TensorView& columns, const TensorView& numbers) {

@@ -3,43 +3,30 @@
 
 import itertools
 import json
+import logging
 import os
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from sohes.data.coco_records import has_keys, read_spans, scan_coco, shorten
+from sohes.data.coco_fields import is_number
+from sohes.data.coco_image import LabelledImage, labelled_image, to_rle
+from sohes.data.coco_records import read_spans, scan_coco
 from sohes.data.errors import DataError, DataNotFoundError
 from sohes.files import whole_file
-from sohes.forest import Forest
+
+__all__ = ["LabelSet", "LabelledImage", "labelled_image", "to_rle", "write_coco", "write_coco_stream"]
+
+logger = logging.getLogger(__name__)
 
 CATEGORIES = [{"id": 1, "name": "entity"}]
 
 # Of the files written here: file names that are not valid UTF-8 survive as escapes.
 _ENCODING = "ascii"
-
-
-@dataclass(frozen=True, eq=False)
-class LabelledImage:
-    """The labels of one image, N masks in the order of the file.
-
-    path: of the image file, which is not opened. image_id: as in the file. size: (H, W) in pixels.
-    forest: masks, scores (1 where the file has none) and parents. crowd: bool [N], COCO's `iscrowd`.
-    annotator: int64 [N], which human drew each mask; None when the file does not say.
-    """
-
-    path: Path
-    image_id: int
-    forest: Forest
-    size: tuple[int, int]
-    crowd: Tensor
-    annotator: Tensor | None
 
 
 class LabelSet:
@@ -52,6 +39,7 @@ class LabelSet:
 
     `annotations` may hold `score`, `parent` (an annotation id or null), `iscrowd` and `annotator`; `category_id` and
     `level` are ignored (levels follow from parents). A segmentation is an RLE (compressed or not) or polygons.
+    Annotations without one (missing, null, [] or {}), which have only a box, are left out; a warning counts them.
 
     Args:
         source: the JSON file or the folder.
@@ -60,30 +48,36 @@ class LabelSet:
 
     Raises:
         DataNotFoundError: `source` does not exist, or is a folder without labels.
-        DataError: a file is not COCO JSON; the message names the file and what was expected.
+        DataError: a file is not COCO JSON, or holds a number that cannot be; the message names the file and what was
+            expected.
     """
 
     def __init__(self, source: str | os.PathLike, image_root: str | os.PathLike | None = None):
         self.source = Path(source)
         self._files = _label_files(self.source)
         self._roots = [_image_root(file) if image_root is None else Path(image_root) for file in self._files]
-        records, ends, files, image_ids = bytearray(), [0], array("i"), array("q")
+        records, ends, files = bytearray(), [0], array("i")
         spans, span_ends = array("q"), [0]
+        image_ids: array | list = array("q")
         for index, file in enumerate(self._files):
+            num_without_region = 0
             for image in scan_coco(file):
                 records += image.text
                 ends.append(len(records))
                 spans.extend(itertools.chain.from_iterable(image.spans))
                 span_ends.append(len(spans) // 2)
                 files.append(index)
-                image_ids.append(image.image_id)
+                image_ids = _add_id(image_ids, image.image_id)
+                num_without_region += image.num_without_region
+            if num_without_region:
+                logger.warning("%s: %d annotations have no segmentation and are left out", file, num_without_region)
         self._records = np.frombuffer(bytes(records), dtype=np.uint8)
         self._ends = np.array(ends, dtype=np.int64)
         self._spans = np.array(spans, dtype=np.int64).reshape(-1, 2)
         self._span_ends = np.array(span_ends, dtype=np.int64)
         self._file_of = np.array(files, dtype=np.int32)
-        self.image_ids = np.array(image_ids, dtype=np.int64)
-        """int64 [number of images], in the order of the set."""
+        self.image_ids = np.array(image_ids, dtype=np.int64 if isinstance(image_ids, array) else object)
+        """[number of images], in the order of the set: int64, or objects where some id is text or larger."""
         self._refuse_repeated_ids()
 
     def __len__(self) -> int:
@@ -111,29 +105,23 @@ class LabelSet:
         return (self[index] for index in range(len(self)))
 
     def _refuse_repeated_ids(self) -> None:
-        unique, count = np.unique(self.image_ids, return_counts=True)
-        for image_id in unique[count > 1][:1]:
-            places = np.flatnonzero(self.image_ids == image_id)[:2]
-            files = " and ".join(str(self._files[self._file_of[place]]) for place in places)
+        if self.image_ids.dtype == object:
+            repeated = [image_id for image_id, count in Counter(self.image_ids.tolist()).items() if count > 1]
+        else:
+            unique, count = np.unique(self.image_ids, return_counts=True)
+            repeated = unique[count > 1].tolist()
+        for image_id in repeated[:1]:
+            places = [place for place, other in enumerate(self.image_ids.tolist()) if other == image_id]
+            files = " and ".join(str(self._files[self._file_of[place]]) for place in places[:2])
             raise DataError(f"image id {image_id} occurs twice, in {files}; expected every image once")
 
 
-def labelled_image(image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]], path: Path) -> LabelledImage:
-    """The labels of one image from its records in COCO JSON; `path` is where its photo lies.
-
-    Raises ValueError when a segmentation cannot be decoded or has another size than the image.
-    """
-    size = (image["height"], image["width"])
-    rles = [{**annotation, "segmentation": to_rle(annotation, size)} for annotation in annotations]
-    annotators = [annotation.get("annotator") for annotation in annotations]
-    return LabelledImage(
-        path=path,
-        image_id=image["id"],
-        forest=Forest.from_coco(rles, size),
-        size=size,
-        crowd=torch.tensor([bool(annotation.get("iscrowd")) for annotation in annotations], dtype=torch.bool),
-        annotator=None if not annotators or None in annotators else torch.tensor(annotators, dtype=torch.int64),
-    )
+def _add_id(ids: array | list, image_id: int | str) -> array | list:
+    """With one more; 64-bit integers become a list with the first id that is none."""
+    if isinstance(ids, array) and not is_number(image_id, -(2**63), 2**63 - 1):
+        ids = list(ids)
+    ids.append(image_id)
+    return ids
 
 
 def write_coco(
@@ -208,19 +196,3 @@ def _label_files(source: Path) -> list[Path]:
 def _image_root(file: Path) -> Path:
     beside = file.parent / "images"
     return beside if beside.is_dir() else file.parent
-
-
-def to_rle(annotation: Mapping, size: tuple[int, int]) -> dict:
-    """The segmentation of an annotation as RLE, polygons drawn into `size` (H, W). Raises DataError."""
-    segmentation = annotation["segmentation"]
-    if isinstance(segmentation, dict):
-        if not has_keys(segmentation, size=list) or "counts" not in segmentation:
-            raise DataError(f"expected an RLE with size and counts, got {shorten(segmentation)}")
-        return segmentation
-    if not segmentation:
-        return {"size": size, "counts": [size[0] * size[1]]}  # no polygons: an empty mask
-    if not all(isinstance(corners, list) and len(corners) >= 6 for corners in segmentation):
-        raise DataError(f"expected polygons of three corners or more, got {shorten(segmentation)}")
-    from pycocotools import mask as coco_mask  # only here: for polygons alone
-
-    return coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))

@@ -68,7 +68,9 @@ def _read_natively(binary: ModuleType, text: bytes, count: int, size: Size, want
         categories=columns[:, CATEGORY] if every & HAS_CATEGORY else None,
         annotators=columns[:, ANNOTATOR].tolist() if every & HAS_ANNOTATOR else None,
         parents=_find_parents(columns),
-        has_hierarchy=bool(some & HAS_PARENT_KEY),
+        tells_parent=(has & HAS_PARENT_KEY) > 0,
+        has_mask=np.ones(count, bool),
+        has_box=(has & HAS_BOX) > 0,
         pairs=pairs,
     )
 

@@ -3,20 +3,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 
 from sohes._binary import find_binary
+from sohes.data.coco_fields import check_image, has_region, is_id, shorten
 from sohes.errors import SohesError
 from sohes.evaluation.annotations import Annotations, Want, read_annotations
-from sohes.json_stream import Element, JsonReader
+from sohes.json_stream import Element, JsonReader, parse_json
 from sohes.masks import Size
 
 ImageId = int | str
@@ -32,7 +31,8 @@ class CocoIndex:
     """The images of a COCO file, or of a bare list of COCO results, and where their annotations lie.
 
     images: the image records by id, in the order of the file; None for a bare list. annotated: the ids that have
-    annotations. has_annotators: some annotation has an ``annotator``. num_annotations: in all.
+    annotations. has_annotators: some annotation has an ``annotator``. num_annotations: in all. num_without_region: how
+    many of them have no segmentation (see ``coco_fields.has_region``).
 
     The file is read once, a few megabytes at a time. Annotations of one image that follow each other, as they mostly
     do, are remembered as one span of bytes. Reading an image's annotations is thread-safe.
@@ -45,24 +45,27 @@ class CocoIndex:
         self.images: dict[ImageId, dict] | None = None
         self.has_annotators = False
         self.num_annotations = 0
+        self.num_without_region = 0
         self._spans: dict[ImageId, list[int]] = {}  # start, stop, number of annotations; the same again; ...
         self._last: ImageId | None = None
         if not self.path.is_file():
-            raise BadInput(f"{self.path}: no such file")
-        with JsonReader(self.path) as reader:
-            try:
+            raise BadInput(f"{self.path}: {'expected a file' if self.path.exists() else 'no such file'}")
+        try:
+            with JsonReader(self.path) as reader:
                 self._read(reader)
-            except BadInput:
-                raise
-            except ValueError as error:
-                raise BadInput(f"{self.path} is not JSON: {error}") from error
+            self._file = self.path.open("rb", buffering=0)
+        except BadInput:
+            raise
+        except ValueError as error:
+            raise BadInput(f"{self.path} is not JSON: {error}") from error
+        except OSError as error:
+            raise BadInput(f"{self.path} cannot be read: {error.strerror}") from error
         self.annotated = self._spans.keys()
-        self._file = self.path.open("rb", buffering=0)
         weakref.finalize(self, self._file.close)
 
     def annotations(self, image_id: ImageId) -> list[dict]:
         """The annotations of one image in the order of the file; [] if there are none."""
-        return json.loads(b"[" + self.text(image_id)[0] + b"]")
+        return parse_json(b"[" + self.text(image_id)[0] + b"]")
 
     def text(self, image_id: ImageId) -> tuple[bytes, int]:
         """The annotations of one image as JSON, with commas between, and how many there are."""
@@ -104,17 +107,21 @@ class CocoIndex:
                 if key not in seen:
                     raise BadInput(f'{expected}; there is no "{key}"')
         else:
-            raise BadInput(f"{expected}, got {_short(reader.value()[0])}")
+            raise BadInput(f"{expected}, got {shorten(reader.value()[0])}")
         if reader.peek():
             raise ValueError(f"there is more after its end, {reader.peek()!r}")
 
     def _read_images(self, reader: JsonReader) -> None:
         self.images = {}
         for record, _, _ in reader.elements():
-            if not isinstance(record, dict) or not isinstance(record.get("id"), ImageId):
-                raise BadInput(f"{self.path}: expected images with an id, got {_short(record)}")
+            if not isinstance(record, dict) or not is_id(record.get("id")):
+                raise BadInput(f"{self.path}: expected images with an id, got {shorten(record)}")
             if record["id"] in self.images:
                 raise BadInput(f"{self.path}: image id {record['id']!r} occurs twice")
+            try:
+                check_image(record)
+            except ValueError as error:
+                raise BadInput(f"{self.path}, image {record['id']!r}: {error}") from error
             self.images[record["id"]] = record
 
     def _read_annotations(self, reader: JsonReader) -> None:
@@ -127,22 +134,24 @@ class CocoIndex:
     def _add_groups(self, binary: ModuleType, reader: JsonReader, groups: np.ndarray) -> bool:
         """As many annotations as the kernel understands; False if none."""
         reader.look_ahead(LONG_ANNOTATION)
-        count, place, has_annotators = binary.coco_groups(reader.window, reader.at, groups)
+        count, place, has_annotators, num_without_region = binary.coco_groups(reader.window, reader.at, groups)
         for start, stop, id_start, id_stop, number in groups[:count].tolist():
-            image_id = json.loads(reader.window[id_start:id_stop])
-            if not isinstance(image_id, ImageId):
+            image_id = parse_json(reader.window[id_start:id_stop])
+            if not is_id(image_id):
                 raise BadInput(f"{self.path}: expected annotations with an image_id, got {image_id!r}")
             self._add(image_id, reader.offset + start, reader.offset + stop, number)
         reader.at = place
         self.has_annotators = self.has_annotators or bool(has_annotators)
+        self.num_without_region += num_without_region
         return count > 0
 
     def _add_annotation(self, element: Element) -> None:
         record, start, stop = element
-        if not isinstance(record, dict) or not isinstance(record.get("image_id"), ImageId):
-            raise BadInput(f"{self.path}: expected annotations with an image_id, got {_short(record)}")
+        if not isinstance(record, dict) or not is_id(record.get("image_id")):
+            raise BadInput(f"{self.path}: expected annotations with an image_id, got {shorten(record)}")
         self._add(record["image_id"], start, stop, 1)
         self.has_annotators = self.has_annotators or "annotator" in record
+        self.num_without_region += not has_region(record)
 
     def _add(self, image_id: ImageId, start: int, stop: int, number: int) -> None:
         spans = self._spans.setdefault(image_id, [])
@@ -152,8 +161,3 @@ class CocoIndex:
             spans += (start, stop, number)
         self._last = image_id
         self.num_annotations += number
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 100 else text[:100] + "..."

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
@@ -110,7 +110,11 @@ def score(
         raise BadInput("several processes need a folder of shards to meet in")
     gt, pred = CocoIndex(gt_json), CocoIndex(pred_json)
     align_ids(gt, pred)
+    _check_truth(gt, protocols)
     _check_ids(gt, pred, plan.ignore_others)
+    if gt.num_without_region and plan.world.is_main and "mask" in protocols:
+        what = "have no segmentation, and are not counted as masks"
+        logger.warning("%s: %d of %d annotations %s", gt.path, gt.num_without_region, gt.num_annotations, what)
     # Where no folder is wanted for good, one in the system's place for temporary files goes with the evaluations.
     temporary = TemporaryDirectory(prefix="sohes-evaluate-") if plan.shards is None else None
     shards = Shards.open(plan.shards or Path(temporary.name), gt.path, pred.path, protocols)
@@ -160,11 +164,20 @@ def _split(images: Sequence[ImageId], size: int) -> list[Sequence[ImageId]]:
     return [images[start : start + size] for start in range(0, len(images), size)]
 
 
-def _check_ids(gt: CocoIndex, pred: CocoIndex, ignore_others: bool) -> None:
+def _check_truth(gt: CocoIndex, protocols: dict[IouType, Protocol]) -> None:
     if gt.images is None:
         raise BadInput(f'{gt.path}: expected ground truth, COCO JSON with "images"; this is a bare list of results')
     if gt.num_annotations == 0:
         raise BadInput(f"{gt.path}: there are no annotations to score against")
+    if gt.num_without_region == gt.num_annotations and "mask" in protocols:
+        raise BadInput(f"{gt.path}: no annotation has a segmentation, so there are no masks to score against")
+    for image_id, image in gt.images.items():
+        if image.get("height") is None or image.get("width") is None:
+            got = f"{image.get('height')} and {image.get('width')}"
+            raise BadInput(f"{gt.path}: expected height and width of image {image_id!r}, got {got}")
+
+
+def _check_ids(gt: CocoIndex, pred: CocoIndex, ignore_others: bool) -> None:
     if pred.images is None and pred.num_annotations == 0:
         raise BadInput(f"{pred.path}: there are no predictions in this list")
     for index, images in ((gt, gt.images), (pred, pred.images)):
@@ -203,9 +216,7 @@ def _some(ids: Any) -> str:
 
 def _score_one(protocols: dict[IouType, Protocol], gt: CocoIndex, pred: CocoIndex, image_id: ImageId) -> Scored:
     """The records of one image: by IoU type, and by annotator where there are several."""
-    size = tuple(gt.images[image_id].get(side) for side in ("height", "width"))
-    if not all(isinstance(side, int) for side in size):
-        raise BadInput(f"{gt.path}: expected height and width of image {image_id!r}, got {size[0]} and {size[1]}")
+    size = (gt.images[image_id]["height"], gt.images[image_id]["width"])
     if protocols.keys() == {"mask"} and not gt.has_annotators:
         plain = score_text(protocols["mask"], gt.text(image_id), pred.text(image_id), size)
         if plain is not None:
@@ -219,29 +230,51 @@ def _score_one(protocols: dict[IouType, Protocol], gt: CocoIndex, pred: CocoInde
     found = pred.columns(image_id, size, replace(want, scores=True, against=against))
     if class_aware:
         _need_categories(pred, image_id, found)
-    parents = np.maximum(found.parents, NO_PARENT)  # one that is not here makes a root
     scored = []
-    for annotator, index in sorted(_by_annotator(true).items(), key=lambda item: id_order(item[0])):
-        drawn, pairs = true, found.pairs
-        if annotator is not None:
-            drawn = true.select(index)
-            pairs = pairs and restrict(pairs, np.arange(len(found)), index, (len(found), len(true)))
-        if (drawn.parents == UNKNOWN_PARENT).any():
-            raise BadInput(f"{gt.path}, image {image_id!r}: a parent is an annotation of another annotator")
-        key = image_id if annotator is None else (image_id, annotator)
-        for iou_type, protocol in protocols.items():
-            is_mask = iou_type == "mask"
-            gt_shapes, pred_shapes = (side.masks if is_mask else side.boxes for side in (drawn, found))
-            areas = np.where(np.isnan(drawn.areas), gt_shapes.areas, drawn.areas)
-            hierarchy = drawn.parents if drawn.has_hierarchy else None
-            truth = Truth(gt_shapes, areas, drawn.crowd, drawn.categories, hierarchy)
-            predictions = Found(pred_shapes, found.scores, parents, found.categories)
+    for iou_type, protocol in protocols.items():
+        for key, truth, index in _truths(gt, image_id, true, iou_type):
+            pairs = None
+            if iou_type == "mask":
+                pairs = found.pairs
+                if len(index) < len(true):
+                    pairs = restrict(pairs, np.arange(len(found)), index, (len(found), len(true)))
+            shapes = found.masks if iou_type == "mask" else found.boxes
+            parents = np.maximum(found.parents, NO_PARENT)  # one that is not here makes a root
             try:
-                image = score_image(protocol, truth, predictions, pairs if is_mask else None)
+                image = score_image(protocol, truth, Found(shapes, found.scores, parents, found.categories), pairs)
             except ValueError as error:
                 raise BadInput(f"{pred.path} against {gt.path}, image {image_id!r}: {error}") from error
             scored.append((iou_type, key, image))
     return scored
+
+
+def _truths(
+    gt: CocoIndex, image_id: ImageId, true: Annotations, iou_type: IouType
+) -> Iterator[tuple[Hashable, Truth, np.ndarray]]:
+    """(id, what is true, which of the annotations that are, int64 [m], rising) of an image: one, or of each annotator.
+
+    What has no region is no mask, and without a box of its own no box either.
+    """
+    is_mask = iou_type == "mask"
+    is_there = true.has_mask if is_mask else true.has_mask | true.has_box  # [M]
+    kept = true
+    if not is_there.all():
+        try:
+            kept = true.keep(is_there)
+        except ValueError as error:
+            raise BadInput(f"{gt.path}, image {image_id!r}: {error}") from error
+    if gt.has_annotators and len(kept) == 0:
+        return
+    place = np.flatnonzero(is_there)
+    for annotator, index in sorted(_by_annotator(kept).items(), key=lambda item: id_order(item[0])):
+        drawn = kept if annotator is None else kept.select(index)
+        if (drawn.parents == UNKNOWN_PARENT).any():
+            raise BadInput(f"{gt.path}, image {image_id!r}: a parent is an annotation of another annotator")
+        shapes = drawn.masks if is_mask else drawn.boxes
+        areas = np.where(np.isnan(drawn.areas), shapes.areas, drawn.areas)
+        hierarchy = drawn.parents if kept.tells_parent.any() else None
+        key = image_id if annotator is None else (image_id, annotator)
+        yield key, Truth(shapes, areas, drawn.crowd, drawn.categories, hierarchy), place[index]
 
 
 def _read_truth(gt: CocoIndex, image_id: ImageId, size: tuple[int, int], want: Want, class_aware: bool) -> Annotations:

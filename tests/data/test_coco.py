@@ -78,13 +78,12 @@ class TestLabelSet:
         path = write(
             tmp_path / "x.json",
             [image()],
-            [annotation(segmentation=s) for s in ([square], [square, corner], uncompressed, [])],
+            [annotation(segmentation=s) for s in ([square], [square, corner], uncompressed)],
         )
         dense = LabelSet(path)[0].forest.masks.to_dense()
         assert dense[0].nonzero().tolist() == [[y, x] for y in (1, 2) for x in (1, 2, 3)]
         assert torch.equal(dense[1] & ~dense[0], torch.tensor(np.eye(6)[None, 5].repeat(4, 0) * np.eye(4)[:, :1]) > 0)
         assert dense[2].nonzero().tolist() == [[y, 1] for y in range(4)]
-        assert not dense[3].any()
 
     def test_folder_of_shards(self, tmp_path):
         for index in (1, 0, 2):
@@ -147,9 +146,13 @@ class TestErrors:
         assert self.message(path) == (
             f'{path}: expected images with id, file_name, width and height, got {{"id": 1, "file_name": "a"}}'
         )
+        write(path, [image()], [{"id": 1, "segmentation": []}])
+        assert self.message(path) == (
+            f'{path}: expected annotations with image_id, got {{"id": 1, "segmentation": []}}'
+        )
         write(path, [image()], [{"image_id": 1, "bbox": [1]}])
         assert self.message(path) == (
-            f'{path}: expected annotations with image_id and segmentation, got {{"image_id": 1, "bbox": [1]}}'
+            f"{path}, image 1: annotation (without id): expected four numbers as bbox, got [1]"
         )
         write(path, [image()], [{"image_id": 2, "segmentation": []}])
         assert self.message(path) == (

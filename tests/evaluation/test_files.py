@@ -222,16 +222,19 @@ BAD = {
     ),
     "no score": (
         lambda gt, pred: pred[0].pop("score") and None,
-        "expected a number as score of every annotation, got None",
+        r"annotation \(without id\): expected a number as score of every annotation, got none",
     ),
-    "nan score": (lambda gt, pred: change(pred[0], score=float("nan")), "image .*: expected finite scores, got nan"),
+    "nan score": (
+        lambda gt, pred: change(pred[0], score=float("nan")),
+        r"pred.json, image \d+: annotation .*: expected a finite number as score, got NaN",
+    ),
     "no area": (
         lambda gt, pred: change(gt["annotations"][0], area="7"),
-        r"gt.json, image \d+: expected a number as area of every annotation, got '7'",
+        r'gt.json, image \d+: annotation 1: expected a number of pixels from 0 to 1e10 as area, got "7"',
     ),
     "odd run lengths": (
         lambda gt, pred: change(pred[0]["segmentation"], counts=[None]),
-        r"pred.json, image \d+: int\(\) argument must be",
+        r"pred.json, image \d+: annotation .*: expected whole run lengths from 0 to 99 pixels, got null",
     ),
     "no annotator": (
         lambda gt, pred: change(gt["annotations"][0], annotator=1),

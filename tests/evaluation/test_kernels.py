@@ -99,7 +99,10 @@ ODD = {
     "polygon": {"score": 0.5, "segmentation": [[0, 0, 3, 0, 3, 3]]},
     "run lengths": {"score": 0.5, "segmentation": {"size": [6, 10], "counts": [3, 4, 53]}},
     "huge id": {"id": 10**30, "score": 0.5, "segmentation": RLE},
-    "score that is a truth value": {"score": True, "segmentation": RLE},
+    "truth value as crowd, as a number": {"score": 1, "iscrowd": 1.0, "segmentation": RLE},
+    "huge category": {"score": 0.5, "category_id": 2**64 + 3, "segmentation": RLE},
+    "no box": {"score": 0.5, "bbox": [], "segmentation": RLE},
+    "null": {"id": None, "area": None, "bbox": None, "score": 0.5, "segmentation": RLE},
     "annotator by name": {"score": 0.5, "segmentation": RLE, "annotator": "ann"},
     "deep": '{"score": 0.5, "segmentation": {"size": [6, 10], "counts": "l1"}, "x": ' + "[" * 50 + "]" * 50 + "}",
 }
@@ -134,7 +137,7 @@ def test_predictions_compared_while_they_are_read_equal_the_reference(binary):
     assert found.pairs.iou[:3].tolist() == [6 / 20, 1, 15 / 16]
     broken = text.replace(b"0l1", b"0l2")
     assert annotations._read_natively(binary, broken, 4, SIZE, want) is None
-    with pytest.raises(ValueError, match="mask 1: run lengths add up to 92, expected 6 x 10 = 60"):
+    with pytest.raises(ValueError, match="mask 1: counts hold a run of 92 pixels, expected 6 x 10 = 60 in all"):
         read_annotations(broken, 4, SIZE, want)
 
 
@@ -163,12 +166,17 @@ def test_cut_or_spoiled_text_is_declined(binary, cut):
 def test_indices_agree(binary, tmp_path, monkeypatch, chunk_bytes):
     """Numbers and strings as ids, not in order, with odd annotations among them, through windows of any size."""
     rng = np.random.default_rng(0)
-    records = []
+    records, num_without = [], 0
     for number in range(60):
         image_id = [1, "1", "a b", 2**40][rng.integers(4)]
         one = dict(PLAIN[rng.integers(len(PLAIN))], image_id=image_id)
         if number == 40:
             one["annotator"] = 5
+        if rng.random() < 0.3:
+            num_without += 1
+            one.update([("segmentation", [None, [], {}][rng.integers(3)])])
+            if rng.random() < 0.3:
+                del one["segmentation"]
         one["more"] = [{}, {"image_id": 77}, '"}, {"', {"a": []}]
         records.append(json.dumps(one).replace("more", "größer" if rng.random() < 0.3 else "more"))
     file = tmp_path / "a.json"
@@ -178,6 +186,7 @@ def test_indices_agree(binary, tmp_path, monkeypatch, chunk_bytes):
     with without_binary(monkeypatch):
         theirs = CocoIndex(file)
     assert (ours._spans, ours.num_annotations, ours.has_annotators) == (theirs._spans, 60, True)
+    assert ours.num_without_region == theirs.num_without_region == num_without > 5
     for image_id in ours.annotated:
         expected = [one for one in map(json.loads, records) if one["image_id"] == image_id]
         assert ours.annotations(image_id) == expected

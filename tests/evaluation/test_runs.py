@@ -88,7 +88,10 @@ def test_large_images_need_64_bits():
         ("T", "mask 1: counts is cut short"),
         ("d0 0", "mask 1: counts is not a compressed RLE string"),
         ("dé0", "mask 1: counts is not a compressed RLE string"),
-        ([25, -5], "mask 1: counts hold a negative run length, -5"),
+        ([15, -5, 10], "mask 1: counts hold a negative run length, -5"),
+        ([25, 0], "mask 1: counts hold a run of 25 pixels, expected 4 x 5 = 20 in all"),
+        ([2**62, 2**62, 2**62, 2**62 + 20], "mask 1: counts hold a run of more than 60 bits"),
+        ("o" * 12 + "0" + "d0", "mask 1: counts hold a run of more than 60 bits"),
     ],
 )
 def test_broken_rle_is_refused(counts, message):

@@ -227,7 +227,7 @@ void check_pairs(std::mt19937& random, const std::vector<Mask>& preds, const std
 std::string annotation(std::mt19937& random, int image, const Mask& mask) {
   std::string text =
       "{\"id\": " + std::to_string(random() % 1000) + ", \"image_id\": " + std::to_string(image);
-  text += ", \"score\": 0." + std::to_string(random()) + "e-3, \"bbox\": [1, 2.5, -3, 4e1], \"iscrowd\": 0";
+  text += ", \"score\": 0." + std::to_string(random()) + "e-3, \"bbox\": [-1, 2.5, 3, 4e1], \"iscrowd\": 0";
   text += ", \"segmentation\": {\"size\": [9, 11], \"counts\": \"" + escaped(rle_of(mask)) + "\"}";
   return text + ", \"more\": [null, true, {\"a\": \"\\u00e9\\n\"}]}";
 }
@@ -257,8 +257,8 @@ void spoil(std::mt19937& random, const std::string& text, int64_t count) {
   const Bytes bytes = bytes_of(spoiled);
   Ints groups({3, 5}), columns({count, sohes::kCocoColumns});
   Doubles numbers({count, sohes::kCocoNumbers});
-  const auto [found, after, annotator] = sohes::coco_groups(bytes.view(), 0, groups.view());
-  expect(found <= 3 && after <= static_cast<int64_t>(spoiled.size()) && annotator == 0,
+  const auto [found, after, annotator, bare] = sohes::coco_groups(bytes.view(), 0, groups.view());
+  expect(found <= 3 && after <= static_cast<int64_t>(spoiled.size()) && annotator == 0 && bare <= count,
          "coco_groups: spoiled");
   if (!sohes::coco_records(bytes.view(), columns.view(), numbers.view())) return;
   for (int64_t n = 0; n < count; ++n) {
@@ -282,9 +282,10 @@ void check_json(std::mt19937& random, const std::vector<Mask>& masks) {
   const Bytes bytes = bytes_of(text);
   Ints groups({count, 5}), columns({count, sohes::kCocoColumns});
   Doubles numbers({count, sohes::kCocoNumbers});
-  const auto [found, after, annotator] = sohes::coco_groups(bytes.view(), 0, groups.view());
-  expect(found == (count + 1) / 2 && after == static_cast<int64_t>(text.size()) && annotator == 0,
-         "coco_groups");
+  const auto [found, after, annotator, bare] = sohes::coco_groups(bytes.view(), 0, groups.view());
+  expect(
+      found == (count + 1) / 2 && after == static_cast<int64_t>(text.size()) && annotator == 0 && bare == 0,
+      "coco_groups");
   expect(sohes::coco_records(bytes.view(), columns.view(), numbers.view()), "coco_records");
   for (int64_t n = 0; n < count; ++n) {
     const int64_t* column = &columns[n * sohes::kCocoColumns];

@@ -16,9 +16,10 @@ namespace sohes {
 // other with the same "image_id". text uint8 [B]; begin in 0..B. Group k: groups[k] (int64 [K, 5]) holds the
 // first byte of its first object, the byte past its last, first byte and byte past the value of "image_id",
 // and the number of objects. Returns {groups, place after the last object understood, whether some object has
-// an "annotator" (0 or 1)}. Stops at the end of the array or of the text, at K groups, and before an object
-// that has no number or string as "image_id", is no strict ASCII JSON, or nests deeper than 32.
-std::array<int64_t, 3> coco_groups(const TensorView& text, int64_t begin, const TensorView& groups);
+// an "annotator" (0 or 1), how many have no "segmentation", or null, [] or {}}. Stops at the end of the array
+// or of the text, at K groups, and before an object that has no number or string as "image_id", is no strict
+// ASCII JSON, or nests deeper than 32.
+std::array<int64_t, 4> coco_groups(const TensorView& text, int64_t begin, const TensorView& groups);
 
 // Columns of coco_records. `kHas` holds the kHas... bits of what an annotation has; all else is 0 where
 // absent.
@@ -53,7 +54,7 @@ enum CocoHas : int {
 
 // The annotations of one image: text uint8 [B] of N objects with commas between -> columns int64
 // [N, kCocoColumns], numbers float64 [N, kCocoNumbers]. Returns false unless there are exactly N, each
-// understood in full.
+// understood in full, of numbers that can be: area and box sides in 0..1e10, crowd 0 or 1.
 bool coco_records(const TensorView& text, const TensorView& columns, const TensorView& numbers);
 
 // Compressed COCO RLE, mask n at text[places[n, 0]..places[n, 1]] (places int64 [N, 2], any strides), where

@@ -3,15 +3,23 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
+from sohes.data.coco_fields import (
+    check_annotation,
+    check_rle_size,
+    check_run_lengths,
+    given_box,
+    has_region,
+    name_of,
+)
+from sohes.data.polygons import draw_polygons
 from sohes.evaluation.overlap import Pairs, find_pairs
 from sohes.evaluation.runs import read_runs
 from sohes.evaluation.shapes import Boxes, MeasuredMasks, RunMasks, boxes_of_masks, take
+from sohes.json_stream import parse_json
 from sohes.masks import Size
 from sohes.ops.reference.mask_rle import Counts
 
@@ -42,10 +50,11 @@ class Annotations:
     """The N annotations of one image, in the order of the file.
 
     masks, boxes, scores (float64 [N]): where asked for, masks also where some box has to be taken from them. areas:
-    float64 [N] as annotated, NaN where not. crowd: bool [N]. categories: int64 [N], None unless all have one.
-    annotators: who drew each one, None where nobody is named. parents: int64 [N], the index of each one's parent,
-    NO_PARENT, or UNKNOWN_PARENT for one that is not among these. has_hierarchy: some have a ``parent``, if only null.
-    pairs: where asked for.
+    float64 [N] as annotated, NaN where not. crowd: bool [N]. categories: int64 [N], objects where some are larger, None
+    unless all have an integer. annotators: who drew each one, None where nobody is named. parents: int64 [N], the index
+    of each one's parent, NO_PARENT, or UNKNOWN_PARENT for one that is not among these. tells_parent: bool [N], has a
+    ``parent``, if only null. has_mask: bool [N], False where masks are read and there is no region (see
+    ``coco_fields.has_region``), so that the mask is empty. has_box: bool [N], has a ``bbox``. pairs: where asked for.
     """
 
     masks: RunMasks | MeasuredMasks | None
@@ -56,7 +65,9 @@ class Annotations:
     categories: np.ndarray | None
     annotators: list | None
     parents: np.ndarray
-    has_hierarchy: bool
+    tells_parent: np.ndarray
+    has_mask: np.ndarray
+    has_box: np.ndarray
     pairs: Pairs | None = None
 
     def __len__(self) -> int:
@@ -67,7 +78,7 @@ class Annotations:
         place = np.full(len(self) + 2, UNKNOWN_PARENT)  # the last two answer for parents of -2 and -1
         place[index] = np.arange(len(index))
         place[-1] = NO_PARENT
-        chosen: dict = {"parents": place[self.parents[index]], "has_hierarchy": self.has_hierarchy, "pairs": None}
+        chosen: dict = {"parents": place[self.parents[index]], "pairs": None}
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name in chosen or value is None:
@@ -80,23 +91,42 @@ class Annotations:
                 chosen[field.name] = take(value, index)
         return replace(self, **chosen)
 
+    def keep(self, kept: np.ndarray) -> Annotations:
+        """Those that are ``kept`` (bool [N]); what lies in one that is not goes to its nearest ancestor that is.
+
+        Raises ValueError where there is a cycle on the way.
+        """
+        above = self.parents  # [N]
+        for _ in range(len(self)):
+            gone = (above >= 0) & ~kept[above]  # [N]
+            if not gone.any():
+                return replace(self, parents=above).select(np.flatnonzero(kept))
+            above = np.where(gone, self.parents[above], above)
+        if len(self):
+            raise ValueError("parents hold a cycle")
+        return self
+
 
 def read_annotations(text: bytes, size: Size, want: Want) -> Annotations:
     """JSON objects with commas between; see ``sohes.evaluation.annotations``."""
-    records: list[dict] = json.loads(b"[" + text + b"]")
-    given, is_given = _given_boxes(records if want.boxes else [])
+    records: list[dict] = parse_json(b"[" + text + b"]")
+    for record in records:
+        check_annotation(record)
+    given, has_box = _given_boxes(records)
     against = want.against
-    masks = _read_masks(records, size) if want.masks or not is_given.all() else None
+    masks = _read_masks(records, size, want) if want.masks or not has_box.all() else None
     return Annotations(
         masks=masks,
-        boxes=join_boxes(given, is_given, masks) if want.boxes else None,
-        scores=_numbers("score", [record.get("score") for record in records]) if want.scores else None,
-        areas=_numbers("area", [record.get("area", float("nan")) for record in records]),
+        boxes=join_boxes(given, has_box, masks) if want.boxes else None,
+        scores=_scores(records) if want.scores else None,
+        areas=np.array([_or_nan(record.get("area")) for record in records], np.float64),
         crowd=np.array([bool(record.get("iscrowd")) for record in records], bool),
         categories=_categories(records),
         annotators=_annotators(records),
         parents=_find_parents(records),
-        has_hierarchy=any("parent" in record for record in records),
+        tells_parent=np.array(["parent" in record for record in records], bool),
+        has_mask=np.array([masks is None or has_region(record) for record in records], bool),
+        has_box=has_box,
         pairs=None if against is None else find_pairs(masks, against.gt, against.crowd, against.min_iou),
     )
 
@@ -111,69 +141,72 @@ def join_boxes(given: np.ndarray, is_given: np.ndarray, masks: RunMasks | Measur
 
 
 def _given_boxes(records: list[dict]) -> tuple[np.ndarray, np.ndarray]:
-    boxes, is_given = np.zeros((len(records), 4)), np.array(["bbox" in record for record in records], bool)
-    for box, record in zip(boxes, records, strict=True):
-        if "bbox" in record:
-            value = record["bbox"]
-            if not isinstance(value, list) or len(value) != 4 or not all(isinstance(v, int | float) for v in value):
-                raise ValueError(f"{_name(record)}: expected a bbox of four numbers, got {value!r}")
-            box[:] = value
+    boxes, is_given = np.zeros((len(records), 4)), np.zeros(len(records), bool)
+    for index, record in enumerate(records):
+        box = given_box(record)
+        if box is not None:
+            boxes[index], is_given[index] = box, True
     return boxes, is_given
 
 
-def _read_masks(records: list[dict], size: Size) -> RunMasks:
-    try:
-        return read_runs([_counts(record, size) for record in records], size)
-    except TypeError as error:  # run lengths or corners that are no numbers
-        raise ValueError(str(error)) from error
+def _read_masks(records: list[dict], size: Size, want: Want) -> RunMasks:
+    counts = []
+    for record in records:
+        try:
+            counts.append(_counts(record, size, want))
+        except ValueError as error:
+            raise ValueError(f"{name_of(record)}: {error}") from error
+    return read_runs(counts, size)
 
 
-def _counts(record: dict, size: Size) -> Counts:
-    """The RLE counts of an annotation; polygons are drawn by pycocotools."""
+def _counts(record: dict, size: Size, want: Want) -> Counts:
+    """The RLE counts of an annotation; without a region those of an empty mask, in a prediction only for []."""
     segmentation = record.get("segmentation")
+    if not has_region(record) and (segmentation == [] or not want.scores):
+        return [size[0] * size[1]]
     if isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), str | list):
-        if segmentation.get("size") != [*size]:
-            got = segmentation.get("size")
-            raise ValueError(f"{_name(record)}: expected a mask of size {list(size)}, got {got}")
+        check_rle_size(segmentation, size)
+        if isinstance(segmentation["counts"], list):
+            check_run_lengths(segmentation["counts"], size)
         return segmentation["counts"]
     if not isinstance(segmentation, list) or not all(isinstance(p, list) and len(p) >= 6 for p in segmentation):
-        raise ValueError(f"{_name(record)}: expected a segmentation, RLE or polygons of three corners or more")
-    if not segmentation:
-        return [size[0] * size[1]]
-    return coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))["counts"]
+        raise ValueError("expected a segmentation, RLE or polygons of three corners or more")
+    return draw_polygons(segmentation, size)["counts"]
 
 
-def _name(record: dict) -> str:
-    return f"annotation {record.get('id', '(without id)')}"
+def _scores(records: list[dict]) -> np.ndarray:
+    """float64 [N]."""
+    for record in records:
+        if record.get("score") is None:
+            raise ValueError(f"{name_of(record)}: expected a number as score of every annotation, got none")
+    return np.array([float(record["score"]) for record in records], np.float64)
 
 
-def _numbers(name: str, values: list) -> np.ndarray:
-    """float64 [N] of a number that every annotation must have."""
-    for value in values:
-        if not isinstance(value, int | float):
-            raise ValueError(f"expected a number as {name} of every annotation, got {value!r}")
-    return np.array(values, np.float64)
+def _or_nan(area: float | None) -> float:
+    return float("nan") if area is None else float(area)
 
 
 def _categories(records: list[dict]) -> np.ndarray | None:
     values = [record.get("category_id") for record in records]
-    return np.array(values, np.int64) if all(isinstance(value, int) for value in values) else None
+    if not all(isinstance(value, int) for value in values):
+        return None
+    fits = all(-(2**63) <= value < 2**63 for value in values)
+    return np.array(values, np.int64 if fits else object)
 
 
 def _annotators(records: list[dict]) -> list | None:
-    values = [record.get("annotator") for record in records]
     if all("annotator" not in record for record in records):
         return None
-    if not all(isinstance(value, int | str) for value in values):
+    values = [record.get("annotator") for record in records]
+    if None in values:
         raise ValueError("expected an annotator on every annotation, as on others of this file")
     return values
 
 
 def _find_parents(records: list[dict]) -> np.ndarray:
-    index_of = {record["id"]: index for index, record in enumerate(records) if isinstance(record.get("id"), int | str)}
+    index_of = {record["id"]: index for index, record in enumerate(records) if record.get("id") is not None}
     parents = np.full(len(records), NO_PARENT)
     for index, record in enumerate(records):
-        parent = record.get("parent")
-        if parent is not None:
-            parents[index] = index_of.get(parent, UNKNOWN_PARENT) if isinstance(parent, int | str) else UNKNOWN_PARENT
+        if record.get("parent") is not None:
+            parents[index] = index_of.get(record["parent"], UNKNOWN_PARENT)
     return parents

@@ -14,6 +14,7 @@ from sohes.ops.reference.mask_rle import Counts, compress
 # Few enough at a time that the arrays in between stay in the cache, and memory does not follow the number of masks.
 CHARACTERS_AT_A_TIME = 1 << 15
 RUNS_AT_A_TIME = 1 << 15
+MOST_GROUPS = 12  # of a number, 60 bits
 
 
 def as_texts(counts: Sequence[Counts]) -> list[bytes]:
@@ -40,7 +41,7 @@ def read_runs(texts: Sequence[bytes], size: tuple[int, int]) -> RunMasks:
 
 def _read_some(texts: Sequence[bytes], size: tuple[int, int], index: int) -> RunMasks:
     """``read_runs`` of the masks from ``index`` on."""
-    table, row_bounds = _decompress(texts, index)  # [rows, 2], [N + 1]
+    table, row_bounds = _decompress(texts, size, index)  # [rows, 2], [N + 1]
     ends = np.cumsum(table.sum(1))  # [rows], where the set run stops, all masks in one line
     line = np.append(0, ends)[row_bounds]  # [N + 1]
     _check(table, row_bounds, np.diff(line), size, index)
@@ -99,7 +100,7 @@ def _as_bytes(counts: bytes | Sequence[int]) -> bytes:
     return counts if isinstance(counts, bytes) else compress(np.asarray(counts, np.int64)).encode("ascii")
 
 
-def _decompress(counts: Sequence[bytes], index: int) -> tuple[np.ndarray, np.ndarray]:
+def _decompress(counts: Sequence[bytes], size: tuple[int, int], index: int) -> tuple[np.ndarray, np.ndarray]:
     """Run lengths int64 [rows, 2], unset and set in turn, and the rows of each mask, int64 [N + 1].
 
     A character minus 48 is a group: five bits of the number, least first; 32 says that another group follows; the
@@ -117,6 +118,7 @@ def _decompress(counts: Sequence[bytes], index: int) -> tuple[np.ndarray, np.nda
     for k in range(1, digits.max(initial=0)):  # from the most significant group down
         longer = longer[digits[longer] > k]
         runs[longer] = (runs[longer] << 5) | (groups[ends[longer] - k] & 31)
+    _refuse_long_runs(runs, digits, bounds, size, index)
 
     num_rows = (np.diff(bounds) + 1) // 2  # [N]
     row_bounds = np.append(0, np.cumsum(num_rows))  # [N + 1]
@@ -146,6 +148,20 @@ def _refuse_broken(
     cut = np.flatnonzero((np.diff(char_bounds) > 0) & (last != char_bounds[1:] - 1))
     if len(cut):
         raise ValueError(f"mask {index + cut[0]}: counts is cut short")
+
+
+def _refuse_long_runs(
+    runs: np.ndarray, digits: np.ndarray, bounds: np.ndarray, size: tuple[int, int], index: int
+) -> None:
+    """No number, which is a run or a difference of two, is larger than the image: so sums of them fit int64."""
+    num_pixels = size[0] * size[1]
+    wrong = np.flatnonzero((digits > MOST_GROUPS) | (runs > num_pixels) | (runs < -num_pixels))
+    if len(wrong):
+        index += np.searchsorted(bounds, wrong[0], side="right") - 1
+        if digits[wrong[0]] > MOST_GROUPS:
+            raise ValueError(f"mask {index}: counts hold a run of more than 60 bits")
+        got = f"a run of {runs[wrong[0]]} pixels"
+        raise ValueError(f"mask {index}: counts hold {got}, expected {size[0]} x {size[1]} = {num_pixels} in all")
 
 
 def _check(table: np.ndarray, row_bounds: np.ndarray, totals: np.ndarray, size: tuple[int, int], index: int) -> None:

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The labels of one image, from its records in COCO JSON to a forest of masks."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sohes.data.coco_fields import (
+    check_annotation,
+    check_image,
+    check_rle_size,
+    check_run_lengths,
+    has_region,
+    is_number,
+    name_of,
+    shorten,
+)
+from sohes.data.errors import DataError
+from sohes.data.polygons import draw_polygons
+from sohes.forest import Forest
+from sohes.masks import PackedMasks
+
+_LARGEST_SCORE = float(np.finfo(np.float32).max)
+_MOST_BYTES = 2**34
+"""Of the packed masks of one image: 1000 of 137 megapixels."""
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImage:
+    """The labels of one image, N masks in the order of the file.
+
+    path: of the image file, which is not opened. image_id: as in the file. size: (H, W) in pixels.
+    forest: masks, scores (1 where the file has none) and parents. crowd: bool [N], COCO's `iscrowd`.
+    annotator: int64 [N], which human drew each mask; None when the file does not say. Names, and integers of more than
+    64 bits, are numbered within the image.
+    """
+
+    path: Path
+    image_id: int | str
+    forest: Forest
+    size: tuple[int, int]
+    crowd: Tensor
+    annotator: Tensor | None
+
+
+def labelled_image(image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]], path: Path) -> LabelledImage:
+    """The labels of one image from its records in COCO JSON; `path` is where its photo lies.
+
+    Annotations without a region are left out; what is inside one goes to its own parent.
+
+    Raises ValueError when a number cannot be, or a segmentation cannot be decoded or has another size than the image.
+    """
+    check_image(image)
+    size = (image["height"], image["width"])
+    for annotation in annotations:
+        check_annotation(annotation)
+    is_drawn = [has_region(annotation) for annotation in annotations]
+    if sum(is_drawn) * size[0] * size[1] // 8 > _MOST_BYTES:
+        got = f"{sum(is_drawn)} of {size[0]} x {size[1]} pixels"
+        raise DataError(f"expected masks that take at most {_MOST_BYTES >> 30} GiB in an image, got {got}")
+    forest = _read_forest(annotations, is_drawn, size)
+    drawn = list(itertools.compress(annotations, is_drawn))
+    annotators = [annotation.get("annotator") for annotation in drawn]
+    return LabelledImage(
+        path=path,
+        image_id=image["id"],
+        forest=forest,
+        size=size,
+        crowd=torch.tensor([bool(annotation.get("iscrowd")) for annotation in drawn], dtype=torch.bool, device="cpu"),
+        annotator=None if not annotators or None in annotators else _number(annotators),
+    )
+
+
+def _read_forest(annotations: Sequence[Mapping[str, Any]], is_drawn: list[bool], size: tuple[int, int]) -> Forest:
+    """Of the annotations that are drawn."""
+    places = {annotation["id"]: n for n, annotation in enumerate(annotations) if annotation.get("id") is not None}
+    above = [places.get(annotation.get("parent"), -1) for annotation in annotations]
+    parents, kept = [], {}
+    for n, annotation in enumerate(annotations):
+        score = annotation.get("score")
+        if score is not None and not is_number(score, -_LARGEST_SCORE, _LARGEST_SCORE):
+            raise DataError(f"{name_of(annotation)}: expected a score that float32 holds, got {shorten(score)}")
+        if not is_drawn[n]:
+            continue
+        kept[n], parent, steps = len(kept), above[n], 0
+        while parent >= 0 and not is_drawn[parent]:
+            parent, steps = above[parent], steps + 1
+            if steps > len(annotations):
+                raise DataError(f"{name_of(annotation)}: parents hold a cycle")
+        parents.append(parent)
+    drawn = [annotations[n] for n in kept]
+    scores = [1.0 if one.get("score") is None else one["score"] for one in drawn]
+    with torch.device("cpu"):
+        return Forest(
+            PackedMasks.from_rle([to_rle(one, size) for one in drawn], size),
+            torch.tensor(scores, dtype=torch.float32),
+            torch.tensor([kept.get(parent, -1) for parent in parents], dtype=torch.int64),
+        )
+
+
+def _number(annotators: list[int | str]) -> Tensor:
+    """int64 [N]: themselves where all are integers that fit, else by first appearance."""
+    if not all(is_number(annotator, -(2**63), 2**63 - 1) for annotator in annotators):
+        number_of = {annotator: n for n, annotator in enumerate(dict.fromkeys(annotators))}
+        annotators = [number_of[annotator] for annotator in annotators]
+    return torch.tensor(annotators, dtype=torch.int64, device="cpu")
+
+
+def to_rle(annotation: Mapping, size: tuple[int, int]) -> dict:
+    """The segmentation of an annotation as RLE of `size` (H, W); polygons are drawn. Without a region an empty mask.
+
+    Raises DataError for a segmentation that cannot be.
+    """
+    if not has_region(annotation):
+        return {"size": list(size), "counts": [size[0] * size[1]]}
+    segmentation = annotation["segmentation"]
+    try:
+        if not isinstance(segmentation, dict):
+            return draw_polygons(segmentation, size)
+        if "size" not in segmentation or not isinstance(segmentation.get("counts"), str | bytes | list):
+            raise DataError(f"expected an RLE with size and counts, got {shorten(segmentation)}")
+        check_rle_size(segmentation, size)
+        if isinstance(segmentation["counts"], list):
+            check_run_lengths(segmentation["counts"], size)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    return segmentation
