@@ -1,11 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Print the commands of the README's ```bash blocks, one a line, so that CI runs what the README says."""
+"""Write the ```bash and ```python blocks of the documentation as scripts, so that CI runs what it says.
+
+    python3 .ci/readme_commands.py FOLDER
+
+FOLDER then holds a file a block, numbered in the order in which they are to be run, in one folder one after the other:
+README.md first, whose first command leaves runs/default to the others. Blocks that need data or machines from elsewhere
+are ```text.
+"""
 
 import re
+import sys
 from pathlib import Path
 
-readme = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
-for block in re.findall(r"^```bash\n(.*?)^```", readme, flags=re.MULTILINE | re.DOTALL):
-    for line in block.replace("\\\n", " ").splitlines():
-        if line.strip() and not line.lstrip().startswith("#"):
-            print(line.strip())
+ROOT = Path(__file__).resolve().parents[1]
+SUFFIXES = {"bash": ".sh", "python": ".py"}
+
+
+def documents() -> list[Path]:
+    """Everything that tells a reader what to type, in the order to run it."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
+
+
+def blocks(document: Path) -> list[tuple[str, str]]:
+    """(language, text) of every fenced block. Raises ValueError for one without a language."""
+    found = re.findall(r"^```([^\n]*)\n(.*?)^```$", document.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    for language, _ in found:
+        if language not in (*SUFFIXES, "text"):
+            raise ValueError(f"{document.name}: expected a block of bash, python or text, got ```{language}")
+    return found
+
+
+def write_scripts(folder: Path) -> list[Path]:
+    """One script for each block that is to be run."""
+    folder.mkdir(parents=True)
+    scripts = []
+    for document in documents():
+        for language, text in blocks(document):
+            if language in SUFFIXES:
+                scripts.append(folder / f"{len(scripts) + 1:02}-{document.stem}{SUFFIXES[language]}")
+                scripts[-1].write_text(text, encoding="utf-8")
+    return scripts
+
+
+if __name__ == "__main__":
+    for script in write_scripts(Path(sys.argv[1])):
+        print(script)

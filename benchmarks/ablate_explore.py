@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each setting of self-exploration is worth: one row per change from the default, on one set of photos.
 
-    python benchmarks/ablate_explore.py ../shared/data/eval/coco128_seg --images 20 [--only start refiner ...]
+    python benchmarks/ablate_explore.py SETS/coco128_seg --images 20 [--only start refiner ...]
 
 Columns as in bench_explore.py, whose seconds here are CPU time of one thread beside other jobs. `start=patches` rows
 are the method's own clustering of patches; the thresholds of the method (`cuts=fixed`) exist only there. The photos are
@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from bench_explore import Quality, chosen_images, explore_forest, print_header, print_row
 
+from sohes.cli import fail_clearly
 from sohes.config import ExploreConfig
 
 _PATCHES = {"start": "patches", "patch": 8}
@@ -40,7 +41,7 @@ GROUPS: dict[str, list[dict]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="label set: annotations.json and images/")
+    parser.add_argument("folder", type=Path, help="a set of docs/datasets.md: annotations.json and images/")
     parser.add_argument("--images", type=int, default=20)
     parser.add_argument("--only", nargs="*", choices=GROUPS, default=list(GROUPS), help="groups of rows")
     args = parser.parse_args()
@@ -59,4 +60,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with fail_clearly("ablate_explore"):
+        main()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Refiners by themselves: true masks roughened to blocks, sharpened again, compared with the truth.
 
-    python benchmarks/ablate_refine.py ../shared/data/eval/coco128_seg --images 40
+    python benchmarks/ablate_refine.py SETS/coco128_seg --images 40
 
 Every true mask is drawn in blocks of 8 x 8 pixels (a block is inside where more than half of it is), as the masks of a
 ViT's patches are. One row per refiner: mean over IoU thresholds .50:.05:.95 of the share of masks that reach it, by
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sohes.cli import fail_clearly
 from sohes.config import ExploreConfig
 from sohes.data.coco import LabelSet
 from sohes.data.images import read_image
@@ -46,7 +47,7 @@ def ious(a: PackedMasks, b: PackedMasks) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="label set: annotations.json and images/")
+    parser.add_argument("folder", type=Path, help="a set of docs/datasets.md: annotations.json and images/")
     parser.add_argument("--images", type=int, default=40)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -74,10 +75,11 @@ def main() -> None:
     for name in refiners:
         iou = np.concatenate(found[name])
         reached = 100 * (iou[:, None] >= THRESHOLDS).mean(1)
-        by_size = " ".join(f"{reached[chosen].mean():6.1f}" for chosen in sizes.values())
+        by_size = " ".join(f"{reached[one].mean():6.1f}" if one.any() else f"{'n/a':>6s}" for one in sizes.values())
         cost = 1000 * seconds[name] / len(area)
         print(f"{name:8s} {reached.mean():6.1f} {by_size} {100 * iou.mean():9.1f} {cost:8.1f}")
 
 
 if __name__ == "__main__":
-    main()
+    with fail_clearly("ablate_refine"):
+        main()

@@ -2,7 +2,7 @@
 """Self-exploration: time per stage, and quality of the labels between classical baselines and the tree's ceiling.
 
     python -m pytest benchmarks/bench_explore.py --benchmark-columns=min,median,rounds
-    python benchmarks/bench_explore.py ../shared/data/eval/bsds_val --images 20 --baselines --set max_masks=1000
+    python benchmarks/bench_explore.py SETS/bsds_val --images 20 --baselines --set max_masks=1000
 
 The second form prints one row per method: recall in percent at several numbers of masks, seconds per image on the CPU.
 The baselines are those of `python -m sohes.evaluate --baseline`; each row of settings gets its own oracle.
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from sohes.baselines.classical import box_grid_forest, felzenszwalb_forest, slic_tree_forest
 from sohes.baselines.tree_oracle import tree_oracle_forest
+from sohes.cli import fail_clearly
 from sohes.config import ExploreConfig
 from sohes.config_evaluate import BaselineConfig
 from sohes.data.coco import LabelledImage, LabelSet
@@ -196,4 +197,5 @@ def _literal(text: str) -> object:
 
 
 if __name__ == "__main__":
-    main()
+    with fail_clearly("bench_explore"):
+        main()

@@ -58,7 +58,7 @@ def base_config(
 def _value(given: Sequence[str], option: str) -> str | None:
     """What is given for an option of one value, before all options are read: the last one counts."""
     value = None
-    for word, following in zip(given, [*given[1:], ""], strict=True):
+    for word, following in zip(given, [*given, ""][1:], strict=True):
         if word == option and not following.startswith("--"):
             value = following
         elif word.startswith(f"{option}="):

@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +78,24 @@ def format_env(env: dict[str, Any]) -> str:
     if env["binary_info"]:
         lines += ["  " + ", ".join(f"{k} {v}" for k, v in env["binary_info"].items())]
     lines += [f"  not built: {variant}: {reason}" for variant, reason in env["build"].get("skipped", {}).items()]
-    lines += ["operators (float32):"]
-    for name, devices in env["operators"].items():
-        for device, report in devices.items():
-            lines += [f"  {name} on {device}: {report['uses']}"]
-            lines += [f"    not {backend}: {reason}" for backend, reason in report["why_not"].items()]
+    for device in dict.fromkeys(device for devices in env["operators"].values() for device in devices):
+        lines += [f"operators on {device}, in float32:", *_format_operators(env["operators"], device)]
     return "\n".join(lines)
+
+
+def _format_operators(operators: dict[str, dict[str, Any]], device: str) -> list[str]:
+    """Those that use the same backend for the same reasons together."""
+    alike: dict[tuple, list[str]] = {}
+    for name, devices in operators.items():
+        if device in devices:
+            report = devices[device]
+            alike.setdefault((report["uses"], *report["why_not"].items()), []).append(name)
+    lines = []
+    for (uses, *why_not), names in alike.items():
+        text = f"{uses}: {', '.join(names)}"
+        lines += textwrap.wrap(text, 100, initial_indent="  ", subsequent_indent=" " * (len(uses) + 4))
+        lines += [f"    not {backend}: {reason}" for backend, reason in why_not]
+    return lines
 
 
 def main(arguments: list[str] | None = None) -> int:

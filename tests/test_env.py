@@ -2,6 +2,7 @@
 """`python -m sohes.env` says which backend runs, and why the others do not."""
 
 import json
+import re
 
 import torch
 
@@ -24,7 +25,23 @@ def test_text_and_json(capsys):
     assert main([]) == 0
     text = capsys.readouterr().out
     assert f"torch {torch.__version__.split('+')[0]}" in text
-    assert "ms_deform_attn on cpu: " in text
+    operators = collect_env()["operators"]
+    listed = re.findall(r"^operators on (\w+), in float32:\n((?:  .*\n)+)", text, re.MULTILINE)
+    assert [device for device, _ in listed] == list(next(iter(operators.values())))
+    for device, lines in listed:
+        shown, uses, reasons = {}, None, {}
+        for line in lines.splitlines():
+            head, _, rest = line.strip().partition(": ")
+            if head.startswith("not "):
+                reasons[head.removeprefix("not ")] = rest
+                continue
+            if not line.startswith("    "):
+                uses, names, reasons = head, rest, {}
+            else:
+                names = line  # the list goes on
+            for name in filter(None, names.replace(",", " ").split()):
+                shown[name] = {"uses": uses, "why_not": reasons}
+        assert shown == {name: devices[device] for name, devices in operators.items()}
     assert main(["--json"]) == 0
     assert json.loads(capsys.readouterr().out)["python"] in text
 

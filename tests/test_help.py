@@ -246,6 +246,8 @@ def test_the_command_that_lists_the_commands_runs_them(capsys):
 
 
 def test_base_config_takes_the_last_of_each(tmp_path):
+    assert base_config([], Config, Path("x"), get_preset) == get_preset("tiny")
+    assert base_config(["--preset"], Config, Path("x"), get_preset) == get_preset("tiny")
     given = ["--preset", "cpu", "--preset=micro", "--out", "a", "--seed", "3"]
     assert base_config(given, Config, Path("x"), get_preset).preset == "micro"
     with pytest.raises(ConfigError, match=re.escape(f"{tmp_path / 'config.json'} does not exist")):
