@@ -8,6 +8,9 @@ The schema is registered with `torch.library`, so `torch.compile`, `torch.export
 operator whatever runs inside. Every schema ends in `str backend="auto"`: an explicit backend either runs or raises
 `BackendUnavailable` with the reason; `auto` takes the first backend that has no reason against it, and the
 reference is always last and always possible.
+
+A derivative that does not exist raises NotImplementedError. Without that torch would hand out zeros for it: where an
+operator has no backward of its own, and in forward mode, which no operator here has.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from sohes import _binary
 from sohes.ops import _devices
@@ -49,6 +53,8 @@ class Operator:
     backends: list[Backend] = field(default_factory=list)  # in the order `auto` tries them; the reference is last
 
     def __call__(self, *args: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            refuse_tangents(self.name, *args)
         return getattr(torch.ops.sohes, self.name).default(*args)
 
     def add_backend(self, name: str, run: Callable[..., Any], why_not: WhyNot) -> None:
@@ -79,11 +85,19 @@ class Operator:
         return {b.name: b.why_not(device, dtype) for b in self.backends}
 
 
-def define_op(name: str, schema: str, *, reference: Callable[..., Any], fake: Callable[..., Any]) -> Operator:
+def define_op(
+    name: str,
+    schema: str,
+    *,
+    reference: Callable[..., Any],
+    fake: Callable[..., Any],
+    no_gradient: str | None = "its results have no gradient",
+) -> Operator:
     """Register `sohes::<name>`.
 
     `schema` is everything after the name and ends in `str backend="auto"`. `reference` and `fake` take the
-    arguments without `backend`; `fake` returns empty outputs of the right shape, dtype and device.
+    arguments without `backend`; `fake` returns empty outputs of the right shape, dtype and device. `no_gradient` is what
+    a backward through the operator raises; with None `Operator.register_autograd` has to follow.
     """
     if "backend" not in schema:
         raise ValueError(f'{name}: the schema must end in `str backend="auto"`, got {schema}')
@@ -93,6 +107,7 @@ def define_op(name: str, schema: str, *, reference: Callable[..., Any], fake: Ca
 
     def run(*args: Any, backend: str = "auto") -> Any:
         inputs, backend = _split_backend(args, backend)
+        refuse_tangents(name, *inputs)
         first = _first_tensor(inputs)
         return op.choose(backend, first.device, first.dtype).run(*inputs)
 
@@ -101,7 +116,20 @@ def define_op(name: str, schema: str, *, reference: Callable[..., Any], fake: Ca
 
     LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"sohes::{name}", run_fake, lib=LIBRARY)
+    if no_gradient is not None:
+
+        def refuse(ctx: Any, *grads: Any) -> None:
+            raise NotImplementedError(f"{name}: {no_gradient}")
+
+        op.register_autograd(refuse, lambda ctx, inputs, output: None)
     return op
+
+
+def refuse_tangents(name: str, *args: Any) -> None:
+    """Raise NotImplementedError where an argument carries the tangent of a forward-mode derivative (jvp)."""
+    for arg in args:
+        if isinstance(arg, torch.Tensor) and forward_ad.unpack_dual(arg).tangent is not None:
+            raise NotImplementedError(f"{name}: there is no forward-mode derivative (jvp)")
 
 
 def why_not_cpp(device: torch.device, dtype: torch.dtype) -> str | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sohes._binary import find_binary, require_binary
 from sohes.ops._cuda import run_cuda
-from sohes.ops._library import define_op, why_not_cpp, why_not_cuda
+from sohes.ops._library import define_op, refuse_tangents, why_not_cpp, why_not_cuda
 from sohes.ops._words import num_words, reused_words, zero_words
 from sohes.ops.reference import mask_pack as reference
 
@@ -46,6 +46,7 @@ def mask_pack_logits(
         )
     if 0 in logits.shape[1:] and 0 not in size:
         raise ValueError(f"mask_pack_logits: cannot upsample {list(logits.shape)} to {list(size)}")
+    refuse_tangents("mask_pack_logits", logits)
     return _pack_logits(logits.detach(), *size, float(threshold), backend)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sohes._binary import require_binary
-from sohes.ops._library import define_op, why_not_cpp
+from sohes.ops._library import define_op, refuse_tangents, why_not_cpp
 from sohes.ops.merge_tree import MergeTree
 from sohes.ops.reference import merge_borders as reference
 
@@ -40,7 +40,7 @@ def merge_borders(
         backend: "auto", or the name of one backend, which then runs or raises BackendUnavailable.
 
     Returns:
-        The MergeTree, grid None, similarity = -cost; and float32 [M, 2], the border along which each merge happened.
+        Without gradients: the MergeTree, grid None, similarity = -cost; and float32 [M, 2], the border along which each merge happened.
 
     Raises:
         ValueError: a shape, dtype or value that does not fit; the message quotes it.
@@ -67,7 +67,9 @@ def merge_borders(
         raise ValueError(
             f"merge_borders: expected border_weight and size_exponent >= 0, got {border_weight} and {size_exponent}"
         )
-    args = (means.detach().contiguous(), sizes.contiguous(), edges.int().contiguous(), borders.contiguous())
+    refuse_tangents("merge_borders", means, borders)
+    means, borders = means.detach(), borders.detach()
+    args = (means.contiguous(), sizes.contiguous(), edges.int().contiguous(), borders.contiguous())
     merges, cost, shared, num_merges = OPERATOR(*args, float(border_weight), float(size_exponent), backend)
     count = int(num_merges)
     tree = MergeTree(len(means), merges[:count], -cost[:count], leaf_sizes=sizes)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sohes._binary import require_binary
-from sohes.ops._library import Operator, define_op, why_not_cpp, why_not_cuda, why_not_triton
+from sohes.ops._library import Operator, define_op, refuse_tangents, why_not_cpp, why_not_cuda, why_not_triton
 from sohes.ops.merge_tree import MergeTree
 from sohes.ops.reference import merge_regions as reference
 from sohes.ops.reference import merge_rounds as rounds_reference
@@ -44,7 +44,7 @@ def merge_regions(
         backend: "auto", or the name of one backend, which then runs or raises BackendUnavailable.
 
     Returns:
-        One MergeTree per image (a list of one for a single [h, w, C]), on the CPU.
+        One MergeTree per image (a list of one for a single [h, w, C]), on the CPU, without gradients.
 
     Raises:
         ValueError: a shape, dtype, device or schedule that does not fit; the message quotes it.
@@ -53,6 +53,7 @@ def merge_regions(
     images = _as_list(features, 3, "features [h, w, C], [B, h, w, C] or a list of [h, w, C]")
     _check_features(images)
     _check_stop(min_similarity)
+    refuse_tangents("merge_regions", *images)
     if not images:
         return []
     masks = None
@@ -123,6 +124,7 @@ def merge_regions_graph(
         raise ValueError(f"merge_regions_graph: expected features [N, C], none empty, got {list(features.shape)}")
     _check_dtype(features)
     _check_stop(min_similarity)
+    refuse_tangents("merge_regions_graph", features)
     num_leaves = features.shape[0]
     if edges.ndim != 2 or edges.shape[1] != 2 or edges.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"merge_regions_graph: expected edges int64 [E, 2], got {edges.dtype} {list(edges.shape)}")

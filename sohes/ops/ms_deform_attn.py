@@ -115,6 +115,7 @@ FORWARD = define_op(
     'str backend="auto") -> Tensor',
     reference=reference.ms_deform_attn,
     fake=fake_forward,
+    no_gradient=None,
 )
 BACKWARD = define_op(
     "ms_deform_attn_backward",
@@ -122,6 +123,7 @@ BACKWARD = define_op(
     'Tensor attention_weights, str backend="auto") -> (Tensor, Tensor, Tensor)',
     reference=reference.ms_deform_attn_backward,
     fake=fake_backward,
+    no_gradient="the gradient of ms_deform_attn cannot be differentiated again (double backward)",
 )
 
 

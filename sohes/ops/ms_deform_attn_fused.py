@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sohes.ops._library import define_op, why_not_cpp, why_not_cuda, why_not_triton
+from sohes.ops._library import define_op, refuse_tangents, why_not_cpp, why_not_cuda, why_not_triton
 from sohes.ops.ms_deform_attn import (
     BACKWARD as UNFUSED_BACKWARD,
 )
@@ -57,7 +57,8 @@ def ms_deform_attn_fused(
         [B, Q, K*D] in the dtype of value.
 
     Raises:
-        ValueError: a shape, dtype or device does not fit. BackendUnavailable: see `sohes.ops._library`.
+        ValueError: a shape, dtype or device does not fit, or reference_points require a gradient.
+        BackendUnavailable: see `sohes.ops._library`.
     """
     device_type = value.device.type
     is_castable = torch.amp.is_autocast_available(device_type) and value.dtype != torch.float64
@@ -73,6 +74,12 @@ def ms_deform_attn_fused(
             f"ms_deform_attn_fused: expected reference_points [{Q}, 2] on {value.device}, got "
             f"{list(reference_points.shape)} on {reference_points.device}"
         )
+    if reference_points.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            "ms_deform_attn_fused: has no gradient for reference_points, expected them detached "
+            "(ms_deform_attn has one for sampling_locations)"
+        )
+    refuse_tangents("ms_deform_attn_fused", reference_points)
     compute_dtype = torch.float32 if value.dtype in HALF_TYPES else value.dtype
     reference_points = reference_points.detach().to(compute_dtype).contiguous()
     flat_shapes = [side for shape in spatial_shapes for side in shape]
@@ -128,6 +135,7 @@ FORWARD = define_op(
     'Tensor attention_logits, str backend="auto") -> Tensor',
     reference=_reference_forward,
     fake=_fake_forward,
+    no_gradient=None,
 )
 BACKWARD = define_op(
     "ms_deform_attn_fused_backward",
@@ -135,6 +143,7 @@ BACKWARD = define_op(
     'Tensor attention_logits, str backend="auto") -> (Tensor, Tensor, Tensor)',
     reference=_reference_backward,
     fake=_fake_backward,
+    no_gradient="the gradient of ms_deform_attn_fused cannot be differentiated again (double backward)",
 )
 
 
