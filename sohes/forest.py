@@ -10,11 +10,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from sohes.masks import PackedMasks, Size
+from sohes.masks import Index, PackedMasks, Size, as_indices
 from sohes.ops.mask_select import mask_parents
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Forest:
     """Masks, scores and parents of one image.
 
@@ -39,6 +39,11 @@ class Forest:
 
     def __len__(self) -> int:
         return len(self.masks)
+
+    def __repr__(self) -> str:
+        height, width = self.masks.size
+        roots = int((self.parents < 0).sum())
+        return f"Forest({len(self)} masks of {height} x {width}, {roots} without a parent)"
 
     @cached_property
     def levels(self) -> Tensor:
@@ -66,13 +71,12 @@ class Forest:
             above = torch.where(inside, self.parents[above], above)
         return matrix
 
-    def select(self, indices: Tensor) -> Forest:
+    def select(self, indices: Index) -> Forest:
         """The forest of some masks, in the order asked for. Where a parent is gone, the nearest kept ancestor follows.
 
-        indices: int64 [kept] without repeats, or bool [N].
+        indices: without repeats, as of `sohes.masks.as_indices`.
         """
-        if indices.dtype == torch.bool:
-            indices = indices.nonzero().flatten()  # [kept]
+        indices = as_indices(indices, len(self), self.parents.device)  # [kept]
         place = torch.full_like(self.parents, -1)  # [N], new index of an old one
         place[indices] = torch.arange(len(indices), device=indices.device)
         if int((place >= 0).sum()) != len(indices):
@@ -119,9 +123,11 @@ class Forest:
         """
         masks = PackedMasks.from_rle([annotation["segmentation"] for annotation in annotations], size)
         index_of = {annotation["id"]: index for index, annotation in enumerate(annotations) if "id" in annotation}
-        scores = torch.tensor([annotation.get("score", 1.0) for annotation in annotations], dtype=torch.float32)
+        scores = torch.tensor(
+            [annotation.get("score", 1.0) for annotation in annotations], dtype=torch.float32, device="cpu"
+        )
         parents = [index_of.get(annotation.get("parent"), -1) for annotation in annotations]
-        return cls(masks, scores, torch.tensor(parents, dtype=torch.int64))
+        return cls(masks, scores, torch.tensor(parents, dtype=torch.int64, device="cpu"))
 
     def to_label_map(self, depth: int | None = None) -> Tensor:
         """One label per pixel, int64 [H, W]: the index of the deepest mask there, -1 where there is none.
@@ -167,11 +173,11 @@ class Forest:
         for record in records:
             segmentation = record["segmentation"]
             is_rle = isinstance(segmentation, Mapping)
-            one = [segmentation] if is_rle else torch.as_tensor(segmentation)[None]
+            one = [segmentation] if is_rle else torch.as_tensor(segmentation, device="cpu")[None]
             masks.append(PackedMasks.from_rle(one, size) if is_rle else PackedMasks.from_dense(one))
-        scores = torch.tensor([record["predicted_iou"] for record in records], dtype=torch.float32)
+        scores = torch.tensor([record["predicted_iou"] for record in records], dtype=torch.float32, device="cpu")
         parents = [-1 if record.get("parent") is None else record["parent"] for record in records]
-        return cls(PackedMasks.cat(masks), scores, torch.tensor(parents, dtype=torch.int64))
+        return cls(PackedMasks.cat(masks), scores, torch.tensor(parents, dtype=torch.int64, device="cpu"))
 
 
 def build_forest(masks: PackedMasks, theta_cover: float = 0.9, backend: str = "auto") -> Tensor:

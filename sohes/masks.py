@@ -25,9 +25,11 @@ from sohes.ops.mask_pack import (
 from sohes.ops.mask_select import mask_nms
 
 Size = tuple[int, int]
+Index = int | np.integer | slice | Tensor | np.ndarray | Sequence[int] | Sequence[bool]
+_INDEX = "an integer, a slice, or a vector of integers or bools"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PackedMasks:
     """N masks of one size (H, W), 64 pixels a word. Any number of masks and any size are legal, zero too.
 
@@ -40,6 +42,12 @@ class PackedMasks:
     size: Size
 
     def __post_init__(self) -> None:
+        if not isinstance(self.words, Tensor):
+            raise TypeError(
+                f"PackedMasks: expected int64 words [N, V], got {type(self.words).__name__}; dense masks are packed by "
+                "PackedMasks.from_dense"
+            )
+        object.__setattr__(self, "size", (int(self.size[0]), int(self.size[1])))  # also of a list or of numpy's numbers
         expected = num_words(self.size)
         if self.words.dtype != torch.int64 or self.words.ndim != 2 or self.words.shape[1] != expected:
             got = f"{self.words.dtype} {list(self.words.shape)}"
@@ -47,8 +55,9 @@ class PackedMasks:
 
     @classmethod
     def empty(cls, size: Size, device: torch.device | str | None = None) -> PackedMasks:
-        """No masks at all, of this size."""
-        return cls(torch.zeros((0, num_words(size)), dtype=torch.int64, device=device), tuple(size))
+        """No masks at all, of this size; on the CPU without a `device`."""
+        size = (int(size[0]), int(size[1]))
+        return cls(torch.zeros((0, num_words(size)), dtype=torch.int64, device=device or "cpu"), size)
 
     @classmethod
     def from_dense(cls, masks: Tensor | np.ndarray) -> PackedMasks:
@@ -139,18 +148,22 @@ class PackedMasks:
     def __len__(self) -> int:
         return len(self.words)
 
-    def __getitem__(self, index: int | slice | Tensor) -> PackedMasks:
-        """Some of the masks, in the order asked for; an int gives a set of one."""
-        if isinstance(index, int):
-            if not -len(self) <= index < len(self):
-                raise IndexError(f"mask {index} of {len(self)}")
-            index = slice(index, index + 1 or None)
-        if isinstance(index, slice) or not self.words.is_cpu:
-            words = self.words[index]
+    def __repr__(self) -> str:
+        where = "" if self.words.is_cpu else f", {self.words.device}"
+        return f"PackedMasks({len(self)} masks of {self.size[0]} x {self.size[1]}{where})"
+
+    def __getitem__(self, index: Index) -> PackedMasks:
+        """Some of the masks, in the order asked for; a single number gives a set of one.
+
+        index: as of `as_indices`, which also says what is raised. A slice with a positive step copies no words.
+        """
+        if isinstance(index, slice) and (index.step is None or index.step > 0):
+            chosen: slice | Tensor = slice(*index.indices(len(self)))
+            words = self.words[chosen]
         else:
-            index = torch.arange(len(self))[index]  # [kept], from 0 on; checks it, too
-            words = mask_take(self.words, self.boxes, self.size[0], index)
-        return _with_stats(PackedMasks(words, self.size), self.areas[index], self.boxes[index])
+            chosen = as_indices(index, len(self), self.words.device)
+            words = mask_take(self.words, self.boxes, self.size[0], chosen)
+        return _with_stats(PackedMasks(words, self.size), self.areas[chosen], self.boxes[chosen])
 
     def fill_holes(self) -> PackedMasks:
         """With every background region (4-connected) that does not reach the border of the image."""
@@ -185,6 +198,49 @@ def _with_stats(masks: PackedMasks, areas: Tensor, boxes: Tensor) -> PackedMasks
     """Hands over areas and boxes that are known already, so that they are not counted again."""
     masks.__dict__["_stats"] = (areas, boxes)
     return masks
+
+
+def as_indices(index: Index, count: int, device: torch.device | str = "cpu") -> Tensor:
+    """Which of `count` things: int64 [kept] from 0 to count - 1, on `device`.
+
+    Args:
+        index: an integer of Python, numpy or a 0-d tensor; a slice; or a vector (tensor, array, list, range) of
+            integers, or of `count` bools. Negative integers count from the end.
+
+    Raises:
+        IndexError: a number out of range, or bools that are more or fewer than `count`.
+        TypeError: something else.
+    """
+    if isinstance(index, slice):
+        return torch.tensor(range(*index.indices(count)), dtype=torch.int64, device=device)
+    if isinstance(index, Tensor):
+        chosen = index.detach()
+    else:
+        chosen = torch.from_numpy(_as_integers(index))
+    if chosen.dtype.is_floating_point or chosen.dtype.is_complex or chosen.ndim > 1:
+        raise TypeError(f"expected {_INDEX}, got {chosen.dtype} {list(chosen.shape)}")
+    if chosen.dtype == torch.bool:
+        if chosen.ndim == 0:
+            raise TypeError(f"expected {_INDEX}, got a single bool")
+        if len(chosen) != count:
+            raise IndexError(f"expected {count} bools, one for each, got {len(chosen)}")
+        return chosen.nonzero().flatten().to(device)
+    chosen = chosen.to(device, torch.int64).reshape(-1)  # [kept]
+    if len(chosen):
+        low, high = (int(value) for value in chosen.aminmax())
+        if low < -count or high >= count:
+            raise IndexError(f"index {low if low < -count else high} is out of range for {count}")
+    return torch.where(chosen < 0, chosen + count, chosen)
+
+
+def _as_integers(index: object) -> np.ndarray:
+    array = np.asarray(index)
+    if array.size == 0 and array.ndim == 1 and not isinstance(index, np.ndarray):
+        return np.zeros(0, np.int64)  # numpy takes an empty list for floats
+    if array.dtype == bool or np.issubdtype(array.dtype, np.integer):
+        return array.astype(bool if array.dtype == bool else np.int64)
+    got = type(index).__name__ if array.dtype == object or array.dtype.kind in "US" else f"{array.dtype}"
+    raise TypeError(f"expected {_INDEX}, got {got}")
 
 
 def _as_tensor(array: np.ndarray) -> Tensor:

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
+import re
+
 import numpy as np
 import pytest
 import torch
 from mask_cases import SIZES, mixed
 
+from sohes.forest import Forest
 from sohes.masks import PackedMasks, mask_coverage, mask_iou, nms_masks
+from sohes.ops import merge_regions
 
 
 def packed(seed, height, width, each=3):
@@ -79,7 +83,7 @@ def test_indexing_with_an_int():
     assert same(masks[3], masks[3:4])
     assert same(masks[-1], masks[23:])
     assert len(list(masks)) == 24
-    with pytest.raises(IndexError, match=r"^mask 24 of 24$"):
+    with pytest.raises(IndexError, match=r"^index 24 is out of range for 24$"):
         masks[24]
 
 
@@ -193,3 +197,102 @@ def test_some_of_the_masks(size):
     for wrong in (torch.tensor([len(masks)]), torch.ones(len(masks) + 1, dtype=torch.bool)):
         with pytest.raises(IndexError):
             masks[wrong]
+
+
+def whole(count=5):
+    return PackedMasks.from_dense(mixed(3, 9, 11, 1)[:count])
+
+
+@pytest.mark.parametrize(
+    ("index", "expected"),
+    [
+        (np.int16(2), [2]),
+        (np.uint64(4), [4]),
+        (np.array(3), [3]),
+        (torch.tensor(-1), [4]),
+        (torch.tensor(1, dtype=torch.uint8), [1]),
+        (-5, [0]),
+        (slice(np.int64(1), torch.tensor(4)), [1, 2, 3]),
+        (slice(None, None, -1), [4, 3, 2, 1, 0]),
+        (slice(3, 99), [3, 4]),
+        (slice(4, 1), []),
+        ([np.int32(1), -1, 1], [1, 4, 1]),
+        (range(1, 4, 2), [1, 3]),
+        ((0, 2), [0, 2]),
+        (np.array([4, -5], np.int8), [4, 0]),
+        (np.array([True, False, False, True, True]), [0, 3, 4]),
+        ([False, True, False, False, False], [1]),
+        (torch.tensor([1, 0, 0, 0, 1], dtype=torch.bool), [0, 4]),
+        (torch.tensor([1, 3], dtype=torch.uint8), [1, 3]),
+        ([], []),
+        (np.zeros(0, np.int64), []),
+        (torch.zeros(0, dtype=torch.int64), []),
+    ],
+)
+def test_indices_of_any_kind(index, expected):
+    masks = whole()
+    got = masks[index]
+    assert torch.equal(got.words, masks.words[expected])
+    assert got.areas.tolist() == masks.areas[expected].tolist()
+    assert got.boxes.tolist() == masks.boxes[expected].tolist()
+    forest = Forest(masks, torch.linspace(1, 0, 5), torch.full((5,), -1))
+    if len(set(expected)) == len(expected):
+        assert torch.equal(forest.select(index).masks.words, got.words)
+        assert forest.select(index).scores.tolist() == forest.scores[expected].tolist()
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (5, "index 5 is out of range for 5"),
+        (np.int64(-6), "index -6 is out of range for 5"),
+        (torch.tensor(7), "index 7 is out of range for 5"),
+        ([0, 1, 9], "index 9 is out of range for 5"),
+        (torch.tensor([0, -7]), "index -7 is out of range for 5"),
+        (np.array([True, False]), "expected 5 bools, one for each, got 2"),
+        (torch.ones(6, dtype=torch.bool), "expected 5 bools, one for each, got 6"),
+    ],
+)
+def test_indices_out_of_range(index, message):
+    masks = whole()
+    with pytest.raises(IndexError, match=f"^{re.escape(message)}$"):
+        masks[index]
+    with pytest.raises(IndexError, match=f"^{re.escape(message)}$"):
+        Forest(masks, torch.ones(5), torch.full((5,), -1)).select(index)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [1.0, "1", None, True, np.array([0.5]), torch.tensor([1.0]), [[0, 1]], torch.zeros(2, 2).long(), (0, slice(2))],
+)
+def test_what_is_no_index(index):
+    with pytest.raises(TypeError, match=r"^expected an integer, a slice, or a vector of integers or bools, got"):
+        whole()[index]
+
+
+def test_no_masks_have_no_index():
+    nothing = PackedMasks.empty((4, 4))
+    assert len(nothing[:]) == len(nothing[[]]) == len(nothing[np.zeros(0, bool)]) == 0
+    with pytest.raises(IndexError, match=r"^index 0 is out of range for 0$"):
+        nothing[0]
+
+
+def test_sizes_of_any_kind():
+    words = whole().words
+    for size in ([9, 11], np.array([9, 11]), (torch.tensor(9), np.int32(11)), torch.Size([9, 11])):
+        masks = PackedMasks(words, size)
+        assert masks.size == (9, 11)
+        assert type(masks.size[0]) is int
+    assert PackedMasks.empty([2, 3]).size == (2, 3)
+    with pytest.raises(TypeError, match=r"^PackedMasks: expected int64 words \[N, V\], got ndarray; dense masks are"):
+        PackedMasks(np.zeros((2, 9, 11), bool), (9, 11))
+
+
+def test_short_representations():
+    masks = whole()
+    forest = Forest(masks, torch.ones(5), torch.tensor([-1, 0, 0, -1, 3]))
+    assert repr(masks) == "PackedMasks(5 masks of 9 x 11)"
+    assert repr(forest) == "Forest(5 masks of 9 x 11, 2 without a parent)"
+    assert repr(PackedMasks(torch.zeros(2, 2, dtype=torch.int64, device="meta"), (9, 11))).endswith("9 x 11, meta)")
+    (tree,) = merge_regions(torch.randn(3, 4, 2))
+    assert repr(tree) == "MergeTree(12 leaves of a grid 3 x 4, 11 merges)"

@@ -164,7 +164,7 @@ def strong_view(rng: Generator, image: Tensor, settings: StrongView) -> Tensor:
 
 def normalise(images: Tensor, valid: Tensor | None = None) -> Tensor:
     """uint8 [..., 3, H, W] -> float32, by ImageNet's mean and deviation; 0 where `valid` bool [..., H, W] is False."""
-    mean = torch.tensor(IMAGE_MEAN, device=images.device)[:, None, None] * 255
-    std = torch.tensor(IMAGE_STD, device=images.device)[:, None, None] * 255
+    mean = torch.tensor(IMAGE_MEAN, dtype=torch.float32, device=images.device)[:, None, None] * 255
+    std = torch.tensor(IMAGE_STD, dtype=torch.float32, device=images.device)[:, None, None] * 255
     normal = (images.float() - mean) / std
     return normal if valid is None else normal * valid.unsqueeze(-3)

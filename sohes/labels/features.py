@@ -80,8 +80,10 @@ class ViTExtractor:
         self.vit, self.config = vit.eval().requires_grad_(False).to(self.device, self.dtype), config
         self.patch: int = vit.patch_embed.feat_ratio()
         settings = vit.pretrained_cfg
-        self.mean = torch.tensor(settings.get("mean", (0.5, 0.5, 0.5)))[:, None, None]  # [3, 1, 1]
-        self.std = torch.tensor(settings.get("std", (0.5, 0.5, 0.5)))[:, None, None]  # [3, 1, 1]
+        self.mean, self.std = (
+            torch.tensor(settings.get(name, (0.5, 0.5, 0.5)), dtype=torch.float32, device="cpu")[:, None, None]
+            for name in ("mean", "std")
+        )  # [3, 1, 1] each
 
     def view(self, image: Tensor) -> View:
         config = self.config
@@ -97,7 +99,7 @@ class ViTExtractor:
 
     def __call__(self, views: Sequence[View]) -> list[Tensor]:
         """Views of one grid go through the network together."""
-        features: list[Tensor] = [torch.empty(0)] * len(views)
+        features: list[Tensor] = [torch.empty(0, device="cpu")] * len(views)
         for grid in dict.fromkeys(view.grid for view in views):
             group = [i for i, view in enumerate(views) if view.grid == grid]
             images = torch.stack([(self._seen(views[i]) / 255 - self.mean) / self.std for i in group])  # [B, 3, H, W]

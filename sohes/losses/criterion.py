@@ -79,7 +79,7 @@ class Criterion:
                 + config.dice_weight * losses["loss_dice"]
                 + config.ancestor_weight * losses["loss_ancestor"]
             )
-            losses["num_unusable_costs"] = torch.tensor(float(matches.num_unusable))
+            losses["num_unusable_costs"] = torch.tensor(float(matches.num_unusable), dtype=torch.float32, device="cpu")
         return losses
 
     @torch.no_grad()

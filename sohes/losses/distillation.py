@@ -63,7 +63,7 @@ def patch_loss(teacher: Tensor, student: Tensor, masks: Tensor, temperature: flo
         Scalar; 0 when nothing is hidden.
     """
     each = -(teacher * F.log_softmax(student.float() / temperature, dim=-1)).sum(-1)  # [M]
-    count = masks.flatten(1).sum(1)  # [N]
+    count = masks.flatten(1).sum(1, dtype=torch.float32)  # [N]
     weight = (1 / count.clamp_min(1))[:, None, None].expand(masks.shape)[masks]  # [M]
     return (each * weight).sum() / (count > 0).sum().clamp_min(1)
 

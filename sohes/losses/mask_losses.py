@@ -22,7 +22,7 @@ def class_loss(class_logits: Tensor, is_matched: Tensor, num_masks: Tensor, no_o
     _layers, B, Q, _ = class_logits.shape
     label = (~is_matched).long()
     loss = F.cross_entropy(class_logits.float().flatten(0, 2), label.flatten(), reduction="none")
-    weight = torch.where(is_matched, 1.0, no_object_weight).flatten()
+    weight = torch.full_like(loss, no_object_weight).masked_fill(is_matched.flatten(), 1.0)
     return (loss * weight).sum() / (num_masks + no_object_weight * (B * Q - num_masks)).clamp(min=1e-6)
 
 

@@ -17,7 +17,7 @@ NEAR = 2.0
 def random_points(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:
     """Uniform points, float32 [*shape, 2]. Drawn where the generator lives, so a seed gives the same anywhere."""
     home = device if generator is None else generator.device
-    return torch.rand(*shape, 2, generator=generator, device=home).to(device)
+    return torch.rand(*shape, 2, generator=generator, dtype=torch.float32, device=home).to(device)
 
 
 def points_near(masks: Tensor, which: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -35,8 +35,8 @@ def points_near(masks: Tensor, which: Tensor, generator: torch.Generator | None)
     sides = []
     for hit in (masks.any(dim=1), masks.any(dim=2)):  # [N, W], [N, H]
         size = hit.shape[1]
-        first = hit.to(torch.uint8).argmax(dim=1)
-        last = size - hit.flip(1).to(torch.uint8).argmax(dim=1)  # of an empty mask: the whole side
+        first = hit.to(torch.uint8).argmax(dim=1).float()
+        last = size - hit.flip(1).to(torch.uint8).argmax(dim=1).float()  # of an empty mask: the whole side
         centre, reach = (first + last) / (2 * size), NEAR * (last - first) / (2 * size)
         sides.append(torch.stack(((centre - reach).clamp(min=0.0), (centre + reach).clamp(max=1.0)), dim=-1))
     low, high = torch.stack(sides, dim=1).unbind(-1)  # [N, 2 (x, y)]

@@ -156,7 +156,7 @@ def link_parents(masks: PackedMasks, ancestor_probability: Tensor, threshold: fl
     """
     N = len(masks)
     if N == 0:
-        return torch.zeros(0, dtype=torch.int64)
+        return torch.zeros(0, dtype=torch.int64, device=masks.device)
     areas = masks.areas
     covered = mask_coverage(masks, masks) >= cover  # [N, N]; [j, i]: j lies in i
     larger = areas[None, :] > areas[:, None]

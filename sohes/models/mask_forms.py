@@ -83,8 +83,8 @@ class AnchorMasks(nn.Module):
             colours = self.colours(pixels.colours.to(dtype))
             g = (colours + enlarge(learned, pixels.colours)).float()  # [B, A, h, w]
         B, _, h, w = g.shape
-        y = ((torch.arange(h, device=g.device) + 0.5) / h)[:, None].expand(h, w)
-        x = ((torch.arange(w, device=g.device) + 0.5) / w)[None, :].expand(h, w)
+        y = ((torch.arange(h, dtype=torch.float32, device=g.device) + 0.5) / h)[:, None].expand(h, w)
+        x = ((torch.arange(w, dtype=torch.float32, device=g.device) + 0.5) / w)[None, :].expand(h, w)
         fixed = torch.stack((x, y, x * x + y * y, torch.ones_like(x)))  # [4, h, w]
         return torch.cat((g, g.square().sum(1, keepdim=True), fixed.expand(B, -1, -1, -1)), dim=1)
 

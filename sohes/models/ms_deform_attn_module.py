@@ -49,7 +49,7 @@ class MSDeformAttn(nn.Module):
 
     def reset_parameters(self) -> None:
         """Star-shaped offsets, uniform weights, Xavier projections."""
-        theta = torch.arange(self.num_heads) * (2.0 * math.pi / self.num_heads)  # [K]
+        theta = torch.arange(self.num_heads, dtype=torch.float32) * (2.0 * math.pi / self.num_heads)  # [K]
         star = torch.stack((theta.cos(), theta.sin()), dim=-1)  # [K, 2]
         star = star / star.abs().amax(dim=-1, keepdim=True)
         ring = torch.arange(1, self.num_points + 1)  # [P]

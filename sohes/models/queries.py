@@ -91,11 +91,11 @@ def find_seeds(likeness: Tensor, grid_size: int, seeds_per_cell: int) -> Tensor:
     flat = likeness.float().flatten(2).transpose(1, 2)  # [B, h*w, A]
     y, x = torch.arange(h, device=device), torch.arange(w, device=device)
     cell = ((y * g // h)[:, None] * g + x * g // w).flatten().expand(B, -1)  # [B, h*w]
-    centre = (torch.arange(g, device=device) + 0.5) / g
+    centre = (torch.arange(g, dtype=torch.float32, device=device) + 0.5) / g
     row, column = (centre * h).long(), (centre * w).long()  # [g]
     seed = (row[:, None] * w + column).flatten().expand(B, -1)  # [B, g*g], pixel of the cell's centre
     index = torch.arange(h * w, device=device).expand(B, -1)
-    chosen, distance = [seed], torch.full((B, h * w), torch.inf, device=device)
+    chosen, distance = [seed], torch.full((B, h * w), torch.inf, dtype=torch.float32, device=device)
     while len(chosen) < seeds_per_cell:
         known = flat.gather(1, seed.gather(1, cell)[..., None].expand_as(flat))  # [B, h*w, A], seed of own cell
         distance = torch.minimum(distance, (flat - known).square().sum(-1))
@@ -105,4 +105,5 @@ def find_seeds(likeness: Tensor, grid_size: int, seeds_per_cell: int) -> Tensor:
         seed = torch.where(first < h * w, first, chosen[0])  # a cell without a pixel keeps its centre
         chosen.append(seed)
     pixel = torch.cat(chosen, dim=1)
-    return torch.stack(((pixel % w + 0.5) / w, (pixel // w + 0.5) / h), dim=-1)
+    x, y = (pixel % w).float(), (pixel // w).float()
+    return torch.stack(((x + 0.5) / w, (y + 0.5) / h), dim=-1)

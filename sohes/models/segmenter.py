@@ -45,7 +45,8 @@ class Segmenter:
         """
         folder = find_weights(path_or_hub_id)
         state, model_config, infer_config = read_weights(folder)
-        model = build_model(model_config)
+        with torch.device("cpu"):  # whatever the default of the program around is
+            model = build_model(model_config)
         load_strictly(model, state, str(folder))
         return cls(model.to(device).eval(), model_config, infer_config)
 

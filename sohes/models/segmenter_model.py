@@ -74,7 +74,7 @@ class SohesModel(nn.Module):
 
 
 def build_model(config: ModelConfig) -> SohesModel:
-    """The model a config describes, with random weights except the backbone's where the config names some.
+    """The model a config describes, in float32, with random weights except the backbone's where the config names some.
 
     Raises:
         sohes.models.weights.WeightsError: backbone weights cannot be had.
@@ -119,4 +119,4 @@ def build_model(config: ModelConfig) -> SohesModel:
         ancestor_head=config.ancestor_head,
         activation_checkpointing=config.activation_checkpointing,
     )
-    return SohesModel(backbone, pixel_decoder, mask_decoder)
+    return SohesModel(backbone, pixel_decoder, mask_decoder).float()

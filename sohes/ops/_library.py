@@ -96,8 +96,8 @@ def define_op(
     """Register `sohes::<name>`.
 
     `schema` is everything after the name and ends in `str backend="auto"`. `reference` and `fake` take the
-    arguments without `backend`; `fake` returns empty outputs of the right shape, dtype and device. `no_gradient` is what
-    a backward through the operator raises; with None `Operator.register_autograd` has to follow.
+    arguments without `backend`; `fake` returns empty outputs of the right shape, dtype and device. `no_gradient` is
+    what a backward through the operator raises; with None `Operator.register_autograd` has to follow.
     """
     if "backend" not in schema:
         raise ValueError(f'{name}: the schema must end in `str backend="auto"`, got {schema}')

@@ -93,7 +93,7 @@ def _pack_cpp(dense: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _unpack_cpp(words: Tensor, height: int, width: int) -> Tensor:
-    dense = torch.empty((len(words), height, width), dtype=torch.bool)
+    dense = torch.empty((len(words), height, width), dtype=torch.bool, device="cpu")
     require_binary().mask_unpack(words.contiguous(), dense, torch.get_num_threads())
     return dense
 
@@ -109,7 +109,7 @@ def _tables(source: tuple[int, int], target: tuple[int, int]) -> tuple[Tensor, .
     later one, weights of the rows; then of each column its source column, weights of the columns."""
     rows, row_weight = reference.bilinear_table(source[0], target[0])  # [H]
     columns, column_weight = reference.bilinear_table(source[1], target[1])  # [W]
-    return rows, torch.searchsorted(rows, torch.arange(source[0] + 1)), row_weight, columns, column_weight
+    return rows, torch.searchsorted(rows, torch.arange(source[0] + 1, device="cpu")), row_weight, columns, column_weight
 
 
 def _pack_logits_cpp(logits: Tensor, height: int, width: int, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,7 +120,7 @@ def _pack_logits_cpp(logits: Tensor, height: int, width: int, threshold: float) 
     tables = _tables((h, w), (height, width))[1:]
     threads = torch.get_num_threads()
     binary = require_binary()
-    scratch = torch.empty((threads, binary.mask_pack_logits_scratch(h, w)), dtype=torch.int64)
+    scratch = torch.empty((threads, binary.mask_pack_logits_scratch(h, w)), dtype=torch.int64, device="cpu")
     for part in reference.chunks(N, h * w):  # float32 copies of other types stay small
         values = logits[part].float().contiguous()
         binary.mask_pack_logits(values, threshold, *tables, scratch, *(t[part] for t in out), threads)

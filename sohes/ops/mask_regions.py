@@ -113,10 +113,10 @@ def _map(name: str, operator: Operator, masks: Any, size: Size | None, backend: 
 def _scratch(words: Tensor, height: int, width: int) -> Tensor:
     """Room for the runs of any one of the masks, for each thread."""
     threads = torch.get_num_threads()
-    num_runs = torch.empty(len(words), dtype=torch.int64)  # [N]
+    num_runs = torch.empty(len(words), dtype=torch.int64, device="cpu")  # [N]
     require_binary().mask_num_runs(words, height * width, words.new_empty(0), height, num_runs, threads)
     most = int(num_runs.max()) if len(words) else 0
-    return torch.empty((threads, 4 * (most + width)), dtype=torch.int64)
+    return torch.empty((threads, 4 * (most + width)), dtype=torch.int64, device="cpu")
 
 
 def _fill_holes_cpp(words: Tensor, height: int, width: int) -> Tensor:
@@ -142,7 +142,7 @@ def _boundary_cpp(words: Tensor, height: int, width: int) -> Tensor:
 def _resize_cpp(words: Tensor, height: int, width: int, new_height: int, new_width: int) -> Tensor:
     rows = reference.nearest_table(height, new_height)  # [new H]
     row_start = torch.searchsorted(
-        rows, torch.arange(height + 1)
+        rows, torch.arange(height + 1, device="cpu")
     )  # [H + 1], first pixel that shows row r or a later one
     columns = reference.nearest_table(width, new_width)  # [new W]
     out = zero_words(len(words), (new_height, new_width))

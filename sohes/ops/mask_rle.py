@@ -31,7 +31,7 @@ def encode_rle(words: Tensor, num_pixels: int, boxes: Tensor | None = None, heig
     if binary is None:
         return reference.encode_rle(words, num_pixels)
     threads = torch.get_num_threads()
-    num_runs = torch.empty(len(words), dtype=torch.int64)  # [N]
+    num_runs = torch.empty(len(words), dtype=torch.int64, device="cpu")  # [N]
     boxes = words.new_empty(0) if boxes is None else boxes.cpu().contiguous()
     binary.mask_num_runs(words, num_pixels, boxes, height, num_runs, threads)
     room = num_runs * (num_pixels.bit_length() // 5 + 1) + binary.RLE_SLACK  # [N]
@@ -39,7 +39,7 @@ def encode_rle(words: Tensor, num_pixels: int, boxes: Tensor | None = None, heig
     for part in _parts(room):
         stops = room[part].cumsum(0)  # [n]
         starts = stops - room[part]  # [n]
-        text = torch.empty(int(stops[-1]), dtype=torch.uint8)
+        text = torch.empty(int(stops[-1]), dtype=torch.uint8, device="cpu")
         lengths = torch.empty_like(starts)  # [n]
         binary.rle_encode(words[part], num_pixels, boxes[part], height, starts, text, lengths, threads)
         letters = memoryview(text.numpy())
@@ -57,10 +57,10 @@ def decode_rle(counts: Sequence[Counts], num_pixels: int) -> Tensor:
     if binary is None:
         return reference.decode_rle(counts, num_pixels)
     texts = [_as_bytes(one) for one in counts]
-    offsets = torch.tensor([0, *map(len, texts)], dtype=torch.int64).cumsum(0)  # [N + 1]
+    offsets = torch.tensor([0, *map(len, texts)], dtype=torch.int64, device="cpu").cumsum(0)  # [N + 1]
     text = torch.frombuffer(bytearray(b"".join(texts) or b" "), dtype=torch.uint8)
     words = zero_words(len(texts), (num_pixels, 1))  # [N, V]
-    ok = torch.empty(len(texts), dtype=torch.bool)  # [N]
+    ok = torch.empty(len(texts), dtype=torch.bool, device="cpu")  # [N]
     binary.rle_decode(text, offsets, num_pixels, words, ok, torch.get_num_threads())
     if not ok.all():
         reference.decode_rle([counts[int(ok.long().argmin())]], num_pixels)  # says what is wrong with the first bad one

@@ -21,14 +21,14 @@ _SCHEMA = (
 
 
 def _nms_cpp(words: Tensor, areas: Tensor, boxes: Tensor, order: Tensor, threshold: float, height: int) -> Tensor:
-    keep = torch.empty(len(words), dtype=torch.bool)
+    keep = torch.empty(len(words), dtype=torch.bool, device="cpu")
     inputs = (t.contiguous() for t in (words, areas, boxes, order))
     require_binary().mask_nms(*inputs, threshold, height, torch.empty_like(areas), keep)
     return keep
 
 
 def _parents_cpp(words: Tensor, areas: Tensor, boxes: Tensor, order: Tensor, theta: float, height: int) -> Tensor:
-    parents = torch.empty(len(words), dtype=torch.int64)
+    parents = torch.empty(len(words), dtype=torch.int64, device="cpu")
     inputs = (t.contiguous() for t in (words, areas, boxes, order))
     require_binary().mask_parents(*inputs, theta, height, parents, torch.get_num_threads())
     return parents

@@ -40,7 +40,8 @@ def merge_borders(
         backend: "auto", or the name of one backend, which then runs or raises BackendUnavailable.
 
     Returns:
-        Without gradients: the MergeTree, grid None, similarity = -cost; and float32 [M, 2], the border along which each merge happened.
+        The MergeTree, grid None, similarity = -cost; and float32 [M, 2], the border along which each merge happened.
+        Both without gradients.
 
     Raises:
         ValueError: a shape, dtype or value that does not fit; the message quotes it.

@@ -201,7 +201,7 @@ def run_cpp(
     num_edges, num_threads = -1 if edges is None else len(edges), torch.get_num_threads()
     is_half, channels = features.dtype != torch.float32, features.shape[1]
     num_bytes = kernels.merge_regions_scratch(grid_sizes, num_edges, channels, is_half, num_threads, in_rounds)
-    scratch = torch.empty(num_bytes, dtype=torch.uint8)
+    scratch = torch.empty(num_bytes, dtype=torch.uint8, device="cpu")
     if edges is not None:
         pairs = edges.int().contiguous()
         kernels.merge_regions_graph(features, pairs, min_similarity, loops, scratch, *outputs, heights)
@@ -246,7 +246,7 @@ def _run_cuda(
     scratch = torch.empty(table[-1], dtype=torch.uint8, device=device)
     with torch.cuda.device(device):
         stream = torch.cuda.current_stream().cuda_stream
-        rows = torch.tensor(table[:-1], dtype=torch.int64).to(device, non_blocking=True)
+        rows = torch.tensor(table[:-1], dtype=torch.int64, device="cpu").to(device, non_blocking=True)
         inputs = (sums, pairs, mask, grid_sizes, rows)
         if heights is None:
             kernels.merge_regions_cuda(*inputs, min_similarity, scratch, *outputs, stream)

@@ -16,7 +16,7 @@ from sohes._binary import find_binary
 from sohes.ops.reference.merge_tree import TreeLayout, cut_labels, tree_layout
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class MergeTree:
     """The merges of one image, in the order in which they happened.
 
@@ -43,6 +43,10 @@ class MergeTree:
     min_similarity: float = -inf
     leaf_mask: Tensor | None = None
     leaf_sizes: Tensor | None = None
+
+    def __repr__(self) -> str:
+        grid = "" if self.grid is None else f" of a grid {self.grid[0]} x {self.grid[1]}"
+        return f"MergeTree({self.num_leaves} leaves{grid}, {len(self.merges)} merges)"
 
     @property
     def num_nodes(self) -> int:
@@ -103,7 +107,7 @@ class MergeTree:
 
     def cuts(self, thresholds: Sequence[float]) -> Tensor:
         """The cut at each of n thresholds, in one pass over the tree: int32 [n, h, w] (or [n, N] without a grid)."""
-        labels = torch.empty((len(thresholds), *self._leaf_shape), dtype=torch.int32)
+        labels = torch.empty((len(thresholds), *self._leaf_shape), dtype=torch.int32, device="cpu")
         kernels = find_binary().module
         if kernels is None:
             for row, threshold in zip(labels, thresholds, strict=True):
@@ -174,10 +178,10 @@ class MergeTree:
         kernels = find_binary().module
         if kernels is None:
             return tuple(map(torch.from_numpy, tree_layout(self.merges.numpy(), self.num_leaves, width)))
-        counts = torch.empty(self.num_nodes, dtype=torch.int64)
-        starts, parents = (torch.empty(self.num_nodes, dtype=torch.int32) for _ in range(2))
-        order = torch.empty(self.num_leaves, dtype=torch.int32)
-        boxes = torch.empty((self.num_nodes, 4), dtype=torch.int32)
+        counts = torch.empty(self.num_nodes, dtype=torch.int64, device="cpu")
+        starts, parents = (torch.empty(self.num_nodes, dtype=torch.int32, device="cpu") for _ in range(2))
+        order = torch.empty(self.num_leaves, dtype=torch.int32, device="cpu")
+        boxes = torch.empty((self.num_nodes, 4), dtype=torch.int32, device="cpu")
         kernels.merge_tree_layout(self.merges.contiguous(), width, counts, starts, parents, order, boxes)
         return counts, starts, parents, order, boxes
 
@@ -206,7 +210,7 @@ class MergeTree:
         return self.grid if self.grid is not None else (self.num_leaves,)
 
     def _check_ids(self, ids: Tensor) -> np.ndarray:
-        nodes = torch.as_tensor(ids, dtype=torch.int64).cpu().numpy()
+        nodes = torch.as_tensor(ids, dtype=torch.int64, device="cpu").cpu().numpy()
         if nodes.ndim != 1 or (len(nodes) and (nodes.min() < 0 or nodes.max() >= self.num_nodes)):
             raise ValueError(f"ids must be a vector of node ids in [0, {self.num_nodes}), got {nodes}")
         return nodes

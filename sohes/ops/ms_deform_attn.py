@@ -135,7 +135,7 @@ def cpp_forward(
     value, locations, weights = value.contiguous(), locations.contiguous(), weights.contiguous()
     output = fake_forward(value, spatial_shapes, locations, weights)
     num_bytes = module.ms_deform_attn_workspace(value, weights, False, threads)
-    workspace = torch.empty(num_bytes, dtype=torch.uint8)
+    workspace = torch.empty(num_bytes, dtype=torch.uint8, device="cpu")
     module.ms_deform_attn(value, spatial_shapes, locations, weights, reference_points, output, workspace, threads)
     return output
 
@@ -153,7 +153,7 @@ def cpp_backward(
     inputs = [t.contiguous() for t in (value, locations, weights)]
     grads = fake_backward(grad_output, value, spatial_shapes, locations, weights)
     num_bytes = module.ms_deform_attn_workspace(inputs[0], inputs[2], True, threads)
-    workspace = torch.empty(num_bytes, dtype=torch.uint8)
+    workspace = torch.empty(num_bytes, dtype=torch.uint8, device="cpu")
     module.ms_deform_attn_backward(
         grad_output.contiguous(), inputs[0], spatial_shapes, *inputs[1:], reference_points, *grads, workspace, threads
     )

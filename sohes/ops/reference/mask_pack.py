@@ -57,7 +57,7 @@ def bilinear_table(source: int, target: int) -> tuple[Tensor, Tensor]:
 
     Pixel centres are aligned (align_corners False); before the first and past the last centre the edge goes on.
     """
-    position = (torch.arange(target, dtype=torch.float64) + 0.5) * source / target - 0.5  # [target]
+    position = (torch.arange(target, dtype=torch.float64, device="cpu") + 0.5) * source / target - 0.5  # [target]
     index = position.clamp(min=0).floor().long().clamp(max=max(source - 1, 0))  # [target]
     return index, (position.clamp(min=0) - index).float()
 

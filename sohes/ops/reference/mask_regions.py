@@ -59,7 +59,7 @@ def mask_boundary(words: Tensor, height: int, width: int) -> Tensor:
 
 def nearest_table(source: int, target: int) -> Tensor:
     """The pixel among `source` whose span holds the centre of each of `target` pixels, int64 [target]. Exact."""
-    return (2 * torch.arange(target) + 1) * source // (2 * target)
+    return (2 * torch.arange(target, device="cpu") + 1) * source // (2 * target)
 
 
 def mask_resize(words: Tensor, height: int, width: int, new_height: int, new_width: int) -> Tensor:

@@ -16,7 +16,7 @@ def mask_nms(words: Tensor, areas: Tensor, boxes: Tensor, order: Tensor, thresho
     In `order` (int64 [N], best first) a mask is kept unless, for a mask kept before it, `shared > threshold * union`.
     """
     words, areas, boxes = words[order], areas[order], boxes[order]
-    alive = torch.ones(len(words), dtype=torch.bool)  # [N], in order
+    alive = torch.ones(len(words), dtype=torch.bool, device="cpu")  # [N], in order
     for part in chunks(len(words), len(words)):
         shared = torch.ops.sohes.mask_overlap(words[part], boxes[part], words, boxes, height)  # [n, N]
         union = areas[part, None] + areas - shared  # [n, N]

@@ -49,15 +49,16 @@ def merge_borders(
     for (a, b), border in zip(edges.tolist(), borders.numpy(), strict=True):
         around[a][b] = around[b][a] = border
         push(a, b)
-    merges = torch.full((num_regions, 2), -1, dtype=torch.int32)
-    costs, shared = torch.zeros(num_regions), torch.zeros(num_regions, 2)
+    merges = torch.full((num_regions, 2), -1, dtype=torch.int32, device="cpu")
+    costs = torch.zeros(num_regions, dtype=torch.float32, device="cpu")
+    shared = torch.zeros(num_regions, 2, dtype=torch.float32, device="cpu")
     done = 0
     alive = set(range(num_regions))
     while heap:
         cost, a, b = heapq.heappop(heap)
         if a not in alive or b not in alive:
             continue
-        merges[done], costs[done] = torch.tensor([a, b]), cost
+        merges[done], costs[done] = torch.tensor([a, b], device="cpu"), cost
         shared[done] = torch.from_numpy(around[a][b].copy())
         node = num_regions + done
         size.append(size[a] + size[b])
@@ -77,4 +78,4 @@ def merge_borders(
             around[other][node] = border
             push(other, node)
         done += 1
-    return merges, costs, shared, torch.tensor([done], dtype=torch.int32)
+    return merges, costs, shared, torch.tensor([done], dtype=torch.int32, device="cpu")

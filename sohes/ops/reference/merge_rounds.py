@@ -55,7 +55,7 @@ def merge_rounds(
         heights[start : start + len(found)] = lowest
         num_merges.append(len(found))
         start = here.stop
-    counts = torch.tensor(num_merges, dtype=torch.int32)
+    counts = torch.tensor(num_merges, dtype=torch.int32, device="cpu")
     sizes = [height * width for height, width in graphs]
     made = (torch.from_numpy(array) for array in (merges, similarity, heights))
     return tuple(out.to(features.device) for out in in_order(*made, counts, sizes, min_similarity))

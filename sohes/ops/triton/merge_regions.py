@@ -234,7 +234,7 @@ def _edges_and_table(
 ) -> tuple[Tensor, Tensor]:
     """int32 [E, 2] edges of all images, by row within the image; int64 [B, 4] first row, rows, first edge, edges."""
     if edges is not None:
-        return edges.int().contiguous(), torch.tensor([[0, total, 0, len(edges)]])
+        return edges.int().contiguous(), torch.tensor([[0, total, 0, len(edges)]], device="cpu")
     mask = None if region_mask is None else region_mask.cpu().numpy()
     ends, table, row = [], [], 0
     for height, width in zip(grid_sizes[::2], grid_sizes[1::2], strict=True):
@@ -243,4 +243,4 @@ def _edges_and_table(
         table.append([row, n, sum(map(len, ends)), len(pairs)])
         ends.append(torch.from_numpy(pairs).int())
         row += n
-    return torch.cat(ends).to(device), torch.tensor(table)
+    return torch.cat(ends).to(device), torch.tensor(table, device="cpu")
