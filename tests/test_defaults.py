@@ -16,6 +16,7 @@ from ms_deform_attn_cases import SMALL_CASES, make_inputs, make_raw_inputs
 
 import sohes
 from sohes import ops
+from sohes._binary import find_binary
 from sohes.config import ExploreConfig, InferConfig, LossConfig
 from sohes.data.dataset import Target
 from sohes.forest import Forest, build_forest
@@ -290,3 +291,12 @@ def test_every_new_tensor_says_where_it_lives(folder):
             if function.attr in factories and "device" not in {keyword.arg for keyword in node.keywords}:
                 missing.append(f"{path.name}:{node.lineno} torch.{function.attr}")
     assert not missing
+
+
+@pytest.mark.skipif(find_binary().module is None, reason=find_binary().reason)
+def test_kernels_refuse_tensors_without_memory():
+    """The last line of defence: an error, where they would write to address 0."""
+    areas, boxes = torch.empty(2, dtype=torch.int64), torch.empty(2, 4, dtype=torch.int64)
+    words = torch.zeros(2, 1, dtype=torch.int64, device="meta")
+    with pytest.raises(TypeError, match=r"^sohes: expected a tensor on the CPU or on a CUDA device, got one on meta$"):
+        find_binary().module.mask_stats(words, 4, 4, areas, boxes, 1)

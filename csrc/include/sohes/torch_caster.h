@@ -6,6 +6,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <string>
 #include <utility>
 
 #include "sohes/tensor_view.h"
@@ -101,8 +102,14 @@ struct type_caster<sohes::TensorView> {
       value.shape[i] = shape[i].cast<int64_t>();
       value.stride[i] = stride[i].cast<int64_t>();
     }
+    const bool is_cpu = source.attr("is_cpu").cast<bool>();
+    if (!is_cpu &&
+        !source.attr("is_cuda").cast<bool>()) {  // "meta" has no memory, others none that is known here
+      throw type_error("sohes: expected a tensor on the CPU or on a CUDA device, got one on " +
+                       str(source.attr("device")).cast<std::string>());
+    }
     value.data = reinterpret_cast<void*>(source.attr("data_ptr")().cast<uintptr_t>());
-    value.device = source.attr("is_cpu").cast<bool>() ? sohes::kCpu : source.attr("get_device")().cast<int>();
+    value.device = is_cpu ? sohes::kCpu : source.attr("get_device")().cast<int>();
     return true;
   }
 };
