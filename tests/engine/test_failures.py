@@ -41,7 +41,7 @@ def raise_(error):
 @pytest.mark.parametrize(
     ("error", "code", "reason"),
     [
-        (PermissionError(13, "Permission denied", "/data/labels"), 1, r"PermissionError: \[Errno 13\].*'/data/labels'"),
+        (PermissionError(13, "Permission denied", "/data/labels"), 2, r"PermissionError: \[Errno 13\].*'/data/labels'"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), 1, "CUDA out of memory. Tried to"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (AssertionError(), 1, "AssertionError$"),
