@@ -81,6 +81,10 @@ class Batch:
         """A copy in page-locked memory, from which a GPU takes it while the CPU goes on."""
         return self._map(Tensor.pin_memory)
 
+    def share_memory(self) -> Batch:
+        """The batch in memory that another process can read. Raises RuntimeError where there is no room for it."""
+        return self._map(Tensor.share_memory_)
+
     def split(self, num_parts: int) -> list[Batch]:
         """The batch in `num_parts` equal parts, in order; B must be a multiple of it."""
         size, rest = divmod(len(self.names), num_parts)

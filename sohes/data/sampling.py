@@ -58,7 +58,7 @@ def batches(
         pin_memory: batches of workers come in page-locked memory, for a GPU.
 
     Raises:
-        DataError: no photos.
+        DataError: no photos. WorkerError: a process of `num_workers` is gone, or /dev/shm too small for its batches.
         ValueError: a `batch_size` or `rank` that does not fit `world`.
     """
     if len(dataset) == 0:
@@ -95,8 +95,8 @@ def _stream(
     if num_workers == 0:
         made = (collate([dataset[key] for key in keys]) for keys in own_samples())
     else:
-        made = DataLoader(
-            _Batches(dataset),
+        loader = DataLoader(
+            _Batches(dataset, num_workers),
             sampler=own_samples(),
             batch_size=None,  # an item is a batch already
             num_workers=num_workers,
@@ -104,20 +104,48 @@ def _stream(
             multiprocessing_context="fork" if sys.platform == "linux" else None,
             generator=torch.Generator(),  # else the loader would draw from, and so shift, the global one
         )
+        made = _of_workers(loader, num_workers)
     for step, batch in zip(steps(), made, strict=True):
         if isinstance(batch, Exception):
             raise batch
         yield step, batch
 
 
+class WorkerError(SohesError, RuntimeError):
+    """A process that makes batches is gone or cannot hand them over; the message names the setting."""
+
+
+def _of_workers(loader: DataLoader, num_workers: int) -> Iterator[Batch | SohesError]:
+    """The batches of worker processes. Raises WorkerError within seconds of the end of one."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = str(error).partition(". ")[0].strip()
+        raise WorkerError(
+            f"{reason}: of those that make batches (views.num-workers {num_workers}) one was killed; where memory or "
+            "shared memory (/dev/shm) ran out, take fewer or 0"
+        ) from error
+
+
 class _Batches(Dataset):
     """Batches by their samples' keys, for worker processes. An error comes back as itself, not as a traceback."""
 
-    def __init__(self, dataset: LabelDataset):
-        self.dataset = dataset
+    def __init__(self, dataset: LabelDataset, num_workers: int):
+        self.dataset, self.num_workers = dataset, num_workers
 
     def __getitem__(self, keys: list[tuple[int, int]]) -> Batch | SohesError:
         try:
-            return collate([self.dataset[key] for key in keys])
+            batch = collate([self.dataset[key] for key in keys])
         except SohesError as error:
             return error
+        try:
+            # Here, not in the thread that sends it: an error there is told to nobody, who then waits for ever.
+            return batch.share_memory()
+        except RuntimeError as error:
+            reason = (str(error).splitlines() or [""])[0]
+            return WorkerError(
+                f"no room to hand over a batch in shared memory, /dev/shm ({reason}): make it larger (docker run "
+                f"--shm-size=8g), or take fewer than {self.num_workers} processes: --views.num-workers 0 needs none"
+            )
