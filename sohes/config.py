@@ -330,7 +330,7 @@ class Config:
     """A run."""
 
     preset: str = "tiny"
-    """The preset that the other defaults come from: see `sohes/presets.py`."""
+    """The preset that the other defaults come from; `--help` lists them."""
     images: tuple[Path, ...] = ()
     """Photos to learn from, one source or several: folders (nested is fine), tar archives, .txt lists, COCO .json files
     (images only). None: scenes are drawn."""

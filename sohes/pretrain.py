@@ -29,6 +29,7 @@ from sohes.labels.features import build_extractor
 from sohes.labels.photo_regions import cut_photos
 from sohes.options import FLAT
 from sohes.phases.pretrain import pretrain
+from sohes.pretrain_checks import check_pretrain_config
 from sohes.pretrain_config import PretrainConfig, get_preset
 from sohes.report import write_report
 from sohes.report.features import write_feature_pictures
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def pretrain_run(args: Arguments, device: torch.device, world: World) -> Run:
     """The whole job; every process of the `world` calls this. Raises SohesError for everything a person can mend."""
     config = args.config
-    config.check(world.size)
+    check_pretrain_config(config, world.size)
     found = _find_photos(config)
     again = max(gather(world.restarts)) > 0  # a launcher that starts a job again means to go on with it
     on_main(lambda: check_run(args.out, config, args.resume or (again and (args.out / CONFIG_FILE).is_file())))

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from sohes.config import ConfigError, EngineConfig, OptimConfig
+from sohes.config import EngineConfig, OptimConfig
 from sohes.config_io import pick_preset
 
 
@@ -19,15 +19,15 @@ class VitConfig:
     """The backbone: a plain ViT as timm builds it."""
 
     patch: int = 8
-    """Side of a patch in pixels. [ours: small patches cluster into sharper masks]"""
+    """Side of a patch in pixels, >= 1. [ours: small patches cluster into sharper masks]"""
     width: int = 192
-    """Channels of a token; a multiple of `heads`. [DeiT-Ti]"""
+    """Channels of a token, >= 1; a multiple of `heads`. [DeiT-Ti]"""
     depth: int = 12
-    """Blocks. [DeiT-Ti]"""
+    """Transformer blocks, >= 1. [DeiT-Ti]"""
     heads: int = 3
-    """Attention heads. [DeiT-Ti]"""
+    """Attention heads, >= 1. [DeiT-Ti]"""
     register_tokens: int = 4
-    """Tokens without a place, which keep global traces out of the patches' features. [DINOv2 with registers]"""
+    """Tokens without a place, which keep global traces out of the patches' features, >= 0. [DINOv2 with registers]"""
     drop_path: float = 0.1
     """Stochastic depth of the student, 0..1. [DINO]"""
 
@@ -37,19 +37,19 @@ class CropConfig:
     """The views of a photo: large crops that teacher and student see, small ones for the student alone."""
 
     photo_side: int = 192
-    """Photos are shrunk to this long side, in pixels, before crops are cut. [ours]"""
+    """Photos are shrunk to this long side, in pixels, before crops are cut, >= 1. [ours]"""
     global_size: int = 128
-    """Side of a large crop in pixels; a multiple of the patch. [ours]"""
+    """Side of a large crop in pixels, >= 1; a multiple of the patch. [ours]"""
     global_scale: tuple[float, float] = (0.32, 1.0)
-    """Range of its area as a share of the photo. [DINOv2]"""
+    """Range of its area as a share of the photo, > 0 to 1. [DINOv2]"""
     local_size: int = 64
-    """Side of a small crop in pixels; a multiple of the patch. [ours]"""
+    """Side of a small crop in pixels, >= 1; a multiple of the patch. [ours]"""
     local_scale: tuple[float, float] = (0.05, 0.32)
-    """Range of its area as a share of the photo. [DINOv2]"""
+    """Range of its area as a share of the photo, > 0 to 1. [DINOv2]"""
     num_locals: int = 6
     """Small crops of a photo, >= 0. [ours; DINO: 8]"""
     aspect: tuple[float, float] = (0.75, 4 / 3)
-    """Range of width over height of a crop's box. [DINO]"""
+    """Range of width over height of a crop's box, > 0. [DINO]"""
 
 
 @dataclass
@@ -57,23 +57,23 @@ class DistortConfig:
     """How far the colours of two crops of one photo may differ."""
 
     jitter_probability: float = 0.8
-    """Of changing brightness, contrast, saturation and hue. [DINO]"""
+    """Share of the crops whose brightness, contrast, saturation and hue change, 0..1. [DINO]"""
     brightness: float = 0.4
-    """Factor drawn from 1 - value to 1 + value. [DINO]"""
+    """Its factor is drawn from 1 - value to 1 + value, 0..1. [DINO]"""
     contrast: float = 0.4
-    """Likewise. [DINO]"""
+    """Its factor is drawn from 1 - value to 1 + value, 0..1. [DINO]"""
     saturation: float = 0.2
-    """Likewise. [DINO]"""
+    """Its factor is drawn from 1 - value to 1 + value, 0..1. [DINO]"""
     hue: float = 0.1
-    """Shift drawn from -value to value, in turns of the colour circle. [DINO]"""
+    """Its shift is drawn from -value to value, in turns of the colour circle, 0..0.5. [DINO]"""
     gray_probability: float = 0.2
-    """Of losing all colour. [DINO]"""
+    """Share of the crops that lose all colour, 0..1. [DINO]"""
     blur_sigma: tuple[float, float] = (0.1, 1.2)
-    """Range of the sigma of a Gaussian blur, in pixels of the crop. [ours: DINO's, for crops half as large]"""
+    """Range of the sigma of a Gaussian blur, in pixels of the crop, > 0. [ours: DINO's, for crops half as large]"""
     blur_probability: tuple[float, float, float] = (1.0, 0.1, 0.5)
-    """Of a blur: first large crop, second, small ones. [DINO]"""
+    """Share of the crops that are blurred, 0..1 each: first large crop, second, small ones. [DINO]"""
     solarize_probability: float = 0.2
-    """Of turning bright values dark, in the second large crop. [DINO]"""
+    """Share of the second large crops whose bright values turn dark, 0..1. [DINO]"""
 
 
 @dataclass
@@ -81,38 +81,38 @@ class DistillConfig:
     """What the student learns from the teacher."""
 
     prototypes: int = 4096
-    """Outputs of both heads, over which teacher and student compare. [ours; DINO: 65536, for 1.3 M photos]"""
+    """Outputs of both heads, over which teacher and student compare, >= 1. [ours; DINO: 65536, for 1.3 M photos]"""
     head_hidden: int = 512
-    """Hidden channels of the heads. [ours; DINO: 2048]"""
+    """Hidden channels of the heads, >= 1. [ours; DINO: 2048]"""
     head_bottleneck: int = 128
-    """Channels before the prototypes. [ours; DINO: 256]"""
+    """Channels before the prototypes, >= 1. [ours; DINO: 256]"""
     student_temperature: float = 0.1
-    """Sharpness of the student. [DINO]"""
+    """Softmax temperature of the student, > 0: lower is sharper. [DINO]"""
     teacher_temperature: tuple[float, float] = (0.04, 0.07)
-    """Sharpness of the teacher, from start to the end of the warm-up. [DINO]"""
+    """Softmax temperature of the teacher, from start to the end of the warm-up, > 0. [DINO]"""
     teacher_warmup: float = 0.3
     """Share of the steps over which the teacher's temperature rises, 0..1. [DINO: 30 of 100 epochs]"""
     momentum: tuple[float, float] = (0.992, 1.0)
-    """The teacher's EMA decay, from start to end by cosine. [DINOv2: 0.992]"""
+    """The teacher's EMA decay, from start to end by cosine, 0..1. [DINOv2: 0.992]"""
     mask_probability: float = 0.5
-    """Share of the large crops in which patches are hidden from the student. [iBOT]"""
+    """Share of the large crops in which patches are hidden from the student, 0..1. [iBOT]"""
     mask_share: tuple[float, float] = (0.1, 0.5)
-    """Range of the share of a crop's patches that are hidden. [iBOT]"""
+    """Range of the share of a crop's patches that are hidden, 0..1. [iBOT]"""
     class_weight: float = 1.0
-    """Weight of the image-level loss. [DINOv2]"""
+    """Weight of the image-level loss, >= 0. [DINOv2]"""
     patch_weight: float = 1.0
-    """Weight of the loss on hidden patches. [iBOT]"""
+    """Weight of the loss on hidden patches, >= 0. [iBOT]"""
     koleo_weight: float = 0.1
-    """Weight of the term that keeps photos apart. [DINOv2]"""
+    """Weight of the term that keeps photos apart, >= 0. [DINOv2]"""
     region_weight: float = 1.0
-    """Weight of the contrast of regions seen in both large crops. Regions are those of phase 1's merge tree of colours;
+    """Weight of the contrast of regions seen in both large crops, >= 0. Regions are those of phase 1's tree of colours;
     0: none are made. [DetCon, with other regions]"""
     region_counts: tuple[int, ...] = (8, 16, 40)
     """A photo is cut into one of these numbers of regions, another one each time it is seen; 1..255 each. [ours]"""
     region_samples: int = 1024
     """Regions that are told apart at a time in each process, at most, >= 2. [ours]"""
     region_temperature: float = 0.1
-    """Sharpness of the contrast, > 0. [DetCon]"""
+    """Softmax temperature of the contrast, > 0. [DetCon]"""
 
 
 def _default_optim() -> OptimConfig:
@@ -126,62 +126,29 @@ class PretrainConfig:
     """A pretraining run."""
 
     preset: str = "tiny-cpu"
-    """The preset that the other defaults come from: see `sohes/pretrain_config.py`."""
+    """The preset that the other defaults come from; `--help` lists them."""
     images: tuple[Path, ...] = ()
     """Photos to learn from: folders, tars, lists; several are joined."""
     num_steps: int = 2000
     """Optimiser steps, >= 1."""
     batch_size: int = 32
-    """Photos a step, over all processes."""
+    """Photos a step, over all processes, >= 2 for each."""
     num_threads: int = 4
-    """Threads that decode photos, once, before the first step."""
+    """Threads that decode photos, once, before the first step, >= 1."""
     cache_gb: float = 8.0
-    """Decoded photos are kept in memory; a set that needs more than this is refused."""
+    """Decoded photos are kept in memory; a set that needs more than this, in GB, is refused, > 0."""
     pack_quality: int = 60
     """WebP quality of `--pack`, 0..100: 60 makes about 4 kB of a photo of 192 px. [ours]"""
     half_weights: bool = False
     """Store the finished backbone as float16: half the bytes, and the same features but for their last digits."""
     seed: int = 0
-    """Of everything random."""
+    """Of everything random, >= 0."""
     vit: VitConfig = field(default_factory=VitConfig)
     crops: CropConfig = field(default_factory=CropConfig)
     distort: DistortConfig = field(default_factory=DistortConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     optim: OptimConfig = field(default_factory=_default_optim)
     engine: EngineConfig = field(default_factory=EngineConfig)
-
-    def check(self, num_processes: int = 1) -> None:
-        """Raises ConfigError for the first setting that does not fit."""
-        if self.vit.width % self.vit.heads:
-            raise ConfigError(f"vit.width {self.vit.width} is not a multiple of vit.heads {self.vit.heads}")
-        for name in ("global_size", "local_size"):
-            if getattr(self.crops, name) % self.vit.patch:
-                raise ConfigError(
-                    f"crops.{name} {getattr(self.crops, name)} is not a multiple of vit.patch {self.vit.patch}"
-                )
-        for name in ("global_scale", "local_scale", "aspect"):
-            low, high = getattr(self.crops, name)
-            if not 0 < low <= high:
-                raise ConfigError(f"crops.{name} {low, high}: expected 0 < low <= high")
-        counts, distill = self.distill.region_counts, self.distill
-        if distill.region_weight and (not counts or min(counts) < 1 or max(counts) > 255):
-            raise ConfigError(f"distill.region_counts {counts}: expected one or more numbers from 1 to 255")
-        if distill.region_samples < 2 or not distill.region_temperature > 0:
-            raise ConfigError(
-                f"distill.region_samples {distill.region_samples} and region_temperature "
-                f"{distill.region_temperature}: expected at least 2, and more than 0"
-            )
-        if self.batch_size % num_processes or self.batch_size < 2 * num_processes:
-            raise ConfigError(
-                f"batch_size {self.batch_size} for {num_processes} processes: expected a multiple, and at least 2 "
-                "photos for each, as photos are compared"
-            )
-        for name, value in (("accumulate", 1), ("sharding", "ddp")):
-            if getattr(self.engine, name) != value:
-                raise ConfigError(
-                    f"engine.{name} {getattr(self.engine, name)}: pretraining compares the photos of a whole batch, "
-                    f"with a small model; expected {value}"
-                )
 
 
 def tiny_cpu() -> PretrainConfig:

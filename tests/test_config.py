@@ -11,6 +11,7 @@ import typing
 import pytest
 
 from sohes import config as configuration
+from sohes import config_evaluate, pretrain_config
 from sohes.config import Config, ConfigError, from_dict, to_dict
 from sohes.config_checks import check_config
 from sohes.presets import PRESETS, get_preset
@@ -33,7 +34,8 @@ def docstrings(cls):
     }
 
 
-CONFIGS = [cls for cls in vars(configuration).values() if dataclasses.is_dataclass(cls)]
+MODULES = (configuration, config_evaluate, pretrain_config)
+CONFIGS = list(dict.fromkeys(c for module in MODULES for c in vars(module).values() if dataclasses.is_dataclass(c)))
 
 
 @pytest.mark.parametrize("cls", CONFIGS, ids=lambda cls: cls.__name__)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from sohes import pretrain as command
+from sohes.config import ConfigError
 from sohes.data.images import read_image
 from sohes.data.photos import PhotoSet, photo_batches, photo_canvas
 from sohes.data.scenes import draw_scene
@@ -28,6 +30,7 @@ from sohes.engine.checkpoint import list_checkpoints
 from sohes.engine.ema import make_teacher
 from sohes.models.distillation import build_distillation_model
 from sohes.phases.pretrain import draw_views
+from sohes.pretrain_checks import check_pretrain_config
 from sohes.pretrain_config import (
     PRESETS,
     CropConfig,
@@ -315,10 +318,32 @@ def test_a_pack_that_cannot_be_written_is_one_line(pack, photos, tmp_path, capsy
     assert line.startswith(f"sohes.pretrain: error: {pack}: ")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("vit.depth", 0, "vit.depth = 0, expected >= 1"),
+        ("vit.register_tokens", -1, "vit.register_tokens = -1, expected >= 0"),
+        ("num_steps", 0, "num_steps = 0, expected >= 1"),
+        ("distort.hue", 0.7, "distort.hue = 0.7, expected 0 to 0.5"),
+        ("distill.mask_share", (0.5, 1.5), "distill.mask_share = 0.5 1.5, expected 0 to 1"),
+        ("distort.blur_sigma", (0.0, 1.0), "distort.blur_sigma = 0.0 1.0, expected > 0"),
+        ("optim.layer_decay", 0.0, "optim.layer_decay = 0.0, expected > 0 to 1"),
+        ("crops.global_scale", (0.8, 0.2), "crops.global_scale (0.8, 0.2): expected 0 < low <= high"),
+        ("vit.width", 100, "vit.width 100 is not a multiple of vit.heads 3"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(name, value, message):
+    config = get_preset("tiny-cpu")
+    group, _, field = name.rpartition(".")
+    setattr(getattr(config, group) if group else config, field, value)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check_pretrain_config(config)
+
+
 def test_presets_are_sound():
     for name in PRESETS:
         config: PretrainConfig = get_preset(name)
-        config.check()
+        check_pretrain_config(config)
         assert config.preset == name
     config = get_preset("tiny-h200")
     model = build_distillation_model(config.vit, config.distill, config.crops.global_size)
