@@ -35,7 +35,7 @@ class CompareConfig:
     """The comparison of several evaluated runs."""
 
     resamples: int = 2000
-    """Bootstrap resamples of the photos, >= 1. [ours]"""
+    """Bootstrap resamples of the photos, 1 to 100000. [ours]"""
     level: float = 0.95
     """Confidence of the intervals, > 0 and < 1. [ours]"""
     seed: int = 0

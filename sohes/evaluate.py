@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Literal
 
 from sohes.commands import answer_help
@@ -26,6 +28,7 @@ from sohes.evaluation import BadInput, Plan, score
 from sohes.evaluation.datasets.base import DataSet
 from sohes.evaluation.datasets.convert import choose_evenly, convert_dataset
 from sohes.evaluation.datasets.registry import open_dataset
+from sohes.evaluation.protocol import MOST_DETS
 from sohes.evaluation.tables import (
     format_results,
     format_summary,
@@ -37,6 +40,9 @@ from sohes.evaluation.tables import (
 )
 from sohes.files import write_whole
 from sohes.streams import say
+
+MOST_THREADS = 1024
+MOST_RESAMPLES = 100_000
 
 
 @dataclass
@@ -78,7 +84,7 @@ class Arguments:
     """Match within categories (category_id), as COCO's detection metrics do, and take the mean over them. Default:
     categories are not looked at."""
     threads: int | None = None
-    """Images scored at a time, >= 1. Default: as many as torch uses (OMP_NUM_THREADS)."""
+    """Images scored at a time, 1 to 1024. Default: as many as torch uses (OMP_NUM_THREADS)."""
     shards: Path | None = None
     """Folder that keeps what is scored, 64 images a file: the same command goes on from there after a kill. Several
     processes must have one that all can reach."""
@@ -99,13 +105,12 @@ def check_options(args: Arguments, world: World) -> None:
     """Raises BadInput for the first option that cannot be, or that does not go with the others."""
     if not args.max_dets or min(args.max_dets) < 1 or len(set(args.max_dets)) < len(args.max_dets):
         raise BadInput(f"--max-dets: expected different numbers from 1 up, got {list(args.max_dets)}")
-    if args.threads is not None and args.threads < 1:
-        raise BadInput(f"--threads {args.threads}: expected at least 1")
+    if max(args.max_dets) > MOST_DETS:
+        raise BadInput(f"--max-dets {max(args.max_dets)}: expected at most {MOST_DETS}")
+    if args.threads is not None and not 1 <= args.threads <= MOST_THREADS:
+        raise BadInput(f"--threads {args.threads}: expected 1 to {MOST_THREADS}")
     if world.size > 1 and args.shards is None:
         raise BadInput(f"{world.size} processes need --shards, a folder that all can reach")
-    for path in (args.out, args.per_image):
-        if path is not None and not path.parent.is_dir():
-            raise BadInput(f"{path}: the folder {path.parent} does not exist")
     if (args.pred is None) == (not args.compare):
         raise BadInput("expected either --pred FILE or --compare RUN RUN ...")
     if (args.gt is not None and args.dataset is not None) or not (args.gt or args.dataset or args.compare):
@@ -132,6 +137,38 @@ def check_options(args: Arguments, world: World) -> None:
     settings = args.bootstrap
     if settings.resamples < 1 or not 0 < settings.level < 1 or min(settings.photos, settings.misses, settings.seed) < 0:
         raise BadInput(f"--bootstrap: expected resamples >= 1, level above 0 and below 1, others >= 0, got {settings}")
+    if settings.resamples > MOST_RESAMPLES:
+        raise BadInput(f"--bootstrap.resamples {settings.resamples}: expected at most {MOST_RESAMPLES}")
+    if world.is_main:
+        others = {"--gt": args.gt, "--pred": args.pred} | {f"--compare {path}": path for path in args.compare}
+        for option, path in (("--out", args.out), ("--per-image", args.per_image)):
+            if path is not None:
+                check_output(option, path, others)
+                others[option] = path
+
+
+def check_output(option: str, path: Path, others: Mapping[str, Path | None]) -> None:
+    """Raises BadInput where a file could not be written, or would take the place of one of the ``others`` (by option),
+    before anything is computed for it."""
+    for other, taken in others.items():
+        if taken is not None and os.path.realpath(path) == os.path.realpath(taken) and not is_special(path):
+            raise BadInput(f"{option} {path}: the same file as {other}, expected another")
+    if not path.parent.is_dir():
+        raise BadInput(f"{option} {path}: the folder {path.parent} does not exist")
+    if path.is_dir():
+        raise BadInput(f"{option} {path}: a folder, expected a file")
+    if is_special(path):
+        return
+    try:
+        with TemporaryFile(dir=os.path.dirname(os.path.realpath(path))):
+            pass
+    except OSError as error:
+        raise BadInput(f"{option} {path}: cannot be written, {error.strerror}") from error
+
+
+def is_special(path: Path) -> bool:
+    """A device or a pipe, which is written to as it is."""
+    return path.exists() and not path.is_file()
 
 
 def evaluate(args: Arguments, world: World) -> None:
@@ -151,11 +188,13 @@ def evaluate(args: Arguments, world: World) -> None:
     if not world.is_main:
         return
     results = summarize(evaluations)
-    say(format_summary(results))
-    if args.out is not None:
-        write_whole(args.out, to_json(results | granularity(evaluations)))
-    if args.per_image is not None:
-        write_rows(args.per_image, per_image(evaluations))
+    try:
+        say(format_summary(results))
+    finally:  # files do not depend on a stream
+        if args.out is not None:
+            write_whole(args.out, to_json(results | granularity(evaluations)))
+        if args.per_image is not None:
+            write_rows(args.per_image, per_image(evaluations))
 
 
 @contextmanager
@@ -206,6 +245,8 @@ def compare(args: Arguments) -> None:
     from sohes.report.compare_runs import compare_runs, find_predictions, photo_reader, truth_of_run
 
     out = args.out or Path("compare.html")
+    if args.out is None:
+        check_output("--out", out, {})
     for path in args.compare:
         find_predictions(path)
     if args.dataset is not None:

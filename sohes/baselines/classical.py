@@ -66,7 +66,7 @@ def slic_tree_forest(image: Tensor, config: BaselineConfig) -> Forest:
     means = lab.new_zeros(len(sizes), 3).index_add_(0, labels.flatten(), lab) / sizes[:, None]  # [N, 3]
     angles = means * (math.pi / _LAB_RANGE)  # [N, 3]
     tree = merge_regions_graph(torch.cat([angles.cos(), angles.sin()], 1), _neighbours(labels), sizes=sizes)
-    return largest_first(draw_nodes(tree, torch.arange(tree.num_nodes), labels), config)
+    return largest_first(draw_nodes(tree, torch.arange(tree.num_nodes, device=labels.device), labels), config)
 
 
 def box_grid_forest(image: Tensor, config: BaselineConfig) -> Forest:
@@ -74,7 +74,8 @@ def box_grid_forest(image: Tensor, config: BaselineConfig) -> Forest:
     height, width = image.shape[1:]
     parts = []
     for k in config.box_grid_sides:
-        halves = [torch.arange(side) * (2 * k) // side for side in (height, width)]  # half-box of each row and column
+        sides = (torch.arange(side, device=image.device) for side in (height, width))
+        halves = [places * (2 * k) // len(places) for places in sides]  # half-box of each row and column
         for shift_y, shift_x in ((0, 0), (0, 1), (1, 0), (1, 1)) if k > 1 else ((0, 0),):
             row, column = (half - shift for half, shift in zip(halves, (shift_y, shift_x), strict=True))
             inside = ((row >= 0) & (row < 2 * (k - shift_y)))[:, None] & ((column >= 0) & (column < 2 * (k - shift_x)))

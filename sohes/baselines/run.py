@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from sohes.evaluation.datasets.base import DataSet, Sample
 from sohes.forest import Forest
 from sohes.labels.features import build_extractor
 from sohes.masks import PackedMasks
+from sohes.options import nearest
 
 Baseline = Callable[[Tensor, Sample], Forest]
 """A photo uint8 [3, H, W] and what is true of it -> masks. Only the oracle looks at the truth."""
@@ -35,8 +36,12 @@ def make_baseline(name: BaselineName, config: BaselineConfig, explore: ExploreCo
     """`explore`: the settings of phase 1 whose tree the oracle takes.
 
     Raises:
-        MissingDependency: scikit-image is needed and not installed. WeightsError: no weights for the oracle's features.
+        BaselineError: there is no such baseline. MissingDependency: scikit-image is needed and not installed.
+        WeightsError: no weights for the oracle's features.
     """
+    if name not in get_args(BaselineName):
+        known = ", ".join(get_args(BaselineName))
+        raise BaselineError(f"baseline {name}: {nearest(name, get_args(BaselineName))}expected one of {known}")
     if name == "tree-oracle":
         extractor = build_extractor(explore)
         return lambda image, sample: tree_oracle_forest(image, true_masks(sample), extractor, config.max_masks)

@@ -40,8 +40,10 @@ def tree_oracle_forest(
         for node, iou in assign_nodes(node_ious(tree, patches, masks)):
             best[node] = max(iou, best.get(node, 0.0))
     ranked = sorted(best, key=lambda node: (-best[node], node))[:max_masks]
-    masks = draw_nodes(tree, torch.tensor(ranked, dtype=torch.int64), patches)
-    return Forest(masks, torch.tensor([best[node] for node in ranked], dtype=torch.float32), build_forest(masks))
+    masks = draw_nodes(tree, torch.tensor(ranked, dtype=torch.int64, device="cpu"), patches)
+    return Forest(
+        masks, torch.tensor([best[node] for node in ranked], dtype=torch.float32, device="cpu"), build_forest(masks)
+    )
 
 
 def node_ious(tree: MergeTree, patches: Tensor, masks: PackedMasks) -> np.ndarray:

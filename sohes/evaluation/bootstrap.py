@@ -29,6 +29,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sohes.evaluation.metrics import Evaluation
+from sohes.options import nearest
 
 MIN_PHOTOS = 5
 
@@ -43,14 +44,20 @@ class PhotoSums:
     photos: list[Hashable]
     sums: dict[str, np.ndarray]
 
+    def of(self, name: str) -> np.ndarray:
+        """``sums[name]``. Raises ValueError for a metric that there is not."""
+        if name not in self.sums:
+            raise ValueError(f"metric {name}: {nearest(name, self.sums)}expected one of {', '.join(self.sums)}")
+        return self.sums[name]
+
     def value(self, name: str) -> float:
         """The metric over all photos, NaN where there is nothing to find."""
-        num, den = self.sums[name].sum(0)
+        num, den = self.of(name).sum(0)
         return float(num / den) if den else float("nan")
 
     def of_photo(self, name: str) -> np.ndarray:
         """The metric of each photo alone, float64 [P], NaN where there is nothing to find in it."""
-        num, den = self.sums[name].T
+        num, den = self.of(name).T
         return np.divide(num, den, out=np.full(len(num), np.nan), where=den > 0)
 
 
@@ -117,19 +124,19 @@ class Bootstrap:
         self.tails = ((1 - level) / 2, (1 + level) / 2)
 
     def interval(self, run: PhotoSums, name: str) -> Interval:
-        return self._interval(run.value(name), self._resample(run, name), run.sums[name][:, 1])
+        return self._interval(run.value(name), self._resample(run, name), run.of(name)[:, 1])
 
     def difference(self, run: PhotoSums, base: PhotoSums, name: str) -> Interval:
         """Of run minus base, photo by photo the same. Raises ValueError when they are of other photos."""
         if run.photos != base.photos:
             raise ValueError("expected two runs over the same photos, in the same order")
         resampled = self._resample(run, name) - self._resample(base, name)
-        both = np.minimum(run.sums[name][:, 1], base.sums[name][:, 1])
+        both = np.minimum(run.of(name)[:, 1], base.of(name)[:, 1])
         return self._interval(run.value(name) - base.value(name), resampled, both)
 
     def _resample(self, run: PhotoSums, name: str) -> np.ndarray:
         """float64 [B], NaN where a resample has nothing to find."""
-        num, den = (self.weights @ run.sums[name]).T  # [B] each
+        num, den = (self.weights @ run.of(name)).T  # [B] each
         return np.divide(num, den, out=np.full(len(num), np.nan), where=den > 0)
 
     def _interval(self, value: float, resampled: np.ndarray, den: np.ndarray) -> Interval:

@@ -117,4 +117,19 @@ def _per_mask(name: str, values: PerMask | None, count: int, dtype: type) -> np.
     array = np.zeros(count) if values is None else np.asarray(as_array(values))
     if array.shape != (count,):
         raise ValueError(f"{name}: expected one value for each of {count} masks, got shape {list(array.shape)}")
+    if dtype is np.int64:
+        return _whole(name, array)
+    if dtype is np.float64 and not (array.dtype.kind in "iuf" and (np.isfinite(array) & (array >= 0)).all()):
+        raise ValueError(f"{name}: expected finite numbers from 0 up, got {array.tolist()}")
     return array.astype(dtype)
+
+
+def _whole(name: str, array: np.ndarray) -> np.ndarray:
+    """Whole numbers [N] as int64, as objects where some are larger. Raises ValueError for others."""
+    if array.dtype.kind == "f" and (np.isfinite(array) & (array == np.round(array)) & (abs(array) < 2.0**63)).all():
+        return array.astype(np.int64)
+    if array.dtype.kind in "iub" and not (array > 2**63 - 1).any():
+        return array.astype(np.int64)
+    if array.dtype.kind in "uO" and all(type(value) is int for value in array.tolist()):
+        return array.astype(object)
+    raise ValueError(f"{name}: expected whole numbers, got {array.tolist()}")

@@ -12,10 +12,12 @@ import numpy as np
 
 from sohes.evaluation.hierarchy import MATCH_IOU
 from sohes.evaluation.ranking import row_type
+from sohes.options import nearest
 
 IouType = Literal["mask", "box"]
 COCO_AREAS = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
 CURVE_STEPS = (1, 2, 5)  # a granularity curve has points at these, ten times them, ...
+MOST_DETS = 2**31 - 1
 COCO_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 
 
@@ -38,14 +40,17 @@ class Protocol:
 
     def __post_init__(self) -> None:
         for name, values in (("max_dets", self.max_dets), ("iou_thresholds", self.iou_thresholds)):
-            if not values or list(values) != sorted(set(values)) or values[0] <= 0:
+            if not values or list(values) != sorted(set(values)) or not values[0] > 0:
                 raise ValueError(f"{name}: expected rising numbers above 0, got {list(values)}")
-        if self.iou_thresholds[-1] > 1:
+        if self.max_dets[-1] > MOST_DETS:
+            raise ValueError(f"max_dets: expected at most {MOST_DETS}, got {self.max_dets[-1]}")
+        if not all(limit <= 1 for limit in self.iou_thresholds):
             raise ValueError(f"iou_thresholds: expected at most 1, got {list(self.iou_thresholds)}")
         if "all" not in self.area_ranges:
             raise ValueError(f"area_ranges: expected a range named 'all', got {list(self.area_ranges)}")
         if self.iou_type not in ("mask", "box"):
-            raise ValueError(f"iou_type: expected 'mask' or 'box', got {self.iou_type!r}")
+            hint = nearest(str(self.iou_type), ("mask", "box"))
+            raise ValueError(f"iou_type: {hint}expected 'mask' or 'box', got {self.iou_type!r}")
 
     @property
     def min_iou(self) -> float:

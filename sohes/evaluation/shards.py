@@ -28,6 +28,7 @@ from sohes.evaluation.metrics import Evaluation
 from sohes.evaluation.protocol import IouType, Protocol
 from sohes.evaluation.ranking import RunInFile, join_rows, sort_rows
 from sohes.files import write_whole
+from sohes.json_stream import parse_json
 
 Scored = list[tuple[IouType, Hashable, ScoredImage]]  # what is compared, id, what is kept of it
 Where = dict[tuple[IouType, int | None], tuple[int, int]]  # first row, number of rows
@@ -46,7 +47,9 @@ class Shards:
 
     @classmethod
     def open(cls, folder: Path, gt: Path, pred: Path, protocols: Mapping[IouType, Protocol]) -> Shards:
-        """The folder, made where it is not there. Raises BadInput where it holds something else's shards."""
+        """The folder, made where it is not there. Raises BadInput for a file, or for shards of something else."""
+        if folder.exists() and not folder.is_dir():
+            raise BadInput(f"shards {folder}: a file, expected a folder")
         described = {
             "sohes": __version__,
             "gt": _describe(gt),
@@ -56,7 +59,7 @@ class Shards:
         described = json.loads(json.dumps(described))  # tuples become lists, as in the file
         file = folder / DESCRIPTION
         if file.is_file():
-            found = json.loads(file.read_text())
+            found = _read_description(file)
             different = sorted(key for key in described.keys() | found.keys() if described.get(key) != found.get(key))
             if different:
                 raise BadInput(
@@ -102,7 +105,7 @@ class Shards:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 return dict(arrays)
-        except (ValueError, EOFError, BadZipFile) as error:
+        except (ValueError, EOFError, KeyError, BadZipFile) as error:
             raise BadInput(f"{path} is damaged: delete it, to have its images scored again") from error
 
     def _path(self, number: int, suffix: str) -> Path:
@@ -128,6 +131,16 @@ class StoredEvaluation(Evaluation):
     def runs(self, category: int | None) -> list[RunInFile]:
         runs = (self._shards.runs(number, self._iou_type) for number in range(self._num_shards))
         return [found[category] for found in runs if category in found]
+
+
+def _read_description(file: Path) -> dict[str, Any]:
+    try:
+        found = parse_json(file.read_bytes())
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise BadInput(f"{file} is damaged: delete its folder or choose another")
+    return found
 
 
 def _describe(path: Path) -> dict[str, Any]:

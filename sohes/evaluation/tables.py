@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 
 from sohes.evaluation.metrics import Evaluation
 from sohes.evaluation.protocol import IouType
-from sohes.files import whole_file
+from sohes.files import write_whole
 
 COMPARED = (
     *("AR@1000", "AR@100", "AR@10", "AR-small", "AR-medium", "AR-large"),
@@ -65,13 +66,14 @@ def to_json(metrics: Mapping[str, Any]) -> str:
 def write_rows(path: Path, rows: Sequence[Mapping[str, float | str]]) -> None:
     """A table, as JSON lines where the name ends in .jsonl, else as CSV under a line of names. A metric that is not
     defined is null, or empty."""
-    with whole_file(path) as file:
-        if path.suffix == ".jsonl":
-            file.writelines(json.dumps(none_for_nan(row)) + "\n" for row in rows)
-        else:
-            writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(map(none_for_nan, rows))
+    text = io.StringIO()
+    if path.suffix == ".jsonl":
+        text.writelines(json.dumps(none_for_nan(row)) + "\n" for row in rows)
+    else:
+        writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(map(none_for_nan, rows))
+    write_whole(path, text.getvalue())
 
 
 def _prefix(iou_type: IouType) -> str:

@@ -3,6 +3,10 @@
 
 import csv
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -76,9 +80,10 @@ def test_bad_files_are_one_line_and_exit_code_2(files, tmp_path, capsys):
     ("options", "message"),
     [
         (["--max-dets", "0"], "--max-dets: expected different numbers from 1 up, got [0]"),
+        (["--max-dets", str(2**31)], "--max-dets 2147483648: expected at most 2147483647"),
         (["--max-dets", "5", "5"], "--max-dets: expected different numbers from 1 up, got [5, 5]"),
-        (["--threads", "0"], "--threads 0: expected at least 1"),
-        (["--out", "nowhere/results.json"], "nowhere/results.json: the folder nowhere does not exist"),
+        (["--threads", "0"], "--threads 0: expected 1 to 1024"),
+        (["--out", "nowhere/results.json"], "--out nowhere/results.json: the folder nowhere does not exist"),
     ],
 )
 def test_bad_options_are_one_line_and_exit_code_2(files, options, message, capsys):
@@ -108,3 +113,110 @@ def test_tables_compare_runs():
         "explore      30.5  n/a             41.3",
         "instruct     50.0  2.1              7.0",
     ]
+
+
+def change(path, spoil):
+    """Write the JSON file again, as spoil(content) leaves it."""
+    content = json.loads(Path(path).read_text())
+    spoil(content)
+    Path(path).write_text(json.dumps(content))
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--out", "{}/folder"], "--out {}/folder: a folder, expected a file"),
+        (["--per-image", "{}/folder"], "--per-image {}/folder: a folder, expected a file"),
+        (["--shards", "{}/file"], "shards {}/file: a file, expected a folder"),
+        (["--out", "{}/file/x"], "--out {}/file/x: the folder {}/file does not exist"),
+        (["--out", "/proc/x.json"], "--out /proc/x.json: cannot be written, No such file or directory"),
+        (["--per-image", "/proc/x.csv"], "--per-image /proc/x.csv: cannot be written, No such file or directory"),
+        (["--out", "{}/gt.json"], "--out {}/gt.json: the same file as --gt, expected another"),
+        (["--per-image", "{}/folder/../pred.json"], "--per-image {}/folder/../pred.json: the same file as --pred, exp"),
+        (["--out", "{}/a", "--per-image", "{}/a"], "--per-image {}/a: the same file as --out, expected another"),
+    ],
+)
+def test_outputs_that_cannot_be_are_refused_before_scoring(files, tmp_path, capsys, options, message):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("keep")
+    before = contents(tmp_path)
+    text = refused([*files, *(option.format(tmp_path) for option in options)], capsys)
+    assert text.startswith("sohes.evaluate: error: " + message.replace("{}", str(tmp_path)))
+    assert text.count("\n") == 1  # not even the bar of the scoring
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("command", ["{} > /dev/full", "{} --per-image /dev/full"])
+def test_a_full_disk_is_one_line_and_other_outputs_are_whole(files, tmp_path, command):
+    whole = f"{sys.executable} -m sohes.evaluate {' '.join(files)} --out {tmp_path}/a.json"
+    done = subprocess.run(command.format(whole), shell=True, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert re.search("sohes.evaluate: error: (/dev/full|stdout): No space left on device", done.stderr)
+    assert "Traceback" not in done.stderr
+    assert json.loads((tmp_path / "a.json").read_text())["AR@1000"] == 1
+
+
+@pytest.mark.parametrize("command", ["{} | true", "{} >&-"])
+def test_a_stream_that_nobody_reads_does_not_matter(files, tmp_path, command):
+    whole = f"{sys.executable} -m sohes.evaluate {' '.join(files)} --out {tmp_path}/a.json"
+    done = subprocess.run(["bash", "-c", command.format(whole)], capture_output=True, text=True, check=False)
+    assert (done.returncode, "rror" in done.stderr) == (0, False), done.stderr
+    assert json.loads((tmp_path / "a.json").read_text())["AR@1000"] == 1
+
+
+def test_names_of_images_that_are_no_text_are_written_as_escapes(files, tmp_path, capsys):
+    def rename(content):
+        content["images"][0]["id"] = "\ud800"
+        for record in content["annotations"]:
+            record["image_id"] = "\ud800"
+
+    change(files[1], rename)
+    change(files[3], rename)
+    assert main([*files, "--per-image", str(tmp_path / "table.csv")]) == 0
+    assert (tmp_path / "table.csv").read_text().splitlines()[1].startswith("\\ud800,")
+
+
+def without_regions(content):
+    """Three more true masks without a region, of which the last is the part's parent, inside the whole."""
+    content["annotations"][1]["parent"] = 5
+    content["annotations"] += [
+        {"id": 3, "image_id": 1, "segmentation": [], "bbox": [2, 0, 4, 1], "area": 4},
+        {"id": 4, "image_id": 1, "bbox": [2, 0, 4, 1]},
+        {"id": 5, "image_id": 1, "segmentation": None, "parent": 1},
+    ]
+
+
+def test_what_has_no_region_is_no_mask_and_named_once(files, capsys, caplog):
+    change(files[1], without_regions)
+    assert main([*files]) == 0
+    lines = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert (lines["AR@1000"], lines["AP"], lines["parent_recall"]) == ("100.0", "100.0", "100.0")
+    note = f"{files[1]}: 3 of 5 annotations have no segmentation, and are not counted as masks"
+    assert caplog.text.count(note) == 1
+
+
+def test_what_has_a_box_alone_counts_among_boxes(files, capsys):
+    """As in pycocotools; a box that is neither given nor around a mask is none."""
+    change(files[1], without_regions)
+    assert main([*files, "--iou-type", "both"]) == 0
+    lines = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert (lines["AR@1000"], lines["box-AR@1000"]) == ("100.0", "50.0")  # of four boxes, three of which are one
+
+
+def test_truth_without_any_region_is_refused(files, capsys):
+    change(files[1], lambda content: [record.update(segmentation=[]) for record in content["annotations"]])
+    message = f"{files[1]}: no annotation has a segmentation, so there are no masks to score against"
+    assert refused(files, capsys) == f"sohes.evaluate: error: {message}\n"
+
+
+def test_a_damaged_description_of_shards_is_named(files, tmp_path, capsys):
+    (tmp_path / "shards").mkdir()
+    for text in ("{", "[]", "\u0000"):
+        (tmp_path / "shards/evaluation.json").write_text(text)
+        assert "evaluation.json is damaged: delete its folder" in refused(
+            [*files, "--shards", str(tmp_path / "shards")], capsys
+        )
