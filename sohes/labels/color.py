@@ -19,7 +19,7 @@ def rgb_to_lab(image: Tensor) -> Tensor:
     levels = torch.arange(256, dtype=torch.float32, device=image.device) / 255  # [256]
     linear = torch.where(levels > 0.04045, ((levels + 0.055) / 1.055) ** 2.4, levels / 12.92)  # [256]
     rgb = linear[image.long()]  # [3, H, W]
-    matrix = torch.tensor(_RGB_TO_XYZ, device=image.device)  # [3, 3]
+    matrix = torch.tensor(_RGB_TO_XYZ, dtype=torch.float32, device=image.device)  # [3, 3]
     xyz = (matrix @ rgb.flatten(1)).view_as(rgb)  # [3, H, W]
     root = torch.where(xyz > 0.008856, xyz.clamp_min(0.008856) ** (1 / 3), 7.787 * xyz + 16 / 116)  # [3, H, W]
     x, y, z = root

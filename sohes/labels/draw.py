@@ -23,17 +23,19 @@ def draw_nodes(tree: MergeTree, ids: Tensor, leaves: Tensor) -> PackedMasks:
     """
     size = (leaves.shape[0], leaves.shape[1])
     starts, counts, order = (array.long() for array in tree.intervals)
-    position = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order)))  # [N], of each leaf
+    position = torch.empty_like(order).index_copy_(
+        0, order, torch.arange(len(order), device=order.device)
+    )  # [N], of each leaf
     rank, bits = position[leaves.T.flatten()].sort(stable=True)  # [H*W]: bits of packed masks, column by column
-    begin = torch.searchsorted(rank, torch.arange(tree.num_leaves + 1))  # [N + 1]
+    begin = torch.searchsorted(rank, torch.arange(tree.num_leaves + 1, device=rank.device))  # [N + 1]
     first, last = begin[starts[ids]], begin[starts[ids] + counts[ids]]  # [n]
-    masks = PackedMasks.empty(size)
+    masks = PackedMasks.empty(size, leaves.device)
     words = masks.words.new_zeros((len(ids), masks.words.shape[1]))  # [n, V]
     chunks = ((last - first).cumsum(0) // _CHUNK).tolist()
     for chunk in sorted(set(chunks)):
         chosen = [i for i, of in enumerate(chunks) if of == chunk]
         inside = torch.cat([bits[first[i] : last[i]] for i in chosen])
-        owner = torch.repeat_interleave(torch.tensor(chosen), (last - first)[chosen])
+        owner = torch.repeat_interleave(torch.tensor(chosen, device=first.device), (last - first)[chosen])
         # Every bit is added once, so that adding is setting it.
         words.view(-1).index_add_(0, owner * words.shape[1] + inside // 64, torch.ones_like(inside) << (inside % 64))
     return PackedMasks(words, size)
