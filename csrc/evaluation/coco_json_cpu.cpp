@@ -64,6 +64,7 @@ class Record {
       if (key.is("iscrowd")) return crowd();
       if (key.is("parent")) return parent();
       if (key.is("annotator")) return integer(kHasAnnotator, kAnnotator);
+      if (key.is("level")) return level();
       return cursor_.skip();
     });
   }
@@ -102,6 +103,15 @@ class Record {
   bool parent() {
     if (!note(kHasParentKey)) return false;
     return cursor_.literal("null") || integer(kHasParent, kParent);
+  }
+
+  // Not looked at, but for a number that float64 does not hold.
+  bool level() {
+    const uint8_t first = cursor_.peek();
+    if (first != '-' && (first < '0' || first > '9')) return cursor_.skip();
+    JsonNumber number;
+    double value;
+    return cursor_.number(number) && number.read(value);
   }
 
   bool box() {

@@ -8,6 +8,7 @@ and `"7"` are no numbers. An optional value may be absent or null. (`csrc/evalua
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,8 +47,8 @@ def check_image(image: Mapping[str, Any]) -> None:
 def check_annotation(annotation: Mapping[str, Any]) -> None:
     """Raises ValueError for the first field of an annotation, other than its segmentation, that cannot be.
 
-    Checked where they are there: id, category_id, parent, annotator, iscrowd, score, area, bbox. What is there but is
-    not looked at, as `level`, may be anything.
+    Checked where they are there: id, category_id, parent, annotator, iscrowd, score, area, bbox; and `level`, which is
+    not looked at but copied, so that it may be anything that JSON can say.
     """
     for key in ("id", "category_id", "parent", "annotator"):
         value = annotation.get(key)
@@ -59,6 +60,8 @@ def check_annotation(annotation: Mapping[str, Any]) -> None:
         raise _unfit(annotation, "score", "a finite number")
     if annotation.get("area") is not None and not is_number(annotation["area"], 0, MOST_PIXELS):
         raise _unfit(annotation, "area", "a number of pixels from 0 to 1e10")
+    if type(annotation.get("level")) is float and not math.isfinite(annotation["level"]):
+        raise _unfit(annotation, "level", "a finite number")
     if "bbox" in annotation:
         given_box(annotation)
 
