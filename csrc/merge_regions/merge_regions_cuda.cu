@@ -14,16 +14,13 @@
 // Edges, ids and lengths of one image (12 E + 20 N bytes: 157 kB for 60 x 60) stay in shared memory where
 // they fit.
 //
-// What it costs, by estimate; it has not been measured. Bytes are not the limit: a merge of a 60x60x768 image
-// reads the two parts and some 20 neighbours (all of them: no bounds here) and writes the sum, 23 rows of 3
-// kB, so 250 MB an image and 16 GB a batch of 64: 3.4 ms of an H200's 4.8 TB/s, less where the second-level
-// cache has them. Latency is: merges follow each other. One merge, in cycles: step 1, 9 rounds of 5 shuffles
-// and comparisons, 500; step 2, two dependent trips to rows (700) and 14 edges a thread (500), a sum over the
-// warp (200); step 3, 14 edges of the threads concerned and an atomic, 700; step 4, twice a trip to a row
-// (700), its products (150), the sum over the warp (200), a root and a division (200); the new best of a
-// thread, 14 edges, 600; barriers, 200: about 6000 cycles, 3.3 us at 1.8 GHz. So 3599 merges take 12 ms, and
-// the 64 images of a batch, each on a multiprocessor of its own (of 132), not much more than one: 0.2 ms an
-// image, 0.4 if the guesses are half of the truth. A batch of fewer images takes as long as 64 do.
+// What it costs: 64 images of 60x60x768 in 25 to 27 ms, 7 us a merge (H200, 2026-11-27,
+// benchmarks/results/gpu.md). Bytes are not the limit: a merge reads the two parts and some 20 neighbours
+// (all of them: no bounds here) and writes the sum, 23 rows of 3 kB, so 250 MB an image and 16 GB a
+// batch: 3.4 ms at 4.8 TB/s, less where the second-level cache has them. Latency is: merges follow each
+// other, each with three dependent trips to rows in memory. 512 threads an image instead of 1024, and five
+// shuffles instead of one reduction for the best edge, take as long. A batch of fewer images takes as long as
+// one of 64, as each has a multiprocessor (of 132) of its own.
 //
 // Sums are float32, dot products float64 in one fixed order each: the results are repeatable to the bit.
 // Which edge of a double one is kept, and the order of the list, depend on the scheduling; neither changes a

@@ -17,7 +17,9 @@
 // B*K*((S + Q)*D*e + Q*L*P*12); from the L2 cache 4*D*e a point. With maps of 128, 64 and 32 a side, B = 8,
 // K = 8, D = 32, 4 points, all positions as queries that is 0.55 GB from memory and 8.5 GB from L2 in
 // float32, 0.37 and 4.2 GB in half types: bound by L2. Backward reads as much and adds 8.5 GB of float
-// atomics in either type, which L2 carries out. None of this has been measured yet: no GPU was at hand.
+// atomics in either type, which L2 carries out.
+// Measured (H200, 2026-11-27, benchmarks/results/gpu.md): forward 1.6 ms in float32, 1.0 ms in bfloat16; with
+// backward 4.2 and 3.7 ms.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
