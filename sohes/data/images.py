@@ -5,6 +5,8 @@ import io
 import os
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sohes.data.depths import load_rgb, to_rgb
 from sohes.data.errors import DataError
+from sohes.data.formats import IMAGE_EXTENSIONS, NoReader, open_picture
 from sohes.data.tars import TAR_EXTENSION, DamagedTar, TarCache, split_member
-
-IMAGE_EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 open_tar = TarCache(IMAGE_EXTENSIONS)
 """The index of an archive's images, made on first use and kept for this process."""
@@ -34,6 +36,8 @@ _EXIF_TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_TURNS_BACK = {6: 8, 8: 6}
+"""The orientation whose transpose undoes that of another; all others undo themselves."""
 
 # What Pillow's decoders raise on damaged bytes: besides OSError, whatever their parsing of headers runs into.
 _DECODE_ERRORS = (
@@ -68,32 +72,71 @@ def read_image(path: str | os.PathLike, apply_exif: bool = True, max_pixels: int
     """Read one image file as RGB, uint8 [3, H, W].
 
     Args:
-        path: any file Pillow can decode; of an animation or a multi-page file the first frame is taken. An image in a
-            plain tar archive is named like a file in a folder: `photos.tar/a/b.jpg`.
-        apply_exif: turn the picture upright by its EXIF orientation (all eight). A damaged EXIF block counts
-            as none.
+        path: any file Pillow can decode, and HEIC where pillow-heif is installed; of an animation or a multi-page file
+            the first frame is taken. An image in a plain tar archive is named like a file in a folder:
+            `photos.tar/a/b.jpg`.
+        apply_exif: turn the picture upright by its orientation in EXIF or XMP (all eight), whatever the format; False
+            gives the pixels as they are stored. A damaged EXIF block counts as none. `docs/datasets.md` says who reads
+            how. (HEIC keeps its orientation outside of EXIF, as part of the picture: it is always upright.)
         max_pixels: refuse larger pictures before decoding them. Values above `MAX_PIXELS` also need
             `PIL.Image.MAX_IMAGE_PIXELS` raised, because Pillow guards itself.
 
-    Colours: transparency (alpha, a transparent palette entry or colour) is composited on white. Gray is
-    repeated over the three channels. High bit depths become 8 bits: 16-bit integers are scaled from
-    0..65535, or from 0..4095 when no value is above (12-bit sensors); floats are scaled from 0..1 or 0..255
-    when all values lie inside, else stretched from their minimum to their maximum, with NaN and infinities
-    as 0; 32-bit integers follow the rule of 16 bits when they fit and that of floats otherwise.
+    Colours: gray is repeated over the three channels. All depths become 8 bits, rounded to the nearest:
+
+    - 16-bit integers, gray or colour, are scaled from 0..65535, or from 0..4095 when no value (alpha aside) is above
+      (12-bit sensors); of CMYK the high byte is taken.
+    - 32-bit and signed integers follow that rule when they are in 0..65535, signed bytes stay as they are when none is
+      negative; else they are stretched from their minimum to their maximum.
+    - Floats are scaled from 0..1 or 0..255 when all values lie inside, else stretched from their minimum to their
+      maximum. NaN and infinities count as the value 0.
+    - Where a TIFF says that 0 is white, the scaled values are inverted.
+
+    Transparency is composited on white, after scaling: alpha (of full range), a transparent palette entry, or a
+    transparent gray or colour, which is compared at the depth of the file.
 
     Raises:
         UnreadableImage: missing, empty, not an image, truncated or damaged, or too large.
     """
     path = Path(path)
+    with _told_as_unreadable(path):
+        return _decode(_open(path), path, apply_exif, max_pixels)
+
+
+def read_annotated(path: str | os.PathLike) -> Tensor:
+    """A photo that comes with ground truth, uint8 [3, H, W]: as it is stored, since masks are annotated on that."""
+    return read_image(path, apply_exif=False)
+
+
+def decode_image(content: bytes, path: str | os.PathLike, apply_exif: bool, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """`read_image` of a file whose bytes are at hand; `path` is for the errors."""
+    with _told_as_unreadable(Path(path)):
+        return _decode(io.BytesIO(content), Path(path), apply_exif, max_pixels)
+
+
+def _decode(source: Path | io.BytesIO, path: Path, apply_exif: bool, max_pixels: int) -> Tensor:
+    with open_picture(source) as image:
+        if image.width * image.height > max_pixels:
+            size = f"{image.width}x{image.height} pixels"
+            limit = f"the limit of {max_pixels} pixels (max_pixels)"
+            raise UnreadableImage(path, f"{size} are over {limit}; a decompression bomb?")
+        # Pillow turns TIFFs while it loads them, and of PNGs it knows the orientation only then.
+        turned = _orientation(image) if image.format == "TIFF" else 1
+        rgb = load_rgb(image, lambda: open_picture(source))
+        orientation = _orientation(image)
+    if orientation == turned:  # nothing was turned after all
+        turned = 1
+    if turned in _EXIF_TRANSPOSE and not apply_exif:
+        rgb = rgb.transpose(_EXIF_TRANSPOSE[_TURNS_BACK.get(turned, turned)])
+    elif orientation in _EXIF_TRANSPOSE and apply_exif:
+        rgb = rgb.transpose(_EXIF_TRANSPOSE[orientation])
+    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous()  # [H, W, 3] -> [3, H, W]
+
+
+@contextmanager
+def _told_as_unreadable(path: Path) -> Iterator[None]:
+    """What goes wrong with a file, whatever it is, as UnreadableImage."""
     try:
-        with Image.open(_open(path)) as image:
-            if image.width * image.height > max_pixels:
-                size = f"{image.width}x{image.height} pixels"
-                limit = f"the limit of {max_pixels} pixels (max_pixels)"
-                raise UnreadableImage(path, f"{size} are over {limit}; a decompression bomb?")
-            image.load()
-            orientation = _orientation(image) if apply_exif else 1
-            rgb = _to_rgb(image)
+        yield
     except UnreadableImage:
         raise
     except FileNotFoundError as error:
@@ -102,29 +145,29 @@ def read_image(path: str | os.PathLike, apply_exif: bool = True, max_pixels: int
         raise UnreadableImage(path, "no such file: a folder of this path is a file") from error
     except IsADirectoryError as error:
         raise UnreadableImage(path, "is a folder, not a file") from error
+    except NoReader as error:
+        raise UnreadableImage(path, str(error)) from error
     except Image.UnidentifiedImageError as error:
         raise UnreadableImage(path, "not an image, or of a format that Pillow does not know") from error
     except _DECODE_ERRORS as error:
         raise UnreadableImage(path, str(error) or type(error).__name__) from error
-    if orientation in _EXIF_TRANSPOSE:
-        rgb = rgb.transpose(_EXIF_TRANSPOSE[orientation])
-    return image_to_tensor(rgb)
 
 
 def _open(path: Path) -> Path | io.BytesIO:
     """What Pillow is to open. Raises UnreadableImage, or OSError where there is no such file."""
-    is_archive = path.suffix.lower() == TAR_EXTENSION and path.is_file()
+    is_archive = path.suffix.lower() == TAR_EXTENSION and os.path.isfile(path)
     member = (str(path), "") if is_archive else split_member(path)
     if member is None:
         num_bytes, opened = path.stat().st_size, path
     else:
         archive, name = member
         try:
-            content = open_tar(archive).read(name)
+            index = open_tar(archive)
         except DamagedTar as error:
             raise UnreadableImage(path, error.reason) from error
-        if content is None:
-            raise UnreadableImage(path, f"no such member in {archive}" if name else "is an archive, not an image")
+        if (content := index.read(name)) is None:
+            missing = f"no such member in {archive}" if name else "is an archive, not an image"
+            raise UnreadableImage(path, index.damage or missing)
         num_bytes, opened = len(content), io.BytesIO(content)
     if num_bytes == 0:
         raise UnreadableImage(path, "the file is empty (0 bytes)")
@@ -132,8 +175,11 @@ def _open(path: Path) -> Path | io.BytesIO:
 
 
 def image_to_tensor(image: Image.Image) -> Tensor:
-    """A Pillow image of any mode as RGB, uint8 [3, H, W]; colours as in `read_image`, orientation as stored."""
-    return torch.from_numpy(np.array(_to_rgb(image))).permute(2, 0, 1).contiguous()  # [H, W, 3] -> [3, H, W]
+    """A Pillow image of any mode as RGB, uint8 [3, H, W]; colours as in `read_image`, 16-bit ones as Pillow has them.
+
+    It is taken as it is: no EXIF orientation of its own turns it.
+    """
+    return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1).contiguous()  # [H, W, 3] -> [3, H, W]
 
 
 def _orientation(image: Image.Image) -> int:
@@ -141,30 +187,3 @@ def _orientation(image: Image.Image) -> int:
         return image.getexif().get(_EXIF_ORIENTATION_TAG, 1)
     except _DECODE_ERRORS:
         return 1  # the pixels are fine, only the block beside them is not
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode -> "RGB"; see `read_image` for the rules."""
-    if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
-
-
-def _to_8_bits(values: np.ndarray) -> np.ndarray:
-    """Gray of any depth [H, W] -> uint8 [H, W]."""
-    if np.issubdtype(values.dtype, np.floating):
-        values = np.where(np.isfinite(values), values, 0)
-        low, high = float(values.min()), float(values.max())
-        scale_tops = (1.0, 255.0)
-    else:
-        low, high = int(values.min()), int(values.max())
-        scale_tops = (4095, 65535)
-    for top in scale_tops:
-        if low >= 0 and high <= top:
-            return np.rint(values.astype(np.float64) * (255 / top)).astype(np.uint8)
-    stretch = 255 / ((high - low) or 1)  # a constant image becomes black
-    return np.rint((values.astype(np.float64) - low) * stretch).astype(np.uint8)

@@ -10,12 +10,14 @@ from pathlib import Path
 from torch import Tensor
 
 from sohes.data.errors import DataError, DataNotFoundError
-from sohes.data.images import IMAGE_EXTENSIONS, UnreadableImage, open_tar, read_image
+from sohes.data.formats import IMAGE_EXTENSIONS, NEEDED_FOR, is_hidden
+from sohes.data.images import UnreadableImage, open_tar, read_image
+from sohes.data.left_out import LeftOut
 from sohes.data.names import Names
 from sohes.data.tars import TAR_EXTENSION, DamagedTar, split_member
 from sohes.json_stream import JsonReader
 
-_WANTED = " ".join(IMAGE_EXTENSIONS)
+_WANTED = "such as .jpg .png .tif .webp: all that Pillow reads"
 
 # A name relative to the folder of its source, and what is wrong with it or None.
 _Found = tuple[bytes, str | None]
@@ -26,10 +28,11 @@ class ImageList(Sequence[Path]):
 
     root: the folder that names are relative to. problems: reasons, by name, of what is known to be of no use: archives
     that are damaged, folders that cannot be looked into. They are in the list, as one entry each, to be accounted for.
+    left_out: files of folders and archives that are in no way images.
     """
 
-    def __init__(self, root: Path, names: Names, problems: dict[str, str]) -> None:
-        self.root, self.names, self.problems = root, names, problems
+    def __init__(self, root: Path, names: Names, problems: dict[str, str], left_out: LeftOut | None = None) -> None:
+        self.root, self.names, self.problems, self.left_out = root, names, problems, left_out or LeftOut()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -60,8 +63,9 @@ def list_images(
     - a `.json` file with COCO's `images`, whose `file_name`s are relative to `images/` beside it if there is such a
       folder, else to its own; annotations are not read.
 
-    Names that begin with a dot are skipped, repeated paths count once. Listed files that are missing stay in the
-    result, so that their reader can report them; so do archives that are damaged.
+    Hidden files (`is_hidden`) are skipped, repeated paths count once. Listed files that are missing stay in the result,
+    so that their reader can report them; so do archives that are damaged, after the images before the damage. What else
+    is in folders and archives is counted in `left_out`. Names need not be UTF-8, in lists neither.
 
     Args:
         root: folder that names shall be relative to. Default: the folder of the one source, of several the deepest one
@@ -79,11 +83,12 @@ def list_images(
     if root is None:
         root = bases[0] if len(bases) == 1 else Path(os.path.commonpath([os.path.abspath(base) for base in bases]))
     problems: dict[str, str] = {}
+    left_out = LeftOut()
 
     def names() -> Iterator[bytes]:
         for path, base in zip(paths, bases, strict=True):
             prefix = b"" if base == root else os.fsencode(os.path.relpath(base, root)) + b"/"
-            for name, problem in _found(path, base):
+            for name, problem in _found(path, base, left_out):
                 name = prefix + name
                 if name.startswith(b"../"):
                     name = os.path.relpath(os.path.join(os.fsencode(root), name), os.fsencode(root))
@@ -97,33 +102,36 @@ def list_images(
         found = Names(found.encoded(place) for place in places)
     if len(found) == len(problems):
         raise DataError("; ".join(f"{Path(root) / name}: {reason}" for name, reason in problems.items()))
-    return ImageList(Path(root), found, problems)
+    return ImageList(Path(root), found, problems, left_out)
 
 
 def _base(source: Path) -> Path:
     """The folder that the names of a source's images are relative to."""
-    if source.is_dir():
+    if os.path.isdir(source):
         return source
     if source.suffix.lower() == ".json":
-        return beside if (beside := source.parent / "images").is_dir() else source.parent
+        return beside if os.path.isdir(beside := source.parent / "images") else source.parent
     return source.parent
 
 
-def _found(source: Path, base: Path) -> Iterator[_Found]:
-    """What one source holds. Raises as `list_images`."""
-    suffix = source.suffix.lower()
-    if source.is_dir():
-        yield from _not_empty(_walk(source, b"", set()), f"no images in {source} (looked recursively for {_WANTED})")
-    elif suffix in IMAGE_EXTENSIONS and (source.exists() or split_member(source)):
+def _found(source: Path, base: Path, left_out: LeftOut) -> Iterator[_Found]:
+    suffix, exists = source.suffix.lower(), os.path.exists(source)
+    if os.path.isdir(source):
+        found = _walk(source, b"", set(), left_out)
+        yield from _not_empty(found, f"no images in {source} (looked recursively for files {_WANTED})", left_out)
+    elif suffix in IMAGE_EXTENSIONS and (exists or split_member(source)):
         yield os.fsencode(source.name), None
-    elif not source.exists():
-        raise DataNotFoundError(f"no such file or folder: {source} (expected a folder of images: {_WANTED})")
+    elif not exists:
+        raise DataNotFoundError(f"no such file or folder: {source} (expected a folder of images {_WANTED})")
     elif suffix == TAR_EXTENSION:
-        yield from _not_empty(_archive(source, os.fsencode(source.name)), f"no images in {source} ({_WANTED})")
+        found = _archive(source, os.fsencode(source.name), left_out)
+        yield from _not_empty(found, f"no images in {source} ({_WANTED})", left_out)
     elif suffix == ".txt":
-        yield from _listed(source, base, _lines(source))
+        yield from _listed(source, base, _lines(source), left_out)
     elif suffix == ".json":
-        yield from _listed(source, base, _coco_names(source))
+        yield from _listed(source, base, _coco_names(source), left_out)
+    elif suffix in NEEDED_FOR:
+        raise DataError(f"{source} cannot be read here: {NEEDED_FOR[suffix]}")
     else:
         raise DataError(
             f"{source} is neither a folder, an image ({_WANTED}), a plain .tar archive, a .txt list of images nor a "
@@ -131,16 +139,16 @@ def _found(source: Path, base: Path) -> Iterator[_Found]:
         )
 
 
-def _not_empty(found: Iterator[_Found], message: str) -> Iterator[_Found]:
+def _not_empty(found: Iterator[_Found], message: str, left_out: LeftOut) -> Iterator[_Found]:
     is_empty = True
     for one in found:
         is_empty = False
         yield one
     if is_empty:
-        raise DataNotFoundError(message)
+        raise DataNotFoundError(f"{message}; {left_out}" if len(left_out) else message)
 
 
-def _walk(folder: Path, prefix: bytes, seen: set[str]) -> Iterator[_Found]:
+def _walk(folder: Path, prefix: bytes, seen: set[str], left_out: LeftOut) -> Iterator[_Found]:
     """Depth first, files and folders together by name: the order of sorted paths."""
     real = os.path.realpath(folder)
     if real in seen:  # a link back to a folder above, or a second link to the same one
@@ -148,40 +156,60 @@ def _walk(folder: Path, prefix: bytes, seen: set[str]) -> Iterator[_Found]:
     seen.add(real)
     try:
         with os.scandir(folder) as entries:
-            here = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+            here = sorted(
+                (entry.name, _is_folder(entry)) for entry in entries if not is_hidden(os.fsencode(entry.name))
+            )
     except OSError as error:
         yield prefix[:-1] or b".", f"cannot look into this folder: {error.strerror}"
         return
     for name, is_folder in here:
         place = prefix + os.fsencode(name)
         if is_folder:
-            yield from _walk(folder / name, place + b"/", seen)
+            yield from _walk(folder / name, place + b"/", seen, left_out)
+            continue
+        suffix = os.path.splitext(name)[1].lower()
+        if suffix in IMAGE_EXTENSIONS:
+            yield place, None
+        elif suffix == TAR_EXTENSION:
+            yield from _archive(folder / name, place, left_out)
         else:
-            suffix = os.path.splitext(name)[1].lower()
-            if suffix in IMAGE_EXTENSIONS:
-                yield place, None
-            elif suffix == TAR_EXTENSION:
-                yield from _archive(folder / name, place)
+            left_out.add(place)
 
 
-def _archive(path: Path, place: bytes) -> Iterator[_Found]:
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself; whoever reads it will say so
+        return False
+
+
+def _archive(path: Path, place: bytes, left_out: LeftOut) -> Iterator[_Found]:
     try:
         index = open_tar(path)
     except DamagedTar as error:
         yield place, error.reason
         return
+    left_out.add_all(index.left_out, place)
     for member in index.distinct:
         yield place + b"/" + index.names.encoded(member), None
+    if index.damage is not None:
+        yield place, index.damage
 
 
 def _lines(path: Path) -> Iterator[str]:
+    with path.open("rb") as file:
+        is_utf_16 = file.read(2) in (b"\xff\xfe", b"\xfe\xff")  # as Windows' own shell writes lists
+    # Names are bytes that need not be UTF-8; what is not comes as Python's file functions want it.
+    encoding, errors = ("utf-16", "strict") if is_utf_16 else ("utf-8-sig", "surrogateescape")
     try:
-        with path.open(encoding="utf-8-sig") as lines:
+        with path.open(encoding=encoding, errors=errors) as lines:
             for line in lines:
+                if "\0" in line:
+                    raise DataError(f"{path} is not a text list of images: there is a zero byte in it")
                 if (entry := line.strip()) and not entry.startswith("#"):
                     yield entry
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not a UTF-8 text list of images: {error}") from error
+    except UnicodeError as error:
+        raise DataError(f"{path} is not a text list of images: {error}") from error
 
 
 def _coco_names(path: Path) -> Iterator[str]:
@@ -217,18 +245,21 @@ def _skip(reader: JsonReader) -> None:
         reader.value()
 
 
-def _listed(source: Path, base: Path, entries: Iterator[str]) -> Iterator[_Found]:
+def _listed(source: Path, base: Path, entries: Iterator[str], left_out: LeftOut) -> Iterator[_Found]:
     """The files that a list names, archives with what they hold. Raises DataNotFoundError where all are missing."""
     first, exists = None, False
     for entry in entries:
         path = base / entry
         first = first or path
-        name = os.fsencode(os.path.relpath(path, base) if os.path.isabs(entry) else os.path.normpath(entry))
-        if path.suffix.lower() == TAR_EXTENSION and path.is_file():
+        try:
+            name = os.fsencode(os.path.relpath(path, base) if os.path.isabs(entry) else os.path.normpath(entry))
+        except UnicodeEncodeError as error:
+            raise DataError(f"{source}: {entry!a} cannot be the name of a file") from error
+        if path.suffix.lower() == TAR_EXTENSION and os.path.isfile(path):
             exists = True
-            yield from _archive(path, name)
+            yield from _archive(path, name, left_out)
         else:
-            exists = exists or path.exists() or split_member(path) is not None
+            exists = exists or os.path.exists(path) or split_member(path) is not None
             yield name, None
     if first is None:
         raise DataNotFoundError(f"no images in {source} (expected one image path a line)")

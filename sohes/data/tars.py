@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 
 from sohes.data.errors import DataError
+from sohes.data.formats import is_hidden
+from sohes.data.left_out import LeftOut
 from sohes.data.names import Names
 
 TAR_EXTENSION = ".tar"
@@ -48,12 +50,15 @@ class DamagedTar(DataError):
 @dataclass(frozen=True, eq=False)
 class TarIndex:
     """Where the images of one archive lie. names: N member names in the order of the archive. starts, sizes: int64 [N],
-    bytes of their content."""
+    bytes of their content. damage: why what follows these cannot be read, None for a whole archive. left_out: its other
+    files."""
 
     path: Path
     names: Names
     starts: np.ndarray
     sizes: np.ndarray
+    damage: str | None
+    left_out: LeftOut
 
     def read(self, name: str) -> bytes | None:
         """The content of a member, None where there is none of this name. Threads may read at the same time."""
@@ -72,23 +77,32 @@ class TarIndex:
 def index_tar(path: str | os.PathLike, extensions: tuple[str, ...]) -> TarIndex:
     """Walk through an archive's headers and keep the files with these `extensions`, in lower case, whatever their case.
 
-    Names lose a leading `./`; members in or with a name that begins with a dot are left out, as are links. ustar, GNU
-    and pax headers are understood.
+    Names lose a leading `./`; hidden members are skipped, and so are links. ustar, GNU and pax headers are understood.
+    An archive need not have an end mark. One that is damaged is kept up to the damage.
 
     Raises:
-        DamagedTar: no such file, not a tar, compressed, cut short, or a header whose check sum is wrong.
+        DamagedTar: no such file, not a tar, compressed, or damaged before any file of it is whole.
     """
     wanted = tuple(extension.encode() for extension in extensions)
-    names, places = [], array("q")
-    for name, start, size in _walk(Path(path)):
-        name = name.lstrip(b"/")
-        while name.startswith(b"./"):
-            name = name[2:].lstrip(b"/")
-        if name.lower().endswith(wanted) and not name.startswith(b".") and b"/." not in name:
-            names.append(name)
-            places.extend((start, size))
+    names, places, left_out, damage = [], array("q"), LeftOut(), None
+    try:
+        for name, start, size in _walk(Path(path)):
+            name = name.lstrip(b"/")
+            while name.startswith(b"./"):
+                name = name[2:].lstrip(b"/")
+            if is_hidden(name):
+                continue
+            if name.lower().endswith(wanted):
+                names.append(name)
+                places.extend((start, size))
+            else:
+                left_out.add(name)
+    except DamagedTar as error:
+        if not names and not len(left_out):
+            raise
+        damage = error.reason
     table = np.frombuffer(places, dtype=np.int64).reshape(-1, 2)
-    return TarIndex(Path(path), Names(names), table[:, 0].copy(), table[:, 1].copy())
+    return TarIndex(Path(path), Names(names), table[:, 0].copy(), table[:, 1].copy(), damage, left_out)
 
 
 class TarCache:
@@ -139,8 +153,8 @@ def _walk_open(path: Path, file: RawIOBase, file_size: int) -> Iterator[tuple[by
     at, long_name, pax = 0, None, {}
     while True:
         header = _read_at(file, at, _BLOCK)
-        if header == _END:
-            return
+        if header == _END or (at > 0 and not header.strip(b"\0")):
+            return  # the end mark, or none: what lies before is whole
         if len(header) < _BLOCK:
             raise DamagedTar(path, f"cut short: no end mark within its {file_size} bytes")
         if not _sum_is_right(header):
@@ -176,7 +190,9 @@ def _sum_is_right(header: bytes) -> bool:
         stored = int(header[148:156].strip(b"\0 "), 8)
     except ValueError:
         return False
-    return stored == sum(header) - sum(header[148:156]) + 8 * 32
+    others = header[:148] + header[156:]
+    total = sum(others) + 8 * 32
+    return stored in (total, total - 256 * sum(byte > 127 for byte in others))  # old programs summed signed bytes
 
 
 def _why_no_header(header: bytes, at: int) -> str:

@@ -6,11 +6,14 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from data.pictures import write_tiff
+from PIL import Image, features
 
 from sohes.data.errors import DataNotFoundError
-from sohes.data.images import UnreadableImage, read_image
+from sohes.data.images import UnreadableImage, image_to_tensor, read_image
 from sohes.errors import SohesError
+
+NEEDS_AVIF = pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
 
 
 def gradient(height=6, width=9):
@@ -44,14 +47,44 @@ class TestOrientation:
     }
 
     @pytest.mark.parametrize("orientation", range(1, 9))
-    def test_all_eight(self, tmp_path, orientation):
+    @pytest.mark.parametrize(
+        ("name", "options"),
+        [
+            ("a.png", {}),
+            ("a.jpg", {"quality": 100, "subsampling": 0}),
+            ("a.webp", {"lossless": True}),
+            ("a.tif", {}),
+            ("a.tif", {"compression": "tiff_lzw"}),
+            pytest.param("a.avif", {"quality": 100, "subsampling": "4:4:4"}, marks=NEEDS_AVIF),
+        ],
+    )
+    def test_all_eight_in_every_format(self, tmp_path, orientation, name, options):
         upright = gradient()
         stored = np.ascontiguousarray(self.STORED[orientation](upright))
         exif = Image.Exif()
         exif[0x0112] = orientation
-        path = save(tmp_path / "a.png", stored, exif=exif)
+        path = save(tmp_path / name, stored, exif=exif, **options)
+        for image, expected in ((read_image(path), upright), (read_image(path, apply_exif=False), stored)):
+            assert image.shape == (3, *expected.shape[:2])
+            # What is lossy may be off by a few levels; neighbours differ by 9 and more, and so does any wrong turn.
+            assert (image.int() - to_tensor(expected).int()).abs().max() <= (0 if name[2] in "ptw" else 4)
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_all_eight_of_16_bit_colours(self, tmp_path, orientation):
+        """Which are read in two goes, each of which Pillow turns."""
+        upright = gradient()
+        stored = np.ascontiguousarray(self.STORED[orientation](upright))
+        content = (stored.astype("<u2") * 257).tobytes()
+        options = {"photometric": 2, "orientation": orientation}
+        path = write_tiff(tmp_path / "a.tif", content, stored.shape[:2], [16] * 3, **options)
         assert torch.equal(read_image(path), to_tensor(upright))
         assert torch.equal(read_image(path, apply_exif=False), to_tensor(stored))
+
+    def test_in_memory_a_picture_is_taken_as_it_is(self, tmp_path):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        with Image.open(save(tmp_path / "a.png", gradient(), exif=exif)) as image:
+            assert torch.equal(image_to_tensor(image), to_tensor(gradient()))
 
     @pytest.mark.filterwarnings("ignore:Corrupt EXIF:UserWarning")
     @pytest.mark.parametrize("block", [b"Exif\x00\x00garbage", b"Exif\x00\x00II*\x00\xff\xff\xff\xff", b"\x00"])

@@ -18,7 +18,7 @@ from sohes.data.images import UnreadableImage, read_image
 from sohes.data.names import Names
 from sohes.data.sources import list_images
 
-WANTED = ".bmp .jpeg .jpg .png .tif .tiff .webp"
+WANTED = "such as .jpg .png .tif .webp: all that Pillow reads"
 
 
 def png(value=0, size=(4, 3)):
@@ -86,6 +86,46 @@ class TestFolder:
         (root / "loop").symlink_to(root)
         assert list(list_images(root)) == [root / "link/a.png"]
 
+    def test_links_to_themselves_cost_nothing_else(self, tmp_path):
+        """A loop of links can be no folder and no file; the photos beside it can be read."""
+        save(tmp_path / "in/a.png", 1)
+        save(tmp_path / "in/deep/b.png", 2)
+        (tmp_path / "in/self").symlink_to("self")
+        (tmp_path / "in/deep/ping").symlink_to("pong")
+        (tmp_path / "in/deep/pong").symlink_to("ping")
+        (tmp_path / "in/deep/up").symlink_to("..")
+        listed = list_images(tmp_path / "in")
+        assert names(listed) == ["a.png", "deep/b.png"]
+        assert str(listed.left_out) == "3 files left out: 3 without extension (deep/ping first)"
+        (tmp_path / "in/round.png").symlink_to("round.png")
+        listed = list_images(tmp_path / "in")
+        assert names(listed) == ["a.png", "deep/b.png", "round.png"]
+        with pytest.raises(UnreadableImage, match="Too many levels of symbolic links"):
+            listed.read(2)
+
+    def test_what_systems_keep_for_themselves_is_no_photo(self, tmp_path):
+        save(tmp_path / "a.png", 1)
+        for name in (
+            ".a.png",
+            "._a.png",
+            ".thumbs/a.png",
+            "@eaDir/a.png/THUMB_M.jpg",
+            "__MACOSX/a.png",
+            "x@eaDir/b.png",
+        ):
+            save(tmp_path / name, 2)
+        listed = list_images(tmp_path)
+        assert names(listed) == ["a.png", "x@eaDir/b.png"]
+        assert len(listed.left_out) == 0
+        members = [("a.png", png(1)), ("b/._a.png", b"fork"), ("__MACOSX/a.png", b"fork"), ("./@eaDir/x/T.jpg", png(2))]
+        assert names(list_images(write_tar(tmp_path / "t.tar", members))) == ["t.tar/a.png"]
+
+    def test_pipes_are_not_waited_for(self, tmp_path):
+        save(tmp_path / "a.png", 1)
+        os.mkfifo(tmp_path / "b.png")
+        with pytest.raises(UnreadableImage, match="empty"):
+            list_images(tmp_path).read(1)
+
     @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is closed to root")
     def test_a_closed_folder_is_told(self, tmp_path):
         save(tmp_path / "a.png")
@@ -102,11 +142,11 @@ class TestFolder:
     def test_errors_name_the_path_and_what_was_looked_for(self, tmp_path):
         with pytest.raises(FileNotFoundError) as error:
             list_images(tmp_path)
-        assert str(error.value) == f"no images in {tmp_path} (looked recursively for {WANTED})"
+        assert str(error.value) == f"no images in {tmp_path} (looked recursively for files {WANTED})"
         with pytest.raises(FileNotFoundError) as error:
             list_images(tmp_path / "nowhere")
         assert str(error.value) == (
-            f"no such file or folder: {tmp_path}/nowhere (expected a folder of images: {WANTED})"
+            f"no such file or folder: {tmp_path}/nowhere (expected a folder of images {WANTED})"
         )
         (tmp_path / "a.csv").write_text("a")
         with pytest.raises(
@@ -147,8 +187,35 @@ class TestLists:
         with pytest.raises(FileNotFoundError, match=r"none of the files listed in .* exists; the first is .*x/1.jpg"):
             list_images(listing)
         listing.write_bytes(b"\xff\xfe\x00")
-        with pytest.raises(ValueError, match="not a UTF-8 text list"):
+        with pytest.raises(ValueError, match="not a text list of images"):
             list_images(listing)
+
+    def test_names_that_are_no_utf_8(self, tmp_path):
+        (tmp_path / os.fsdecode(b"gr\xfcn.png")).write_bytes(png(7))
+        (tmp_path / "list.txt").write_bytes(b"gr\xfcn.png\r\n")
+        assert values(list_images(tmp_path / "list.txt")) == [7]
+        (tmp_path / "list.json").write_text(json.dumps({"images": [{"file_name": os.fsdecode(b"gr\xfcn.png")}]}))
+        assert values(list_images(tmp_path / "list.json")) == [7]
+
+    def test_lists_in_utf_16(self, tmp_path):
+        save(tmp_path / "ä.png", 4)
+        (tmp_path / "list.txt").write_text("ä.png\n", encoding="utf-16")
+        assert values(list_images(tmp_path / "list.txt")) == [4]
+
+    def test_names_that_no_file_can_have(self, tmp_path):
+        save(tmp_path / "a.png", 4)
+        (tmp_path / "list.json").write_text(
+            json.dumps({"images": [{"file_name": "a.png"}, {"file_name": "\ud83d.png"}]})
+        )
+        with pytest.raises(DataError, match=r"list.json: '\\ud83d.png' cannot be the name of a file"):
+            list_images(tmp_path / "list.json")
+        (tmp_path / "list.txt").write_text("a.png\n" + "b" * 300 + ".png\n")
+        listed = list_images(tmp_path / "list.txt")
+        with pytest.raises(UnreadableImage, match="File name too long"):
+            listed.read(1)
+        (tmp_path / "list.txt").write_bytes(b"a.png\n\0\n")
+        with pytest.raises(DataError, match=r"list\.txt is not a text list of images: there is a zero byte in it"):
+            list_images(tmp_path / "list.txt")
 
     @pytest.mark.parametrize("beside", [True, False])
     def test_coco_images_but_not_its_annotations(self, tmp_path, beside):
@@ -229,23 +296,74 @@ class TestArchives:
         path.write_bytes(content)
         assert values(list_images(path)) == [1, 2]
 
-    def test_every_cut_is_noticed(self, tmp_path):
-        """Wherever a tar ends too early, it is one entry that says so; the other archives are not touched."""
+    def test_wherever_a_tar_is_cut_what_is_whole_is_read(self, tmp_path):
+        """Unless the cut lies between two members it is told, in an entry of its own; other archives do not suffer."""
         whole = write_tar(tmp_path / "whole.tar", [(f"{i}.png", png(i)) for i in range(3)])
-        content = whole.read_bytes()
-        end = 3 * 1024  # headers and contents of under 512 bytes
+        content, length = whole.read_bytes(), len(png(1))
         (tmp_path / "set").mkdir()
         cut = tmp_path / "set/a.tar"
         write_tar(tmp_path / "set/b.tar", [("x.png", png(5))])
-        for size in [1, 100, *range(512, end + 1, 256)]:
+        for size in [1, 100, *range(512, 3 * 1024 + 1, 32)]:  # headers and contents of under 512 bytes
             cut.write_bytes(content[:size])
             listed = list_images(tmp_path / "set")
-            assert names(listed) == ["a.tar", "b.tar/x.png"], size
-            with pytest.raises(UnreadableImage, match=rf"set/a\.tar: cut short: .* {size} bytes$"):
-                listed.read(0)
-            assert int(listed.read(1)[0, 0, 0]) == 5
-        cut.write_bytes(content[: end + 512])
-        assert len(list_images(tmp_path / "set")) == 4
+            num_whole = sum(1024 * i + 512 + length <= size for i in range(3))
+            is_between = num_whole > 0 and 512 + length <= (size - 1) % 1024 + 1
+            expected = [f"a.tar/{i}.png" for i in range(num_whole)] + ["a.tar"] * (not is_between) + ["b.tar/x.png"]
+            assert names(listed) == expected, size
+            assert [int(listed.read(i)[0, 0, 0]) for i in range(num_whole)] == list(range(num_whole))
+            assert int(listed.read(len(listed) - 1)[0, 0, 0]) == 5
+            if not is_between:
+                with pytest.raises(UnreadableImage, match=rf"set/a\.tar: cut short: .* {size} bytes$"):
+                    listed.read(num_whole)
+                with pytest.raises(UnreadableImage, match="cut short"):
+                    read_image(listed[num_whole])
+
+    @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+    @pytest.mark.parametrize("num_zeros", [0, 1, 511, 512, 700])
+    def test_a_tar_need_not_be_closed(self, tmp_path, form, num_zeros):
+        """As when its writer was, or was not, killed in the middle of the end mark."""
+        path = write_tar(tmp_path / "a.tar", [("f" * 80 + "/" + "n" * 60 + ".png", png(1)), ("ü.png", png(2))], form)
+        end = len(path.read_bytes().rstrip(b"\0"))
+        path.write_bytes(path.read_bytes()[: -(-end // 512) * 512] + bytes(num_zeros))
+        assert values(list_images(path)) == [1, 2]
+        path.write_bytes(path.read_bytes()[:end])  # the last block is not filled up either
+        assert values(list_images(path)) == [1, 2]
+
+    def test_what_comes_before_damage_is_read(self, tmp_path):
+        path = write_tar(tmp_path / "a.tar", [(f"{i}.png", png(i)) for i in range(4)])
+        content = bytearray(path.read_bytes())
+        content[2048 + 20 : 2048 + 400] = b"x" * 380
+        path.write_bytes(content)
+        listed = list_images(tmp_path)
+        assert names(listed) == ["a.tar/0.png", "a.tar/1.png", "a.tar"]
+        assert values(list_images(path / "1.png")) == [1]
+        with pytest.raises(UnreadableImage, match=r"a\.tar: damaged: no valid header at byte 2048"):
+            listed.read(2)
+
+    def test_names_that_are_no_utf_8(self, tmp_path):
+        raw = b"gr\xfcn.png"
+        for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+            path = tmp_path / f"{form}.tar"
+            with tarfile.open(path, "w", format=form, encoding="latin-1") as tar:
+                member = tarfile.TarInfo(raw.decode("latin-1"))
+                member.size = len(png(3))
+                tar.addfile(member, io.BytesIO(png(3)))
+            listed = list_images(path)
+            expected = "grün.png" if form == tarfile.PAX_FORMAT else os.fsdecode(raw)  # pax headers are in UTF-8
+            assert names(listed) == [f"{form}.tar/{expected}"]
+            assert values(listed) == [3]
+
+    def test_sums_of_signed_bytes(self, tmp_path):
+        path = tmp_path / "a.tar"
+        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+            member = tarfile.TarInfo("äöü.png")
+            member.size = len(png(6))
+            tar.addfile(member, io.BytesIO(png(6)))
+        content = bytearray(path.read_bytes())
+        signed = [byte - 256 if byte > 127 else byte for byte in content[:148] + content[156:512]]
+        content[148:156] = b"%06o\0 " % (sum(signed) + 256)
+        path.write_bytes(content)
+        assert values(list_images(path)) == [6]
 
     @pytest.mark.parametrize(
         ("content", "reason"),

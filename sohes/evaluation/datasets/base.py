@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from sohes.data.images import read_image
+from sohes.data.images import read_annotated
 from sohes.errors import SohesError
 
 
@@ -68,8 +68,8 @@ class DataSet(ABC):
         """The image of a key; None where it is left out, which `problems` then tells."""
 
     def read_image(self, file_name: str) -> Tensor:
-        """The photo as uint8 [3, H, W], not turned by EXIF: masks are drawn on the pixels as they are stored."""
-        return read_image(self.image_root / file_name, apply_exif=False)
+        """The photo as uint8 [3, H, W], as it is stored: what masks are annotated on."""
+        return read_annotated(self.image_root / file_name)
 
     def need(self, path: str, *, alternatives: Sequence[str] = ()) -> Path:
         """The first of these paths below root that exists. Raises LayoutError naming the first and the layout."""

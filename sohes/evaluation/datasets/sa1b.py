@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
 import tarfile
@@ -13,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from torch import Tensor
 
-from sohes.data.images import UnreadableImage, image_to_tensor
+from sohes.data.images import UnreadableImage, decode_image
 from sohes.evaluation.datasets.base import DataSet, LayoutError, Sample
 
 # One image in so many is evaluated: about a thousand of the 11,000 in a tar.
@@ -78,11 +76,7 @@ class Sa1b(DataSet):
         self.keys()
         if file_name not in self._photos:
             raise UnreadableImage(self.root / file_name, "no such photo in the tar")
-        try:
-            with Image.open(io.BytesIO(self._photos[file_name].read())) as image:
-                return image_to_tensor(image)
-        except (OSError, SyntaxError) as error:
-            raise UnreadableImage(self.root / file_name, str(error)) from error
+        return decode_image(self._photos[file_name].read(), self.root / file_name, apply_exif=False)
 
     def _read_headers(self, tar: Path) -> None:
         """Find the members of the list in one tar. What lies behind damage is left out, with a note."""
