@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from sohes.cli import fail_clearly
 from sohes.config import ExploreConfig
 from sohes.data.coco import LabelSet
-from sohes.data.images import read_image
+from sohes.data.images import read_annotated
 from sohes.labels.features import build_extractor
 from sohes.labels.refine import refine_masks
 from sohes.masks import PackedMasks
@@ -59,7 +59,7 @@ def main() -> None:
         masks = truth.forest.masks[~truth.crowd]
         if len(masks) == 0:
             continue
-        view = extractor.view(read_image(truth.path))
+        view = extractor.view(read_annotated(truth.path))
         rough = roughen(masks, (view.lab.shape[1], view.lab.shape[2]))
         areas.append(masks.areas.numpy())
         for name in refiners:

@@ -28,7 +28,7 @@ from sohes.cli import fail_clearly
 from sohes.config import ExploreConfig
 from sohes.config_evaluate import BaselineConfig
 from sohes.data.coco import LabelledImage, LabelSet
-from sohes.data.images import read_image
+from sohes.data.images import read_annotated
 from sohes.data.scenes import draw_scene
 from sohes.evaluation import Evaluator
 from sohes.forest import Forest
@@ -145,7 +145,7 @@ def chosen_images(folder: Path, num_images: int) -> Iterator[tuple[LabelledImage
     labels = LabelSet(folder)
     for index in np.linspace(0, len(labels) - 1, min(num_images, len(labels))).astype(int):
         truth = labels[int(index)]
-        yield truth, read_image(truth.path)
+        yield truth, read_annotated(truth.path)
 
 
 def measure_quality(folder: Path, num_images: int, segment: Segment) -> dict[str, float]:

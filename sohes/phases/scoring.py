@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sohes.config import Phase
 from sohes.data.coco import write_coco
-from sohes.data.images import read_image
+from sohes.data.images import read_annotated
 from sohes.engine.console import Progress
 from sohes.engine.distributed import World, barrier, on_main
 from sohes.engine.run import Run, RunError
@@ -34,8 +34,8 @@ class GroundTruth:
     dataset: DataSet | None = None
 
     def read_photo(self, name: str) -> Tensor:
-        """uint8 [3, H, W], on whose pixels the masks are drawn."""
-        return read_image(self.image_root / name) if self.dataset is None else self.dataset.read_image(name)
+        """uint8 [3, H, W], as it is stored: what masks are annotated on."""
+        return read_annotated(self.image_root / name) if self.dataset is None else self.dataset.read_image(name)
 
 
 def find_ground_truth(path: Path) -> GroundTruth:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sohes.config import PHASES
 from sohes.config_evaluate import CompareConfig
-from sohes.data.images import read_image
+from sohes.data.images import read_annotated
 from sohes.evaluation import BadInput, Plan, score
 from sohes.evaluation.bootstrap import collect_sums
 from sohes.evaluation.coco_index import CocoIndex
@@ -78,7 +78,7 @@ def photo_reader(truth: Path) -> Callable[[str], Tensor]:
     """Reads photos from `images/` beside a ground truth, or from beside it."""
     beside = truth.parent / "images"
     root = beside if beside.is_dir() else truth.parent
-    return lambda name: read_image(root / name)
+    return lambda name: read_annotated(root / name)
 
 
 def _refuse(path: Path, expected: str) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sohes.config import PHASES
 from sohes.data.coco import LabelledImage, LabelSet
-from sohes.data.images import read_image
+from sohes.data.images import read_annotated, read_image
 from sohes.errors import SohesError
 from sohes.forest import Forest, build_forest
 from sohes.labels.shards import read_shard_info
@@ -92,20 +92,20 @@ def collect_photos(run: RunRecord, gt_json: Path | None, image_root: Path | None
     sources = {phase: run.path / "predictions" / f"{phase}.json" for phase in PHASES}
     columns = [c for title, path in sources.items() if (c := _open_column(title, path, problems))]
     if columns:
-        source = "Held-out photos, spread evenly over the set"
+        source, read = "Held-out photos, spread evenly over the set", read_annotated
         gt_json = gt_json or find_ground_truth(run)
         truth = _open_column(GROUND_TRUTH, gt_json, problems) if gt_json else None
         columns = [truth, *columns] if truth else columns
         roots = _held_out_roots(gt_json, image_root)
     else:
-        source = "Training photos, spread evenly over the set"
+        source, read = "Training photos, spread evenly over the set", read_image
         shards = sorted((run.path / "labels").glob("shard-*.json"))
         columns = [c for path in shards[:1] if (c := _open_column(LABELS, path, problems))]
         roots = [training_root(run, shards[0])] if columns else []
     photos = []
     for image_id in _choose(columns, num_photos):
         try:
-            photos.append(_draw_photo(image_id, columns, roots))
+            photos.append(_draw_photo(image_id, columns, roots, read))
         except (SohesError, ValueError) as error:
             problems.append(str(error))
     return PhotoPanels(source, photos, problems)
@@ -134,12 +134,12 @@ def _uri(image: Image.Image, kind: str, **options: Any) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
-def _draw_photo(image_id: int, columns: list[_Column], roots: list[Path]) -> Photo:
+def _draw_photo(image_id: int, columns: list[_Column], roots: list[Path], read: Callable[[Path], Tensor]) -> Photo:
     """Raises UnreadableImage, DataError, or ValueError where masks and photo differ in size."""
     labelled = {column.title: column[image_id] for column in columns if image_id in column.places}
     path = next(iter(labelled.values())).path
     name = path.as_posix()
-    photo = read_image(next((root / path for root in roots if (root / path).is_file()), roots[0] / path))
+    photo = read(next((root / path for root in roots if (root / path).is_file()), roots[0] / path))
     return draw_photo(name, photo, labelled)
 
 
