@@ -11,9 +11,10 @@ import pytest
 
 from sohes import evaluate, pretrain, segment, train
 from sohes.cli import base_config
+from sohes.commands import COMMANDS as sohes_commands
 from sohes.config import Config
 from sohes.options import read_options
-from sohes.presets import get_preset
+from sohes.presets import PRESETS, get_preset
 from sohes.pretrain_config import PretrainConfig
 from sohes.pretrain_config import get_preset as get_pretrain_preset
 
@@ -74,6 +75,14 @@ def test_commands_stand_in_blocks_that_say_what_they_are(document):
     outside = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
     typed = r"^ {4,}(?:python|pip|torchrun|srun|bash|cmake|pytest|from sohes|import)\b.*"
     assert re.findall(typed, outside, re.MULTILINE) == []
+
+
+def test_the_readme_names_every_preset_and_every_command():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in [*PRESETS, "tiny-h200", "micro-cpu"]:
+        assert f"`{name}`" in text or f"--preset {name}" in text, name
+    for name in sohes_commands:
+        assert f"python -m sohes.{name}" in text, name
 
 
 def test_files_that_are_named_exist():

@@ -72,6 +72,16 @@ def test_steps_chart_skips_missing_phases():
     assert steps_chart(["explore"], [Series("none", [], [])], "H") == ""
 
 
+def test_steps_chart_leaves_out_names_that_have_no_room():
+    names = [str(10**k) for k in range(8)]
+    for width in (800, 300):
+        root = parse(steps_chart(names, [Series("a", range(8), [0.1 * k for k in range(8)])], "R", width=width))
+        places = [(float(e.get("x")), e.text) for e in root.iter("text") if e.get("text-anchor") == "middle"]
+        assert all(b - a > 3 * (len(p) + len(q)) for (a, p), (b, q) in pairwise(places))
+        assert places[-1][1] == "10000000"
+        assert len(places) == (8 if width == 800 else len(places)) >= 2
+
+
 def test_share_bar_fills_its_width():
     root = parse(share_bar([("ok", 3), ("failed", 1)], "photos", width=400))
     assert [float(e.get("width")) for e in root.iter("rect")] == [300, 100]

@@ -235,6 +235,9 @@ def test_the_granularity_curve_is_drawn_and_stays_out_of_the_table(tmp_path):
     assert "Average recall by the number of masks that count per photo" in html
     assert "10.0, 25.0, 40.0" in html
     assert 'data-key="granularity"' not in html
+    wide, narrow = (html.partition(f'<div class="{name}">')[2] for name in ("on-wide", "on-narrow"))
+    assert 'width="780"' in wide.partition(">")[0]
+    assert 'width="380"' in narrow.partition(">")[0]
 
 
 def test_read_run(full_run):
