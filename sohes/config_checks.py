@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from sohes.config import Config, ConfigError
+from sohes.config import Config, ConfigError, InferConfig, ModelConfig
 from sohes.models.segmenter_model import build_model
 
 # field: lowest value, highest value or None
@@ -82,7 +82,9 @@ _RANGES: dict[str, tuple[float, float | None]] = {
     "infer.min_score": (0, 1),
     "infer.nms_iou": (0, 1),
     "infer.ancestor_threshold": (0, 1),
+    "infer.ancestor_cover": (0, 1),
     "infer.theta_cover": (0, 1),
+    "infer.min_area": (0, None),
     "infer.batch_size": (1, None),
     "infer.tile": (0, None),
     "infer.tile_overlap": (0, 0.9),
@@ -103,6 +105,14 @@ def check_config(config: Config, num_processes: int = 1) -> None:
         problems = list(_model_misfits(config))
     if problems:
         raise ConfigError("settings that do not fit:\n  " + "\n  ".join(problems))
+
+
+def check_saved(model: ModelConfig, infer: InferConfig) -> None:
+    """Raises ConfigError, in one line, with every setting of a saved model's inference that does not fit."""
+    config = Config(model=model, infer=infer)
+    problems = [text for text in (*_out_of_range(config), *_misfits(config, 1)) if text.startswith("infer.")]
+    if problems:
+        raise ConfigError("; ".join(problems))
 
 
 def _out_of_range(config: Config) -> Iterator[str]:

@@ -43,12 +43,16 @@ def from_dict(cls: type, values: dict[str, Any], where: str = "config") -> Any:
 def _convert(hint: Any, value: Any, where: str) -> Any:
     """JSON knows no tuples and no paths; everything else must already have the declared type."""
     if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where} = {value!r}, expected settings by name")
         return from_dict(hint, value, where)
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         options = [h for h in typing.get_args(hint) if h is not type(None)]
         return None if value is None else _convert(options[0], value, where)
-    if origin is tuple and isinstance(value, list):
+    if origin in (tuple, dict) and not isinstance(value, list if origin is tuple else dict):
+        raise ConfigError(f"{where} = {value!r}, expected a {'list' if origin is tuple else 'dictionary'}")
+    if origin is tuple:
         items = typing.get_args(hint)
         items = items[:1] * len(value) if items[-1] is Ellipsis else items
         if len(items) != len(value):
@@ -57,19 +61,19 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             _convert(item, one, f"{where}[{i}]") for i, (item, one) in enumerate(zip(items, value, strict=True))
         )
     if origin is Literal:
-        if value not in typing.get_args(hint):
+        if not any(value == one and type(value) is type(one) for one in typing.get_args(hint)):
             near = difflib.get_close_matches(str(value), list(map(str, typing.get_args(hint))), n=1)
             asked = f"did you mean {near[0]}? " if near else ""
             choices = ", ".join(map(str, sorted(typing.get_args(hint))))
             raise ConfigError(f"{where} = {value!r}: {asked}expected one of {choices}")
         return value
-    if origin is dict and isinstance(value, dict):
+    if origin is dict:
         return value
-    if hint is Path:
+    if hint is Path and isinstance(value, str):
         return Path(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1000:
         return float(value)
-    if isinstance(hint, type) and not isinstance(value, hint):
+    if isinstance(hint, type) and (not isinstance(value, hint) or isinstance(value, bool) != (hint is bool)):
         raise ConfigError(f"{where} = {value!r}, expected {hint.__name__}")
     return value
 

@@ -53,7 +53,7 @@ class Arguments:
     photos: tuple[Path, ...] = field(default=(), metadata=POSITIONAL)
     """Photos, folders of photos (searched recursively), or .txt lists of photos."""
     weights: str | None = None
-    """A run folder, a folder with model.safetensors and config.json, or a repository of the Hugging Face hub. Default:
+    """A run folder, a folder with model.safetensors and config.json, or hf:owner/name of the Hugging Face hub. Default:
     photos are clustered as in phase 1, with the small backbone that comes with the package."""
     out: Path = Path("segments")
     """Folder to write to; files of an earlier call are replaced."""

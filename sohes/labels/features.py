@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import difflib
+import json
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -23,6 +25,12 @@ from sohes.labels.descriptor import describe
 from sohes.labels.view import View, fit_area, make_view
 from sohes.models.backbone import load_vit_weights, packaged_folder, packaged_names
 from sohes.models.weights import WeightsError
+
+_NOT_OF_TIMM = (
+    *(OSError, AssertionError, AttributeError, LookupError, RecursionError, RuntimeError, SafetensorError),
+    *(ValueError, pickle.UnpicklingError),
+)
+"""What timm and the readers of files raise for a folder that is not as timm writes it."""
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -161,14 +169,9 @@ def build_extractor(config: ExploreConfig, device: torch.device | None = None) -
     name = config.features
     fetch = config.weights == "timm"
     folder = packaged_folder(name) or Path(name)
-    if (folder / "config.json").is_file():
+    with torch.device("cpu"):  # whatever the default of the program around is
         # What sohes.pretrain writes, or a download of a timm model: settings and weights in one folder.
-        try:
-            vit = timm.create_model(f"local-dir:{folder}", pretrained=fetch, num_classes=0, dynamic_img_size=True)
-        except (OSError, RuntimeError, KeyError, ValueError, SafetensorError) as error:
-            raise WeightsError(f"features: {folder} holds no timm model: {error}") from error
-    else:
-        vit = _create_named(name, fetch)
+        vit = _create_local(folder, fetch) if (folder / "config.json").is_file() else _create_named(name, fetch)
     _check_kind(vit, config)
     if config.weights not in ("timm", "random"):
         load_vit_weights(vit, Path(config.weights))
@@ -186,6 +189,24 @@ def _check_kind(vit: nn.Module, config: ExploreConfig) -> None:
             f"features {name!r} has {len(vit.blocks)} blocks of kind {type(vit.blocks[-1]).__name__}, of which facet "
             f"{config.facet!r} cannot be had: expected at least two of kind Block or EvaBlock, or facet 'output'"
         )
+
+
+def _create_local(folder: Path, fetch: bool) -> nn.Module:
+    """The network of a folder in timm's form. Raises as `build_extractor`."""
+    try:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        architecture = settings.get("architecture") if isinstance(settings, dict) else None
+        if not isinstance(architecture, str) or not timm.is_model(architecture):
+            raise WeightsError(f"features: {folder} holds no timm model: config.json names no architecture of timm")
+        return timm.create_model(f"local-dir:{folder}", pretrained=fetch, num_classes=0, dynamic_img_size=True)
+    except WeightsError:
+        raise
+    except TypeError as error:  # networks of other kinds do not know `dynamic_img_size`
+        reason = f"{architecture!r} is no ViT for images of any size, or does not know its settings ({error})"
+        raise ConfigError(f"features: {folder}: {reason}") from error
+    except _NOT_OF_TIMM as error:
+        reason = " ".join(str(error).split())
+        raise WeightsError(f"features: {folder} holds no timm model: {reason}") from error
 
 
 def _create_named(name: str, fetch: bool) -> nn.Module:

@@ -4,16 +4,15 @@
 from __future__ import annotations
 
 import difflib
-import pickle
 from pathlib import Path
 
 import timm
-from safetensors import SafetensorError
-from timm.models import eva, load_state_dict
+from timm.models import eva
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from sohes.config import ModelConfig
+from sohes.models.checkpoints import read_vit_state
 from sohes.models.vit_adapter import ViTAdapter
 from sohes.models.weights import WEIGHTS_FILE, WeightsError, load_strictly
 
@@ -49,18 +48,21 @@ class HierarchicalBackbone(nn.Module):
 
 
 def load_vit_weights(vit: VisionTransformer | eva.Eva, path: Path) -> None:
-    """Load weights of timm, DINO, DINOv2 or DINOv3 from a local file; positions are resampled to the ViT's own grid.
+    """Load weights of timm, DINO, DINOv2, DINOv3 or MAE from a local file; see `sohes.models.checkpoints`.
+
+    Positions are resampled to the ViT's own grid, and patches to its size; classifier heads are ignored.
 
     Raises:
-        WeightsError: the file is absent or its keys do not fit (classifier heads are ignored).
+        WeightsError: the file is absent, not readable, or its keys do not fit.
     """
-    if not path.is_file():
-        raise WeightsError(f"backbone weights not found: {path}")
+    state = read_vit_state(path)
+    translate = eva.checkpoint_filter_fn if isinstance(vit, eva.Eva) else checkpoint_filter_fn
     try:
-        state = load_state_dict(str(path), use_ema=False)
-    except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        raise WeightsError(f"backbone weights in {path} cannot be read: {error}") from error
-    state = (eva.checkpoint_filter_fn if isinstance(vit, eva.Eva) else checkpoint_filter_fn)(state, vit)
+        state = translate(state, vit)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        # timm resamples as it goes, and trips over tensors of other shapes
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise WeightsError(f"weights in {path} do not fit a {type(vit).__name__}: {reason}") from error
     state = {key: value for key, value in state.items() if not key.startswith(("head.", "fc_norm."))}
     load_strictly(vit, state, str(path))
 

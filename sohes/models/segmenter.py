@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +13,30 @@ from PIL import Image
 from torch import Tensor
 
 from sohes.config import InferConfig, ModelConfig
+from sohes.config_checks import check_saved
 from sohes.data.images import image_to_tensor, read_image
+from sohes.errors import SohesError
 from sohes.forest import Forest
 from sohes.models.export import save_vit
 from sohes.models.inference import predict
 from sohes.models.segmenter_model import SohesModel, build_model
 from sohes.models.vit_adapter import ViTAdapter
-from sohes.models.weights import WeightsError, find_weights, load_strictly, read_weights, save_weights
+from sohes.models.weights import CONFIG_FILE, WeightsError, find_weights, load_strictly, read_weights, save_weights
 
 Picture = str | os.PathLike | Tensor | np.ndarray | Image.Image
+_PICTURES = (str, os.PathLike, Tensor, np.ndarray, Image.Image)
+_ACCEPTED = (
+    "expected a path, a uint8 tensor [3, H, W] or [1, H, W], a uint8 array [H, W, 3] or [H, W], or a PIL image, none "
+    "of them empty"
+)
+_MISFITS = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, NotImplementedError),
+    *(RuntimeError, TypeError, ValueError),
+)
+
+
+class PictureError(SohesError, TypeError, ValueError):
+    """What was given is no picture; the message says what is one."""
 
 
 class Segmenter:
@@ -40,14 +55,14 @@ class Segmenter:
     def from_pretrained(cls, path_or_hub_id: str | os.PathLike, device: torch.device | str = "cpu") -> Segmenter:
         """Load a folder with `model.safetensors` and `config.json`, a run folder, or a repository of the hub.
 
+        Repositories are `hf:owner/name`; `owner/name` is one where it cannot be a path, see `find_weights`.
+
         Raises:
-            WeightsError: the files are missing or damaged, or do not fit the model key by key.
+            WeightsError: the files are missing or damaged, describe no model, or do not fit it key by key.
         """
         folder = find_weights(path_or_hub_id)
         state, model_config, infer_config = read_weights(folder)
-        with torch.device("cpu"):  # whatever the default of the program around is
-            model = build_model(model_config)
-        load_strictly(model, state, str(folder))
+        model = _rebuild(model_config, infer_config, state, folder)
         return cls(model.to(device).eval(), model_config, infer_config)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
@@ -75,11 +90,32 @@ class Segmenter:
 
         Raises:
             UnreadableImage: a file that is not an image.
-            TypeError, ValueError: something else.
+            PictureError: something else; the message says what is accepted.
         """
-        if isinstance(images, str | os.PathLike | np.ndarray | Image.Image | Tensor):
+        if isinstance(images, _PICTURES):
             images = [images]
+        elif isinstance(images, bytes | bytearray | Mapping) or not isinstance(images, Iterable):
+            raise PictureError(f"{_ACCEPTED}, or a list of those, got {_describe(images)}")
         return predict(self.model, [to_tensor(image) for image in images], self.infer_config)
+
+    def __repr__(self) -> str:
+        device = next(self.model.parameters()).device
+        return f"Segmenter({self.model_config.backbone!r}, {self.model.num_queries} queries, {device})"
+
+
+def _rebuild(
+    model_config: ModelConfig, infer_config: InferConfig, state: dict[str, Tensor], folder: Path
+) -> SohesModel:
+    """The model as it was saved. Raises WeightsError, in one line where its settings are at fault."""
+    try:
+        check_saved(model_config, infer_config)
+        with torch.device("cpu"):  # whatever the default of the program around is
+            model = build_model(model_config)
+    except _MISFITS as error:  # of timm, for whatever stands in backbone_kwargs, and of torch for impossible sizes
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise WeightsError(f"{folder / CONFIG_FILE} does not describe a model: {reason}") from error
+    load_strictly(model, state, str(folder))
+    return model
 
 
 def to_tensor(image: Picture) -> Tensor:
@@ -88,15 +124,23 @@ def to_tensor(image: Picture) -> Tensor:
         return read_image(image)
     if isinstance(image, Image.Image):
         return image_to_tensor(image)
-    if isinstance(image, np.ndarray):
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
         tensor = torch.from_numpy(np.ascontiguousarray(image))
         tensor = tensor[None] if tensor.dim() == 2 else tensor.movedim(-1, 0)
     elif isinstance(image, Tensor):
         tensor = image
     else:
-        raise TypeError(f"expected a path, tensor, array or PIL image, got {type(image).__name__}")
+        raise PictureError(f"{_ACCEPTED}, got {_describe(image)}")
     if tensor.dtype != torch.uint8 or tensor.dim() != 3 or tensor.shape[0] not in (1, 3) or 0 in tensor.shape:
-        raise ValueError(
-            f"expected an image of uint8, tensor [3, H, W] or array [H, W, 3], got {image.dtype} {list(image.shape)}"
-        )
+        raise PictureError(f"{_ACCEPTED}, got {_describe(image)}")
     return tensor.expand(3, -1, -1)
+
+
+def _describe(given: object) -> str:
+    if isinstance(given, np.ndarray | Tensor):
+        kind = "an array" if isinstance(given, np.ndarray) else "a tensor"
+        text = f"{kind} of {str(given.dtype).removeprefix('torch.')} {list(given.shape)}"
+        return text + ("; a batch is given as a list of images" if len(given.shape) == 4 else "")
+    if isinstance(given, bytes | bytearray):
+        return f"{type(given).__name__}; Image.open(io.BytesIO(...)) of PIL reads encoded images"
+    return type(given).__name__

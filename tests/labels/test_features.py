@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
 import socket
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from sohes.config import ConfigError, ExploreConfig
+from sohes.errors import SohesError
 from sohes.labels.features import build_extractor, packaged_names
 from sohes.masks import PackedMasks, mask_iou
 from sohes.models.export import save_vit
@@ -266,3 +268,37 @@ def test_a_folder_with_a_timm_model(tmp_path):
     (tmp_path / "vit" / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(WeightsError, match="holds no timm model"):
         build_extractor(config)
+
+
+@pytest.mark.parametrize("weights", ["timm", "random"])
+@pytest.mark.parametrize("name", ["convnext_atto", "resnet10t", "vit_relpos_small_patch16_224", "swin_s3_tiny_224"])
+def test_a_folder_with_another_network(tmp_path, name, weights):
+    """Networks that take other arguments, or are not plain ViTs."""
+    config = {"architecture": name, "num_classes": 0, "pretrained_cfg": {"num_classes": 0}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if weights == "timm":
+        save_file(timm.create_model(name, num_classes=0).state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(
+        ConfigError, match=r"^features.*(no ViT for images of any size|expected a plain Vision)"
+    ) as error:
+        build_extractor(ExploreConfig(features=str(tmp_path), weights=weights))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "holds no timm model"),
+        ("[1]", "names no architecture of timm"),
+        ('{"architecture": 3}', "names no architecture of timm"),
+        ('{"architecture": "vit_of_tomorrow"}', "names no architecture of timm"),
+        ('{"model": {}, "infer": {}}', "names no architecture of timm"),  # a model of sohes
+        ('{"architecture": "vit_tiny_patch16_224", "model_args": {"depth_": 2}}', "does not know its settings"),
+        ('{"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {}}', "holds no timm model"),  # and no weights
+    ],
+)
+def test_a_folder_whose_config_is_none(tmp_path, text, expected):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(SohesError, match=rf"^features: {tmp_path}.*{expected}") as error:
+        build_extractor(ExploreConfig(features=str(tmp_path)))
+    assert "\n" not in str(error.value)

@@ -15,8 +15,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from sohes.config import InferConfig
+from sohes.errors import SohesError
 from sohes.models.backbone import PACKAGED
-from sohes.models.segmenter import Segmenter
+from sohes.models.segmenter import PictureError, Segmenter
 from sohes.models.segmenter_model import build_model
 from sohes.models.weights import WeightsError, find_weights
 from sohes.presets import cpu
@@ -106,24 +107,42 @@ def test_every_kind_of_picture_is_accepted(segmenter, picture, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("image", "error", "message"),
+    ("image", "got"),
     [
-        (7, TypeError, "expected a path, tensor, array or PIL image, got int"),
-        (
-            np.zeros((4, 4, 3)),
-            ValueError,
-            "expected an image of uint8, tensor [3, H, W] or array [H, W, 3], got float64 [4, 4, 3]",
-        ),
+        (7, "int"),
+        (None, "NoneType"),
+        (b"jpeg", "bytes; Image.open(io.BytesIO(...)) of PIL reads encoded images"),
+        (np.zeros((4, 4, 3)), "an array of float64 [4, 4, 3]"),
+        (np.zeros((4, 4, 4), np.uint8), "an array of uint8 [4, 4, 4]"),
+        (np.zeros((3, 4, 5), np.uint8), "an array of uint8 [3, 4, 5]"),
+        (np.zeros(5, np.uint8), "an array of uint8 [5]"),
+        (np.array(5, np.uint8), "an array of uint8 []"),
+        (np.array([[None]]), "an array of object [1, 1]"),
+        (np.zeros((0, 4, 3), np.uint8), "an array of uint8 [0, 4, 3]"),
+        (torch.zeros(4, 4, 3, dtype=torch.uint8), "a tensor of uint8 [4, 4, 3]"),
+        (torch.rand(3, 4, 4), "a tensor of float32 [3, 4, 4]"),
+        (torch.zeros(2, 3, 4, 4).byte(), "a tensor of uint8 [2, 3, 4, 4]; a batch is given as a list of images"),
     ],
 )
-def test_other_things_are_refused(segmenter, image, error, message):
-    with pytest.raises(error) as caught:
-        segmenter([image])
-    assert str(caught.value) == message
+@pytest.mark.parametrize("in_a_list", [True, False])
+def test_other_things_are_refused(segmenter, image, got, in_a_list):
+    with pytest.raises(PictureError, match=r"^expected a path, a uint8 tensor \[3, H, W\] .*, got ") as caught:
+        segmenter([image] if in_a_list else image)
+    assert isinstance(caught.value, SohesError | TypeError | ValueError)
+    assert str(caught.value).endswith(f", got {got}")
+    assert "\n" not in str(caught.value)
+
+
+def test_any_iterable_of_pictures(segmenter, picture):
+    assert len(segmenter(picture for _ in range(3))) == len(segmenter((picture, picture, picture))) == 3
+    assert segmenter([]) == []
+    with pytest.raises(PictureError, match=r"or a list of those, got dict$"):
+        segmenter({"image": picture})
+    assert repr(segmenter) == f"Segmenter('vit_tiny_patch16_224', {segmenter.model.num_queries} queries, cpu)"
 
 
 def test_missing_files_are_named(saved, tmp_path):
-    with pytest.raises(WeightsError, match=r"^no weights at ./nowhere: expected a folder with model.safetensors and"):
+    with pytest.raises(WeightsError, match=r"^no folder './nowhere', .*; expected one with model.safetensors and"):
         Segmenter.from_pretrained("./nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(WeightsError, match=r"^no model.safetensors in .*empty"):
