@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -110,6 +111,7 @@ def report(run: Run, photos: PhotoSet, device: torch.device) -> None:
     chosen = [k * len(photos) // _NUM_PICTURES for k in range(min(_NUM_PICTURES, len(photos)))]
     write_feature_pictures(run.path, extractor, [photos.photo(index) for index in chosen])
     run.log(f"backbone: {weights}; report: {write_report(run.path, device=device)}")
+    run.log(f"next: python -m sohes.train --images PHOTOS --explore.features {shlex.quote(str(weights))}")
 
 
 def pack_photos(args: Arguments) -> None:

@@ -37,7 +37,8 @@ from sohes.options import FLAT
 from sohes.phases.correct import correct
 from sohes.phases.explore import explore, label_image, prepare
 from sohes.phases.instruct import instruct
-from sohes.phases.scoring import GroundTruth, find_ground_truth, score_phase
+from sohes.phases.plan import next_steps, plan_job
+from sohes.phases.scoring import GroundTruth, find_ground_truth, list_photos, score_phase
 from sohes.presets import get_preset
 from sohes.report import write_report
 from sohes.streams import say
@@ -114,6 +115,7 @@ def run_phases(
     on_main(lambda: draw_scenes(run, config))
     on_main(lambda: convert_truth(run, config))
     images, ground_truth = find_data(run, config, given)
+    on_main(lambda: plan(run, config, len(images), ground_truth, world))
     for phase in PHASES:
         if phase not in config.phases:
             continue
@@ -143,12 +145,19 @@ def run_phases(
     return run
 
 
+def plan(run: Run, config: Config, num_photos: int, ground_truth: GroundTruth | None, world: World) -> None:
+    """Let the log know what is to come."""
+    num_scored = 0 if ground_truth is None else len(list_photos(ground_truth))
+    run.log.job = plan_job(run, config, num_photos, num_scored, world)
+
+
 def finish_run(run: Run, ground_truth: GroundTruth | None, device: torch.device) -> None:
     """Report, and print the scores."""
     truth = (ground_truth.annotations, ground_truth.image_root) if ground_truth else ()
     report = write_report(run.path, *truth, device=device)
     say(format_results(run.read_results()))
     run.log(f"report: {report}")
+    run.log(next_steps(run, report))
 
 
 def draw_scenes(run: Run, config: Config) -> None:

@@ -9,28 +9,18 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import deque
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
+from sohes.engine.estimate import Job, Rate, format_about, format_seconds
+from sohes.engine.status_line import Status
 from sohes.streams import say
 
-_WINDOW_SECONDS = 60.0  # the rate is that of the last minute: a slow start should not spoil the estimate
-_BAR_HZ = 4.0  # a terminal bar is redrawn at most this often
-
-
-def format_seconds(seconds: float) -> str:
-    """A duration as people say it: `0.4s`, `12s`, `3m 05s`, `2h 07m`."""
-    if seconds < 9.95:
-        return f"{max(seconds, 0):.1f}s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m {whole % 60:02d}s"
-    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+if TYPE_CHECKING:  # loads rich, which only terminals need
+    from sohes.engine.bar import Bar
 
 
 def format_fields(fields: dict[str, object]) -> str:
@@ -41,12 +31,15 @@ def format_fields(fields: dict[str, object]) -> str:
 class RunLog:
     """Messages to the console and, with the time in front, to a file that is appended to.
 
+    job: what the loops that log here are parts of, for estimates of the whole; None where that is not known.
+
     Every line is flushed, so a killed run keeps what it said. A bar that is on screen stays below the messages.
     """
 
     def __init__(self, path: Path | None = None, console: bool = True) -> None:
         """path: the log file, made with its folders; None writes to the console only. console: False is file only."""
         self._console = console
+        self.job: Job | None = None
         self._file = None
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,11 +66,17 @@ class RunLog:
         self.close()
 
 
+def has_terminal() -> bool:
+    """Whether stderr is there, open, and a terminal."""
+    return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
+
+
 class Progress:
     """How far a loop is: `with Progress(200, "explore", "images") as p: p.update(1, masks=57)`.
 
     On a terminal a bar; elsewhere a line every `interval` seconds. At the end one line says how many and how long, or
-    where an error stopped it. With a `log`, its file gets the lines in both cases.
+    where an error stopped it. With a `log`, its file gets the lines in both cases, and its `job` tells how long the
+    whole will take.
     """
 
     def __init__(
@@ -94,7 +93,7 @@ class Progress:
     ) -> None:
         """
         Args:
-            total: units to do in all, >= 0; None when unknown (then there is no bar and no ETA).
+            total: units to do in all, >= 0; None when unknown (then there is no bar and no time left).
             title, unit: as in "explore: 20/200 images".
             initial: units done before this start (a resumed run); they do not count for the rate.
             log: takes the lines; None prints them.
@@ -107,12 +106,12 @@ class Progress:
         self.fields: dict[str, object] = {}
         self._log = log if log is not None else RunLog()
         self._interval, self._enabled, self._clock = interval, enabled, clock
-        self._bar = self._task = None
+        self._bar: Bar | None = None
 
     def __enter__(self) -> Progress:
         self._start = self._last_line = self._clock()
-        self._window = deque([(self._start, self.done)])
-        if self._enabled and sys.stderr is not None and sys.stderr.isatty():
+        self._rate = Rate(self._start, self.done)
+        if self._enabled and has_terminal():
             self._open_bar()
         return self
 
@@ -121,12 +120,8 @@ class Progress:
         self.done += n
         self.fields.update(fields)
         now = self._clock()
-        self._remember(now)
-        if not self._enabled:
-            return
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self.done, tail=self._tail(now))
-        if now - self._last_line >= self._interval:
+        self._rate.update(now, self.done)
+        if self._enabled and now - self._last_line >= self._interval:
             self._last_line = now
             self._log(self.line(now), console=self._bar is None)
 
@@ -137,10 +132,32 @@ class Progress:
             self._log(self.summary(self._clock(), kind))
 
     def line(self, now: float) -> str:
-        """`instruct: 120/2000 steps (6%)  3.1 steps/s  10m 06s left  loss 3.21`"""
+        """`2/3 instruct: 120/2000 steps (6%)  3.1 steps/s  10m 06s left, about 25m in all  loss 3.21`"""
+        status = self.status(now)
         count = f"{self.done}" if self.total is None else f"{self.done}/{self.total}"
         share = f" ({100 * self.done // self.total}%)" if self.total else ""
-        return f"{self.title}: {count} {self.unit}{share}  {self._tail(now)}".rstrip()
+        parts = [f"{status.label}: {count} {self.unit}{share}", status.rate]
+        parts += [f"{status.left}, {status.in_all}" if status.in_all else status.left, *status.fields]
+        return "  ".join(filter(None, parts))
+
+    def status(self, now: float) -> Status:
+        """What a line or a bar can tell."""
+        rate, job = self.rate(now), self._log.job
+        left = in_all = ""
+        if self.total is not None and rate > 0 and self._rate.is_known(now, self.done):
+            left = f"{format_seconds((self.total - self.done) / rate)} left"
+            seconds = None if job is None else job.seconds_left(self.title, self.total - self.done, rate)
+            in_all = "" if seconds is None else f"{format_about(seconds)} in all"
+        return Status(
+            label=self.title if job is None else job.label(self.title),
+            title=self.title,
+            done=self.done,
+            total=self.total,
+            left=left,
+            in_all=in_all,
+            rate=f"{rate:.3g} {self.unit}/s",
+            fields=[format_fields({name: value}) for name, value in dict(self.fields).items()],
+        )
 
     def summary(self, now: float, error: type[BaseException] | None = None) -> str:
         """`instruct: 2000 steps in 10m 45s (3.1 steps/s)  loss 2.9`"""
@@ -153,41 +170,16 @@ class Progress:
         return f"{self.title}: {self.done} {self.unit} in {took}  {format_fields(self.fields)}".rstrip()
 
     def rate(self, now: float) -> float:
-        """Units per second over the last minute."""
-        then, done = self._window[0]
-        return (self.done - done) / max(now - then, 1e-9)
-
-    def _remember(self, now: float) -> None:
-        # One sample a second is enough: the window stays short however fast the loop is.
-        if now - self._window[-1][0] >= 1.0:
-            self._window.append((now, self.done))
-        while len(self._window) > 1 and now - self._window[1][0] >= _WINDOW_SECONDS:
-            self._window.popleft()
-
-    def _tail(self, now: float) -> str:
-        rate = self.rate(now)
-        parts = [f"{rate:.3g} {self.unit}/s"]
-        if self.total is not None and rate > 0:
-            parts.append(f"{format_seconds((self.total - self.done) / rate)} left")
-        return "  ".join([*parts, format_fields(self.fields)]).rstrip()
+        """Units per second over the last minute, the first unit left out."""
+        return self._rate.value(now, self.done)
 
     def _open_bar(self) -> None:
-        from rich import progress
         from rich.console import Console
+
+        from sohes.engine.bar import Bar
 
         console = Console(file=sys.stderr)
         if console.is_dumb_terminal:
             return
-        self._bar = progress.Progress(
-            progress.TextColumn("[bold]{task.description}"),
-            progress.BarColumn(bar_width=28),
-            progress.MofNCompleteColumn(),
-            progress.TextColumn("{task.fields[unit]}"),
-            progress.TimeElapsedColumn(),
-            progress.TextColumn("{task.fields[tail]}", markup=False),
-            console=console,
-            transient=True,
-            refresh_per_second=_BAR_HZ,
-        )
-        self._task = self._bar.add_task(self.title, total=self.total, completed=self.done, unit=self.unit, tail="")
+        self._bar = Bar(console, lambda: self.status(self._clock()))
         self._bar.start()

@@ -3,10 +3,13 @@ import io
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from sohes.engine.console import Progress, RunLog, format_fields, format_seconds
+from sohes.engine.estimate import Job, Part, format_about
+from sohes.engine.status_line import Status, fit
 
 
 class Clock:
@@ -63,7 +66,7 @@ def test_rate_follows_the_last_minute_and_ignores_what_was_done_before():
             progress.update(5)
         assert progress.rate(clock.now) == pytest.approx(5.0)
         assert progress.done == 5450
-        assert len(progress._window) <= 62
+        assert len(progress._rate._window) <= 62
     assert progress.summary(clock.now) == "t: 5450 steps in 2m 50s (2.65 steps/s)"
 
 
@@ -117,7 +120,7 @@ def test_terminal_shows_a_bar_and_keeps_messages_and_the_summary(monkeypatch, tm
     assert text.endswith("explore: 2 images in 6.0s (0.333 images/s)  masks 9\n")
     # Lines of progress go to the file although the screen has a bar.
     logged = (tmp_path / "log.txt").read_text()
-    assert "explore: 2/8 images (25%)  0.333 images/s  18s left  masks 9" in logged
+    assert "explore: 2/8 images (25%)  0.333 images/s  masks 9" in logged
     assert "(25%)" not in text
 
 
@@ -144,6 +147,145 @@ def test_log_writes_both_and_appends(tmp_path, capsys):
     lines = path.read_text(encoding="utf-8").splitlines()
     assert [line.split("  ", 1)[1] for line in lines] == ["first", "second – ünïcode", "file only", "third"]
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ", line) for line in lines)
+
+
+def test_nothing_is_estimated_from_the_first_unit():
+    """It takes a minute, as kernels are compiled; the next ones a second each."""
+    clock = Clock()
+    with Progress(104, "instruct", enabled=False, clock=clock) as progress:
+        clock.now += 60
+        lefts = []
+        for _ in range(5):
+            progress.update(1, loss=2.0)
+            lefts.append(progress.status(clock.now).left)
+            clock.now += 1
+    assert lefts == ["", "", "", "1m 40s left", "1m 39s left"]
+
+
+def test_slow_units_are_estimated_from_several():
+    clock = Clock()
+    with Progress(100, "correct", enabled=False, clock=clock) as progress:
+        for seconds in (50, 100, 200, 100, 200, 100, 200):
+            clock.now += seconds
+            progress.update(1)
+    assert progress.rate(clock.now) == pytest.approx(6 / 900)
+
+
+def test_lines_tell_the_phase_and_the_whole_job(capsys):
+    """40 steps of 2 s, then 10 that cost twice as much and 5 photos of 1: 20 steps left, 60 s more in all."""
+    clock, log = Clock(), RunLog()
+    parts = [Part("instruct", 40, "train", 4, 2), Part("correct", 10, "train", 8, 3), Part("score", 5, "train", 2, 3)]
+    log.job = Job(parts, 3)
+    with Progress(40, "instruct", interval=41, log=log, clock=clock) as progress:
+        for _ in range(21):
+            clock.now += 2
+            progress.update(loss=2.0)
+    with Progress(10, "correct", interval=19, log=log, clock=clock) as progress:
+        for _ in range(5):
+            clock.now += 4
+            progress.update()
+    assert capsys.readouterr().err.splitlines() == [
+        "2/3 instruct: 21/40 steps (52%)  0.5 steps/s  38s left, about 1m in all  loss 2",
+        "instruct: 21 steps in 42s (0.5 steps/s)  loss 2",
+        "3/3 correct: 5/10 steps (50%)  0.25 steps/s  20s left, under 1m in all",
+        "correct: 5 steps in 20s (0.25 steps/s)",
+    ]
+
+
+def test_a_job_is_estimated_once_every_kind_is_known():
+    job = Job([Part("label", 10, "a", 1, 1), Part("learn", 10, "b", 1, 2), Part("score", 4, "a", 3, 2)], 2)
+    assert job.seconds_left("label", 5, 1.0) is None  # nothing is known of learning
+    assert job.seconds_left("learn", 5, 0.5) == 10 + 4 * 3
+    assert job.seconds_left("score", 2, 0.25) is None  # nothing follows
+    assert job.seconds_left("other", 5, 1.0) is None
+    assert [job.label(title) for title in ("label", "score", "other")] == ["1/2 label", "2/2 score", "other"]
+    assert Job([Part("label", 3, "a")], 1).label("label") == "label"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (20, "under 1m"),
+        (31, "about 1m"),
+        (425, "about 7m"),
+        (3560, "about 59m"),
+        (3590, "about 1h 00m"),
+        (7810, "about 2h 10m"),
+        (7100, "about 2h 00m"),
+    ],
+)
+def test_format_about(seconds, text):
+    assert format_about(seconds) == text
+
+
+STATUS = Status(
+    "2/3 instruct",
+    "instruct",
+    1200,
+    20000,
+    left="2h 07m left",
+    in_all="about 4h 20m in all",
+    rate="3.1 steps/s",
+    fields=["loss 3.214", "images/s 24.8", "data 5%", "memory 1.2GB"],
+)
+
+
+@pytest.mark.parametrize(
+    ("width", "line"),
+    [
+        (20, "instruct 1200/20000"),
+        (40, "instruct ──────── 1200/20000 2h 07m left"),
+        (60, "2/3 instruct ────────── 1200/20000 6% 2h 07m left loss 3.214"),
+        (80, "2/3 instruct ───────── 1200/20000 6% 2h 07m left, about 4h 20m in all loss 3.214"),
+        (10, "instruct 1"),
+    ],
+)
+def test_a_line_fits_its_width_and_tells_what_counts_first(width, line):
+    assert fit(STATUS, width) == line
+    assert len(line) <= width
+
+
+def test_a_wide_line_tells_everything():
+    line = fit(STATUS, 200, "#.")
+    assert line.startswith("2/3 instruct #" + 29 * "." + " 1200/20000 6% 2h 07m left, about 4h 20m in all loss 3.214")
+    assert line.endswith("images/s 24.8 data 5% memory 1.2GB 3.1 steps/s")
+
+
+@pytest.mark.parametrize("width", range(1, 130, 7))
+def test_no_line_is_longer_than_the_terminal(width):
+    for status in (STATUS, replace(STATUS, total=None), replace(STATUS, done=20000), replace(STATUS, total=0, done=0)):
+        assert 0 < len(fit(status, width)) <= width
+
+
+@pytest.mark.parametrize("columns", ["40", "80"])
+def test_a_terminal_shows_bar_step_loss_and_time_left(monkeypatch, columns):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", columns)
+    terminal, clock = Terminal(), Clock()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with Progress(240, "instruct", clock=clock) as progress:
+        for _ in range(120):
+            clock.now += 0.5
+            progress.update(loss=3.25, data="5%")
+        progress._bar._live.refresh()
+    shown = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", part) for part in re.split(r"[\r\n]", terminal.getvalue())]
+    last = [line for line in shown if "120/240" in line][-1].rstrip()
+    assert re.search("━━━+──", last)
+    assert "1m 00s left" in last
+    assert len(last) <= int(columns)
+    assert ("50%" in last and "loss 3.25" in last) == (columns == "80")
+
+
+@pytest.mark.parametrize("gone", [None, "closed"])
+def test_without_stderr_the_work_goes_on(monkeypatch, tmp_path, gone):
+    stream = None if gone is None else io.StringIO()
+    if stream is not None:
+        stream.close()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with RunLog(tmp_path / "log.txt") as log, Progress(2, "explore", interval=1e-9, log=log) as progress:
+        log("hello")
+        progress.update(2)
+    assert "explore: 2/2 steps (100%)" in (tmp_path / "log.txt").read_text()
 
 
 def test_import_is_quiet_and_light():
