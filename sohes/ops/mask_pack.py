@@ -50,12 +50,15 @@ def mask_pack_logits(
     return _pack_logits(logits.detach(), *size, float(threshold), backend)
 
 
-def mask_take(words: Tensor, boxes: Tensor, height: int, index: Tensor) -> Tensor:
-    """words int64 [N, V] and boxes of masks of this height -> words[index], for index int64 [K] from 0 to N - 1."""
+def mask_take(words: Tensor, boxes: Tensor, height: int, index: Tensor, out: Tensor | None = None) -> Tensor:
+    """words int64 [N, V] and boxes of masks of this height -> words[index], for index int64 [K] from 0 to N - 1.
+
+    out: zeros int64 [K, V], contiguous, to be filled and returned; of them only what the boxes reach is touched.
+    """
     binary = find_binary().module
     if binary is None or not words.is_cpu or len(index) == 0:
-        return words[index]
-    out = zero_words(len(index), (words.shape[1] * 64, 1))
+        return words[index] if out is None else out.copy_(words[index])
+    out = zero_words(len(index), (words.shape[1] * 64, 1)) if out is None else out
     binary.mask_take(words.contiguous(), boxes.contiguous(), height, index.contiguous(), out, torch.get_num_threads())
     return out
 
