@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from sohes.config import InferConfig
 from sohes.data.transforms import normalise
+from sohes.forest import Forest
 from sohes.masks import PackedMasks, mask_iou
 from sohes.models.inference import predict
 from sohes.models.outputs import Outputs
-from sohes.models.tiles import Tile, make_tiles
+from sohes.models.tiles import Tile, View, _draw, make_tiles
 
 COLOURS = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]], dtype=torch.uint8)
 
@@ -90,3 +91,43 @@ def test_a_photo_without_objects_gives_an_empty_forest():
     (forest,) = predict(ColourModel(), [torch.zeros(3, 64, 160, dtype=torch.uint8)], InferConfig(size=64, tile=64))
     assert len(forest) == 0
     assert forest.masks.size == (64, 160)
+
+
+def test_borders_are_told_from_boxes():
+    """A mask in the corner, one at the right border, one within, an empty one: seen from each place in the photo."""
+    masks = torch.zeros(4, 6, 8, dtype=torch.bool)
+    masks[0, :2, :2] = masks[1, 2:4, 5:] = masks[2, 2:4, 2:4] = True
+    boxes = PackedMasks.from_dense(masks).boxes
+    for y0, x0, expected in (
+        (0, 0, [False, True, False, False]),
+        (0, 8, [True, False, False, False]),
+        (6, 0, [True, True, False, False]),
+        (6, 8, [True, False, False, False]),
+    ):
+        assert Tile(y0, x0, y0 + 6, x0 + 8).inner_borders(boxes, (12, 16)).tolist() == expected
+    assert not Tile(0, 0, 6, 8).inner_borders(boxes, (6, 8)).any()
+
+
+@pytest.mark.parametrize("height", [64, 63, 96, 100])
+def test_pieces_are_drawn_where_they_are(height):
+    """Unions of random pieces of three tiles, dense and packed; whatever bit a column starts at."""
+    torch.manual_seed(0)
+    size, views, dense = (height, 150), [], []
+    for tile in (Tile(0, 0, height, 150), Tile(10, 0, 60, 80), Tile(13, 61, height, 150)):
+        masks = torch.rand(3, *tile.size) > 0.7
+        masks[1, :, : tile.size[1] // 2] = False
+        masks[2] = False
+        views.append(View.of(tile, Forest(PackedMasks.from_dense(masks), torch.ones(3), torch.full((3,), -1))))
+        placed = torch.zeros(3, *size, dtype=torch.bool)
+        placed[:, tile.y0 : tile.y1, tile.x0 : tile.x1] = masks
+        dense.append(placed)
+    objects = [[(0, 0)], [(1, 0)], [(2, 1)], [(1, 0), (2, 1)], [(1, 1), (2, 0), (1, 0)], [(0, 2)], [(1, 2), (2, 0)]]
+    expected = torch.stack([torch.stack([dense[v][n] for v, n in group]).any(0) for group in objects])
+    drawn = _draw(objects, views, views[0].tile)
+    assert torch.equal(drawn.to_dense(), expected)
+    assert torch.equal(drawn.words, PackedMasks.from_dense(expected).words)
+    part = Tile(20, 65, 50, 78)
+    assert torch.equal(_draw(objects, views, part).to_dense(), expected[:, 20:50, 65:78])
+    for view, placed in zip(views, dense, strict=True):
+        seen = placed[:, 20:50, 65:78].flatten(1).any(1)
+        assert set(seen.nonzero().flatten().tolist()) <= set(view.within(part)) <= {0, 1}
