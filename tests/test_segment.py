@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from PIL import Image
 import sohes.segment
 from sohes.config import InferConfig, ModelConfig
 from sohes.data.coco import LabelSet
+from sohes.data.images import read_image
 from sohes.data.scenes import draw_scene
 from sohes.labels.features import build_extractor
 from sohes.models.segmenter import Segmenter
@@ -79,6 +82,7 @@ def test_folder_gives_pictures_coco_and_manifest(weights, photos, tmp_path, caps
     rows = read_manifest(out)
     assert [row["picture"] for row in rows] == pictures
     assert {row["file_name"] for row in rows} == {str(path) for path in photos.rglob("*.*")}
+    assert {row["masks"] for row in rows} == {"segments.json"}
     segmenter = Segmenter.from_pretrained(weights)
     labels = LabelSet(out / "segments.json", image_root=Path())
     assert len(labels) == 4
@@ -148,6 +152,11 @@ def test_without_weights_photos_are_clustered(tmp_path, capsys):
     assert (few.scores >= middle - 1e-6).all()
 
 
+def test_photos_none_of_which_can_be_read_are_a_failure_however_many_are_allowed(photos, tmp_path):
+    (tmp_path / "a.jpg").touch()
+    assert run(tmp_path / "a.jpg", "--out", tmp_path / "out", "--max-failures", 9) == 1
+
+
 @pytest.mark.parametrize(("allowed", "code"), [(0, 1), (1, 1), (2, 0)])
 def test_unreadable_photos_are_named_and_counted(weights, photos, tmp_path, capsys, allowed, code):
     (photos / "sub" / "empty.jpg").touch()
@@ -189,34 +198,10 @@ def test_names_never_meet_each_other_or_a_photo(tmp_path):
     assert len(targets) == 15
 
 
-def test_pictures_of_an_earlier_call_are_not_photos(weights, photos):
-    out = photos / "segments"
-    for _ in range(2):
-        assert run(photos, "--weights", weights, "--out", out) == 0
-        assert len(read_manifest(out)) == 4
-
-
 def test_two_folders_with_equal_names(weights, photos, tmp_path):
     out = tmp_path / "out"
     assert run(photos / "a.png", photos / "sub", "--weights", weights, "--out", out) == 0
     assert [row["picture"] for row in read_manifest(out)] == ["a.png", "a-2.png", "deep/B.png", "ünï code.png"]
-
-
-def test_interrupted_work_keeps_what_was_done(weights, photos, tmp_path, monkeypatch, capsys):
-    out, calls = tmp_path / "out", []
-
-    def interrupt(*arguments):
-        calls.append(arguments)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return read_image(*arguments)
-
-    read_image = sohes.segment.read_image
-    monkeypatch.setattr(sohes.segment, "read_image", interrupt)
-    assert run(photos, "--weights", weights, "--out", out) == 130
-    assert len(read_manifest(out)) == 2
-    assert len(LabelSet(out / "segments.json")) == 2
-    assert not [name for name in files(out) if "partial" in name]
 
 
 @pytest.mark.parametrize(
@@ -264,6 +249,77 @@ def test_missing_weights_stop_before_a_photo_is_read(photos, tmp_path, monkeypat
     assert len(errors) == 1
     assert errors[0].startswith(f"sohes.segment: error: no model.safetensors in {tmp_path / 'no weights'}")
     assert not out.exists()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_results_depend_on_neither_threads_nor_their_number(weights, photos, tmp_path, monkeypatch, workers):
+    monkeypatch.setattr(sohes.segment, "available_cpus", lambda: workers)
+    photos_of, seen = [], []
+    segment_photo = sohes.segment.segment_photo
+
+    def watch(photo, *rest):
+        photos_of.append(photo)
+        seen.append((threading.current_thread().name, torch.get_num_threads()))
+        return segment_photo(photo, *rest)
+
+    monkeypatch.setattr(sohes.segment, "segment_photo", watch)
+    before = torch.get_num_threads()
+    for option in ([], ["--weights", weights]):
+        out = tmp_path / f"out{len(option)}"
+        assert run(photos, "--out", out, *option) == 0
+        segmenter = Segmenter.from_pretrained(weights) if option else None
+        config = photo_labels()
+        extractor = build_extractor(config)
+        rows = read_manifest(out)
+        assert [row["file_name"] for row in rows] == [str(path) for path in sorted(photos.rglob("*.*"))]
+        first_id = 1
+        expected = []
+        for image_id, row in enumerate(rows, start=1):
+            image = read_image(row["file_name"])
+            forest = segmenter(image)[0] if segmenter else label_image(image, extractor, config)
+            expected += forest.to_coco(image_id, first_id)
+            first_id += len(forest)
+        assert json.loads((out / "segments.json").read_text())["annotations"] == expected
+    assert {threads for _, threads in seen} == {1}
+    assert all(name.startswith("segment") for name, _ in seen)
+    assert torch.get_num_threads() == before
+
+
+def test_a_single_photo_has_all_cpus_for_its_model(weights, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(sohes.segment, "available_cpus", lambda: 3)
+    seen = []
+    finish = sohes.segment.finish
+    monkeypatch.setattr(sohes.segment, "finish", lambda *a: seen.append(torch.get_num_threads()) or finish(*a))
+    assert run(photos / "a.png", "--out", tmp_path / "a", "--weights", weights) == 0
+    assert run(photos / "a.png", "--out", tmp_path / "b") == 0
+    assert seen == [3, 1]
+
+
+@pytest.mark.parametrize(("given", "device"), [("auto", "cuda:1"), ("cuda", "cuda:1"), ("cpu", "cpu")])
+def test_the_device_is_obeyed_with_weights_and_without(given, device, monkeypatch, photos, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    asked = []
+
+    class Stop(Exception):
+        pass
+
+    def stop(_, device):
+        asked.append(str(device))
+        raise Stop
+
+    monkeypatch.setattr(sohes.segment, "build_extractor", stop)
+    monkeypatch.setattr(Segmenter, "from_pretrained", stop)
+    for option in ([], ["--weights", "here"]):
+        with pytest.raises(Stop):
+            main([str(photos), "--out", str(tmp_path), "--device", given, *option])
+    assert asked == [device, device]
+
+
+def test_without_a_standard_error(photos, weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    assert run(photos, "--out", tmp_path / "out", "--weights", weights) == 0
+    assert len(read_manifest(tmp_path / "out")) == 4
 
 
 def test_unknown_option_names_the_nearest(photos, capsys):

@@ -289,8 +289,7 @@ def _label_shards(
     times = Path(shards.folder).parent / TIMES_FILE
     with (
         Progress(total, "explore", "images", initial=summary.num_images, log=log, enabled=world.is_main) as progress,
-        threads_per_operator(max(1, num_cpus // num_workers)),
-        ThreadPoolExecutor(num_workers, thread_name_prefix="explore") as pool,
+        worker_pool(num_workers, max(1, num_cpus // num_workers), "explore") as pool,
     ):
         ready = map_ahead(pool, lambda batch: label_places(images, batch, extractor, config), batches, 2 * num_workers)
         for index in todo:
@@ -347,6 +346,34 @@ def is_failed(file: LabelledFile) -> bool:
     return file.row["status"].startswith("failed")
 
 
+def available_cpus() -> int:
+    """CPUs that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def worker_pool(num_workers: int, num_threads: int, name: str) -> Iterator[ThreadPoolExecutor]:
+    """A pool of threads in each of which every operator of torch uses `num_threads`; those of one wait for no other.
+
+    Images side by side are faster than one image in many threads: 18.6 images/s in two workers of one thread each, 8.8
+    in one worker of two (481x321 px, descriptor; 2 CPU cores, AVX-512, 2026-11-22). Where other programs are at work,
+    threads of one operator spin until the last of them has had its turn.
+
+    After an error or Ctrl-C, work that has not begun is dropped.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    # OpenMP's number is each thread's own, and some libraries ask for it before torch has set it.
+    pool = ThreadPoolExecutor(
+        num_workers, thread_name_prefix=name, initializer=torch.set_num_threads, initargs=(num_threads,)
+    )
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(before)
+
+
 def map_ahead(
     pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int
 ) -> Iterator[Result]:
@@ -362,26 +389,6 @@ def map_ahead(
     finally:
         for future in under_way:  # after an error or Ctrl-C
             future.cancel()
-
-
-def available_cpus() -> int:
-    """CPUs that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def threads_per_operator(count: int) -> Iterator[None]:
-    """Let every operator of torch use `count` threads.
-
-    Images side by side are faster than one image in many threads: 18.6 images/s in two workers of one thread each, 8.8
-    in one worker of two (481x321 px, descriptor; 2 CPU cores, AVX-512, 2026-11-22).
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _tell_failure(row: Row, number: int, log: RunLog) -> None:
