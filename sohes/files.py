@@ -10,7 +10,7 @@ import socket
 import stat
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -58,7 +58,10 @@ def whole_file(path: str | os.PathLike, mode: str = "w", encoding: str | None = 
         raise
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            with suppress(
+                OSError
+            ):  # gone, or never made: a folder that nothing can be written to lets nothing be removed
+                temporary.unlink()
 
 
 def write_whole(path: str | os.PathLike, content: str | bytes) -> None:

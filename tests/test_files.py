@@ -3,13 +3,19 @@
 
 import errno
 import os
+import shutil
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from micro import no_file_beyond
 
 from sohes.cli import describe_os_error, fail_clearly
 from sohes.files import fitting_name, whole_file, write_whole
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, ValueError, OSError(errno.EIO, "bad disk"), SystemExit])
@@ -46,6 +52,19 @@ def test_a_place_that_cannot_be_is_named(tmp_path):
             write_whole(tmp_path / path, "x")
         assert describe_os_error(caught.value) == f"{tmp_path / path}: {reason}"
     assert (tmp_path / "file").read_text() == "content"
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="mounts a file system")
+def test_a_read_only_file_system_is_named(tmp_path):
+    """Of which the temporary file cannot be removed either."""
+    code = "from sohes.cli import fail_clearly\nfrom sohes.files import write_whole\nimport sys\n"
+    code += "with fail_clearly('x'): write_whole(sys.argv[1], 'new')"
+    mount = 'mount -t tmpfs -o ro tmpfs "$1" || exit 77; "$2" -c "$3" "$1/a.json"'
+    command = ["unshare", "-m", "bash", "-c", mount, "x", tmp_path, sys.executable, code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    if done.returncode in (1, 77):
+        pytest.skip(f"no mounts here: {done.stderr}")
+    assert (done.returncode, done.stderr) == (2, f"x: error: {tmp_path}/a.json: Read-only file system\n")
 
 
 def test_a_link_is_followed_and_stays(tmp_path):
