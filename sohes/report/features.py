@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from sohes.files import whole_file
 from sohes.labels.features import FeatureExtractor
 
 FOLDER = "features"
@@ -42,12 +43,13 @@ def write_feature_pictures(run: Path, extractor: FeatureExtractor, photos: Seque
     """Write photos, uint8 [3, H, W] each, and their components into `features/` of a run."""
     pictures = pca_pictures(extractor([extractor.view(photo) for photo in photos]))
     folder = run / FOLDER
-    folder.mkdir(exist_ok=True)
     for index, (photo, picture) in enumerate(zip(photos, pictures, strict=True)):
         size = (photo.shape[2], photo.shape[1])
         components = Image.fromarray(picture.permute(1, 2, 0).numpy())
-        components.resize(size, Image.Resampling.NEAREST).save(folder / f"{index}-pca.png")
-        Image.fromarray(photo.permute(1, 2, 0).contiguous().numpy()).save(folder / f"{index}-photo.png")
+        original = Image.fromarray(photo.permute(1, 2, 0).contiguous().numpy())
+        for name, image in (("pca", components.resize(size, Image.Resampling.NEAREST)), ("photo", original)):
+            with whole_file(folder / f"{index}-{name}.png", "wb") as file:
+                image.save(file, "png")
 
 
 def features_section(run: Path) -> str:

@@ -38,12 +38,11 @@ def convert_dataset(
         return path
     keys = choose_evenly(dataset.keys(), num_images)
     info = {"description": f"{type(dataset).__name__}: {dataset.protocol}", "digest": digest}
-    count = write_coco_stream(path, _pairs(dataset, keys, on_image), info)
-    for problem in dataset.problems:
-        logger.warning("%s", problem)
-    if count == 0:
-        path.unlink()
-        raise BadInput(f"{dataset.root}: no image left to evaluate (expected {dataset.layout})")
+    try:
+        write_coco_stream(path, _pairs(dataset, keys, on_image), info)
+    finally:
+        for problem in dataset.problems:
+            logger.warning("%s", problem)
     return path
 
 
@@ -77,7 +76,7 @@ def _pairs(
     dataset: DataSet, keys: Sequence[Hashable], on_image: Callable[[int, int], None] | None
 ) -> Iterator[tuple[Mapping[str, Any], list[dict[str, Any]]]]:
     """(image record, annotations with ids that are unique in the whole file and parents that follow them)."""
-    first_id = 1
+    first_id, is_empty = 1, True
     for done, key in enumerate(keys, start=1):
         sample = dataset.read(key)
         if sample is not None:
@@ -93,7 +92,9 @@ def _pairs(
                         )
                     record["parent"] = new_id[one["parent"]]
                 annotations.append(record)
-            first_id += size
+            first_id, is_empty = first_id + size, False
             yield sample.image, annotations
         if on_image is not None:
             on_image(done, len(keys))
+    if is_empty:  # here, where no older file is replaced yet
+        raise BadInput(f"{dataset.root}: no image left to evaluate (expected {dataset.layout})")

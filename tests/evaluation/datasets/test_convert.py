@@ -67,6 +67,18 @@ def test_conversion_is_kept_until_the_files_change(tmp_path, coco):
     assert convert(num_images=2)[0] == [(1, 2), (2, 2)]
 
 
+def test_a_set_without_images_leaves_the_file_of_an_earlier_call(tmp_path, coco):
+    path = convert_dataset(open_dataset("coco", coco), tmp_path / "gt.json")
+    before = path.read_bytes()
+    (coco / "annotations/instances_val2017.json").write_text('{"images": [], "annotations": [], "categories": []}')
+    with pytest.raises(BadInput, match="no image left to evaluate"):
+        convert_dataset(open_dataset("coco", coco), path)
+    assert path.read_bytes() == before
+    with pytest.raises(BadInput, match="no image left to evaluate"):
+        convert_dataset(open_dataset("coco", coco), tmp_path / "new.json")
+    assert not (tmp_path / "new.json").exists()
+
+
 def test_a_file_of_another_kind_is_not_replaced(tmp_path, coco):
     (tmp_path / "gt.json").write_text("{}")
     with pytest.raises(BadInput, match="remove it"):
