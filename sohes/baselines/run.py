@@ -15,6 +15,7 @@ from sohes.baselines.tree_oracle import tree_oracle_forest
 from sohes.config import BaselineName, ExploreConfig
 from sohes.config_evaluate import BaselineConfig
 from sohes.data.coco import to_rle, write_coco_stream
+from sohes.data.coco_fields import has_region
 from sohes.errors import SohesError
 from sohes.evaluation.datasets.base import DataSet, Sample
 from sohes.forest import Forest
@@ -90,7 +91,7 @@ def true_masks(sample: Sample) -> list[PackedMasks]:
     """The true masks of an image without crowds, one set for each annotator."""
     people: dict[Any, list[dict]] = {}
     for annotation in sample.annotations:
-        if not annotation.get("iscrowd"):
+        if has_region(annotation) and not annotation.get("iscrowd"):
             people.setdefault(annotation.get("annotator"), []).append(to_rle(annotation, sample.size))
     return [PackedMasks.from_rle(rles, sample.size) for rles in people.values()]
 

@@ -13,11 +13,13 @@ from sohes.evaluation.datasets.base import DataSet, Sample
 
 _ENTITY_FOLDER = "annotations/entity_segmentation/"
 # What of an annotation is kept. `area` decides the area range, as in pycocotools.
-_KEPT = ("id", "segmentation", "area", "iscrowd", "category_id", "parent", "level", "annotator")
+_KEPT = ("id", "segmentation", "bbox", "area", "iscrowd", "category_id", "parent", "level", "annotator")
 
 
 class CocoJson(DataSet):
     """A COCO JSON file. Subclasses name the file and the folder of the photos, and may change records."""
+
+    version = 2
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -60,8 +62,11 @@ class CocoJson(DataSet):
         return name
 
     def entities(self, annotations: Sequence[Mapping[str, Any]], image: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """What counts, of the annotations of one image: all that have a mask."""
-        return [{key: one[key] for key in _KEPT if key in one} for one in annotations if one.get("segmentation")]
+        """What counts, of the annotations of one image: all.
+
+        Those without a region, boxes alone, are no masks; the evaluation says so, of these files as of any.
+        """
+        return [{key: one[key] for key in _KEPT if key in one} for one in annotations]
 
 
 def coco_image_path(record: Mapping[str, Any]) -> str | None:

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import struct
+import zlib
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -14,7 +17,9 @@ import numpy as np
 import torch
 from PIL import Image
 from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
 
+from sohes.data.formats import is_hidden
 from sohes.evaluation.datasets.base import DataSet, LayoutError, Sample
 from sohes.masks import PackedMasks
 
@@ -26,6 +31,21 @@ STUFF_CLASSES = (
     78, 80, 85, 92, 95, 97, 100, 101, 102, 106, 107, 110, 114, 115, 118, 123, 129, 132, 141, 142, 146,
 )
 # fmt: on
+
+
+# What the readers of scipy and Pillow run into, beside errors of their own, in files that are damaged.
+DAMAGED = (
+    ValueError,
+    TypeError,
+    LookupError,
+    NameError,
+    AttributeError,
+    ArithmeticError,
+    EOFError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
 
 
 class LabelMaps(DataSet):
@@ -162,15 +182,19 @@ class Bsds500(LabelMaps):
         return f"{file.stem}.jpg"
 
     def read_truth(self, file: Path) -> tuple[tuple[int, int], list[dict[str, Any]]]:
+        variables = read_mat(file)
         try:
-            people = loadmat(file)["groundTruth"][0]
+            people = variables["groundTruth"][0]
             maps = [person["Segmentation"][0, 0].astype(np.int64) for person in people]  # each [H, W], labels from 1
-        except (KeyError, IndexError, ValueError, TypeError, OSError) as error:
+            shape = maps[0].shape
+        except (LookupError, ValueError, TypeError, AttributeError) as error:
             raise LayoutError(
                 f"{file}: expected a cell array groundTruth with fields Segmentation ({error})"
             ) from error
+        if len(shape) != 2 or any(labels.shape != shape for labels in maps):
+            raise LayoutError(f"{file}: expected segmentations of one height and width")
         found = [{**one, "annotator": who} for who, labels in enumerate(maps) for one in label_annotations(labels)]
-        return maps[0].shape, [{**one, "id": index} for index, one in enumerate(found)]
+        return shape, [{**one, "id": index} for index, one in enumerate(found)]
 
 
 class Bsds500Val(Bsds500):
@@ -187,13 +211,24 @@ def label_annotations(labels: np.ndarray) -> list[dict[str, Any]]:
     return [{"segmentation": rle} for rle in masks.to_rle()]
 
 
+def read_mat(file: Path) -> dict[str, Any]:
+    """The variables of a MATLAB file. Raises LayoutError when it cannot be read."""
+    try:
+        return loadmat(file)
+    except NotImplementedError as error:  # HDF5, since MATLAB 7.3
+        how = f"load it in MATLAB, and save('{file.name}', 'groundTruth', '-v7')"
+        raise LayoutError(f"{file}: saved in MATLAB's format v7.3, expected v7 or older: {how}") from error
+    except (MatReadError, OSError, *DAMAGED) as error:
+        raise LayoutError(f"{file}: expected a MATLAB file, v7 or older ({error or type(error).__name__})") from error
+
+
 def read_png(file: Path) -> np.ndarray:
     """Its pixels as they are stored. Raises LayoutError when it cannot be read."""
     try:
         with Image.open(file) as image:
             return np.array(image)
-    except (OSError, SyntaxError) as error:
-        raise LayoutError(f"{file}: cannot be read as a picture ({error})") from error
+    except (OSError, SyntaxError, *DAMAGED) as error:
+        raise LayoutError(f"{file}: cannot be read as a picture ({error or type(error).__name__})") from error
 
 
 def image_number(file: Path) -> int:
@@ -217,7 +252,8 @@ def _part_files(file: Path) -> Iterator[Path]:
 
 
 def _found(folder: Path, pattern: str, layout: str) -> list[Path]:
-    files = sorted(folder.glob(pattern))
+    found = (file for file in folder.glob(pattern) if not is_hidden(os.fsencode(file.relative_to(folder))))
+    files = sorted(file for file in found if file.is_file())
     if not files:
         raise LayoutError(f"no {pattern} in {folder} (expected {layout})")
     return files

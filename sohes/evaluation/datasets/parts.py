@@ -10,6 +10,7 @@ from typing import Any
 from pycocotools import mask as coco_mask
 
 from sohes.data.coco import to_rle
+from sohes.data.coco_fields import has_region
 from sohes.evaluation.datasets.coco_json import CocoJson, coco_image_path
 
 
@@ -40,10 +41,11 @@ class PartImageNet(PartImageNetParts):
 
     def entities(self, annotations: Sequence[Mapping[str, Any]], image: Mapping[str, Any]) -> list[dict[str, Any]]:
         parts = super().entities(annotations, image)
-        if len(parts) < 2:
+        drawn = [part for part in parts if has_region(part)]
+        if len(drawn) < 2:
             return parts
         size = (image["height"], image["width"])
-        rles = [to_rle(part, size) for part in parts]
+        rles = [to_rle(part, size) for part in drawn]
         compressed = [
             rle if isinstance(rle["counts"], str | bytes) else coco_mask.frPyObjects(rle, *size) for rle in rles
         ]

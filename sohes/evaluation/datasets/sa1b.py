@@ -44,7 +44,7 @@ class Sa1b(DataSet):
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
-        self.tars = sorted(root.glob("sa_*.tar"))
+        self.tars = sorted(file for file in root.glob("sa_*.tar") if file.is_file())
         if not self.tars:
             self.need("sa_000000.tar")
         self._photos: dict[str, _Place] = {}

@@ -97,18 +97,20 @@ def test_partimagenet_makes_the_object_of_its_parts(tmp_path, place, photo):
     assert [(one["id"], "parent" in one) for one in parts.annotations] == [(1, False), (2, False)]
 
 
-def test_partimagenet_makes_no_object_of_one_part(tmp_path):
+@pytest.mark.parametrize("others", [[], [record(2, 4, [])], [record(2, 4, None), record(3, 4, {})]])
+def test_partimagenet_makes_no_object_of_one_part(tmp_path, others):
     images = [image(4, file_name="n1_2.JPEG")]
-    write(tmp_path, "val.json", images, [record(1, 4)], ["val/n1_2.JPEG"])
-    (part,) = only(open_dataset("partimagenet", tmp_path)).annotations
-    assert "parent" not in part
+    write(tmp_path, "val.json", images, [record(1, 4), *others], ["val/n1_2.JPEG"])
+    parts = only(open_dataset("partimagenet", tmp_path)).annotations
+    assert len(parts) == 1 + len(others)
+    assert not any("parent" in part for part in parts)
 
 
 def test_paco_parts_belong_to_their_object(tmp_path):
     annotations = [
         record(10, 8, BOX, obj_ann_id=10),
         record(11, 8, RLE, obj_ann_id=10),
-        record(12, 8, [], obj_ann_id=10),  # as two of PACO's: no mask
+        record(12, 8, [], obj_ann_id=10),  # as two of PACO's: no mask, which the evaluation leaves out
         record(13, 8, RLE, obj_ann_id=99),  # of an object that is not there
     ]
     images = [image(8, file_name="000000000008.jpg", coco_url="http://images.cocodataset.org/val2017/000000000008.jpg")]
@@ -117,10 +119,11 @@ def test_paco_parts_belong_to_their_object(tmp_path):
     assert [(one["id"], one["parent"], one["level"]) for one in sample.annotations] == [
         (10, None, 0),
         (11, 10, 1),
+        (12, 10, 1),
         (13, None, 1),
     ]
     parts = only(open_dataset("paco-parts", tmp_path))
-    assert [(one["id"], "parent" in one) for one in parts.annotations] == [(11, False), (13, False)]
+    assert [(one["id"], "parent" in one) for one in parts.annotations] == [(11, False), (12, False), (13, False)]
 
 
 def test_plain_takes_a_folder_or_a_file(tmp_path):

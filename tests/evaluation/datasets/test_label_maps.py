@@ -135,6 +135,62 @@ def test_bsds_refuses_another_mat(bsds):
         dataset.read(dataset.keys()[0])
 
 
+APPLE_DOUBLE = b"\0\5\x16\7\0\2\0\0Mac OS X        " + bytes(200)
+
+
+def test_hidden_files_beside_the_truth_are_not_read(ade, bsds, ade_full):
+    """A folder copied by macOS has a ._X beside every X, and the like."""
+    folders = {
+        Ade20k: ade / "ADEChallengeData2016/annotations_instance/validation",
+        Ade20kFull: ade_full / "images/ADE/validation/urban/street",
+        Bsds500: Bsds500(bsds).truth_folder,
+    }
+    roots = {Ade20k: ade, Ade20kFull: ade_full, Bsds500: bsds}
+    for kind, folder in folders.items():
+        before = kind(roots[kind]).keys()
+        for file in list(folder.iterdir()):
+            (folder / f"._{file.name}").write_bytes(APPLE_DOUBLE)
+            (folder / ".AppleDouble").mkdir(exist_ok=True)
+            (folder / ".AppleDouble" / file.name).write_bytes(APPLE_DOUBLE)
+        dataset = kind(roots[kind])
+        assert dataset.keys() == before
+        assert dataset.read(before[0]) is not None
+
+
+def test_bsds_of_a_newer_matlab_says_how_to_convert(bsds):
+    dataset = Bsds500(bsds)
+    header = b"MATLAB 7.3 MAT-file, Platform: PCWIN64".ljust(116) + bytes(8) + b"\x00\x02IM"
+    dataset.truth_files[0].write_bytes(header + bytes(384) + b"\x89HDF\r\n\x1a\n" + bytes(64))
+    with pytest.raises(LayoutError) as error:
+        dataset.read(dataset.keys()[0])
+    expected = "v7 or older: load it in MATLAB, and save('100007.mat', 'groundTruth', '-v7')"
+    assert str(error.value) == f"{dataset.truth_files[0]}: saved in MATLAB's format v7.3, expected {expected}"
+
+
+@pytest.mark.parametrize("is_compressed", [False, True])
+def test_a_damaged_mat_is_named(bsds, is_compressed):
+    dataset = Bsds500(bsds)
+    file = dataset.truth_files[0]
+    cells = np.empty((1, 1), object)
+    cells[0, 0] = {"Segmentation": np.random.default_rng(0).integers(1, 99, (HEIGHT, WIDTH)).astype(np.uint16)}
+    savemat(file, {"groundTruth": cells}, do_compression=is_compressed)
+    content = file.read_bytes()
+    for damaged in (b"", content[:60], content[:140], content[:300], b"text" * 100, APPLE_DOUBLE):
+        file.write_bytes(damaged)
+        with pytest.raises(LayoutError, match=r"100007\.mat: expected a "):
+            dataset.read(dataset.keys()[0])
+
+
+def test_annotators_agree_on_the_size(bsds):
+    dataset = Bsds500(bsds)
+    cells = np.empty((1, 2), object)
+    for index, shape in enumerate([(6, 8), (6, 7)]):
+        cells[0, index] = {"Segmentation": np.ones(shape, np.uint16)}
+    savemat(dataset.truth_files[0], {"groundTruth": cells})
+    with pytest.raises(LayoutError, match="expected segmentations of one height and width"):
+        dataset.read(dataset.keys()[0])
+
+
 def test_damaged_png_is_named(ade):
     file = ade / "ADEChallengeData2016/annotations/validation/ADE_val_00000007.png"
     file.write_bytes(file.read_bytes()[:40])
