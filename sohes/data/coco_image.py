@@ -98,12 +98,11 @@ def _read_forest(annotations: Sequence[Mapping[str, Any]], is_drawn: list[bool],
         parents.append(parent)
     drawn = [annotations[n] for n in kept]
     scores = [1.0 if one.get("score") is None else one["score"] for one in drawn]
-    with torch.device("cpu"):
-        return Forest(
-            PackedMasks.from_rle([to_rle(one, size) for one in drawn], size),
-            torch.tensor(scores, dtype=torch.float32),
-            torch.tensor([kept.get(parent, -1) for parent in parents], dtype=torch.int64),
-        )
+    return Forest(
+        PackedMasks.from_rle([to_rle(one, size) for one in drawn], size),
+        torch.tensor(scores, dtype=torch.float32, device="cpu"),
+        torch.tensor([kept.get(parent, -1) for parent in parents], dtype=torch.int64, device="cpu"),
+    )
 
 
 def _number(annotators: list[int | str]) -> Tensor:
