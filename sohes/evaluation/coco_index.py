@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -138,7 +139,7 @@ class CocoIndex:
         for start, stop, id_start, id_stop, number in groups[:count].tolist():
             image_id = parse_json(reader.window[id_start:id_stop])
             if not is_id(image_id):
-                raise BadInput(f"{self.path}: expected annotations with an image_id, got {image_id!r}")
+                self._refuse_annotation({"image_id": image_id})
             self._add(image_id, reader.offset + start, reader.offset + stop, number)
         reader.at = place
         self.has_annotators = self.has_annotators or bool(has_annotators)
@@ -148,10 +149,16 @@ class CocoIndex:
     def _add_annotation(self, element: Element) -> None:
         record, start, stop = element
         if not isinstance(record, dict) or not is_id(record.get("image_id")):
-            raise BadInput(f"{self.path}: expected annotations with an image_id, got {shorten(record)}")
+            self._refuse_annotation(record)
         self._add(record["image_id"], start, stop, 1)
         self.has_annotators = self.has_annotators or "annotator" in record
         self.num_without_region += not has_region(record)
+
+    def _refuse_annotation(self, record: Any) -> None:
+        if isinstance(record, dict) and "image_id" in record:
+            got = shorten(record["image_id"])
+            raise BadInput(f"{self.path}: expected an integer or a string as image_id of every annotation, got {got}")
+        raise BadInput(f"{self.path}: expected annotations with an image_id, got {shorten(record)}")
 
     def _add(self, image_id: ImageId, start: int, stop: int, number: int) -> None:
         spans = self._spans.setdefault(image_id, [])
