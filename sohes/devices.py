@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -21,8 +23,8 @@ def pick_device(name: DeviceName = "auto", local_rank: int | None = None) -> tor
 
     Args:
         name: "auto" takes a GPU if there is one.
-        local_rank: of this process on its machine, whose GPU of that number becomes the current one. Default: the
-            current GPU.
+        local_rank: of this process on its machine, whose GPU of that number becomes the current one; the only one,
+            where SLURM gives each process its own (`--gpus-per-task`). Default: the current GPU.
 
     Raises:
         DeviceError: a GPU is asked for and torch sees none, or there are fewer than processes on this machine.
@@ -33,7 +35,15 @@ def pick_device(name: DeviceName = "auto", local_rank: int | None = None) -> tor
         return torch.device("cpu")
     if local_rank is None:
         return torch.device("cuda", torch.cuda.current_device())
+    if _has_its_own_gpu(os.environ):
+        local_rank = 0
     if local_rank >= torch.cuda.device_count():
         raise DeviceError(f"process {local_rank} of this machine has no GPU: torch sees {torch.cuda.device_count()}")
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
+
+
+def _has_its_own_gpu(env: Mapping[str, str]) -> bool:
+    """Whether this process sees one GPU because SLURM shows it no other, not because the machine has no more."""
+    by_task = "SLURM_GPUS_PER_TASK" in env or "gpu" in env.get("SLURM_TRES_PER_TASK", "")
+    return by_task and torch.cuda.device_count() == 1

@@ -36,6 +36,18 @@ def test_a_gpu_has_its_number(two_gpus, name):
         pick_device(name, 2)
 
 
+@pytest.mark.parametrize("variable", [("SLURM_GPUS_PER_TASK", "1"), ("SLURM_TRES_PER_TASK", "cpu=4,gres/gpu=1")])
+def test_processes_that_see_only_their_own_gpu_take_it(two_gpus, monkeypatch, variable):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(DeviceError, match="process 3 of this machine has no GPU: torch sees 1"):
+        pick_device("cuda", 3)
+    monkeypatch.setenv(*variable)
+    assert pick_device("cuda", 3) == torch.device("cuda", 0)
+    assert two_gpus == [0]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("auto", 1) == torch.device("cuda", 1)
+
+
 def test_the_cpu_is_obeyed(two_gpus):
     assert pick_device("cpu") == pick_device("cpu", 5) == torch.device("cpu")
     assert two_gpus == []

@@ -123,7 +123,7 @@ def process_group(world: World, device: torch.device, timeout: timedelta = _DEFA
     """
     on_gpu = device.type == "cuda"
     # With its device NCCL connects at once: a GPU that two processes want is found here, not in the first step.
-    options: dict[str, Any] = {"device_id": device} if on_gpu and device.index is not None else {}
+    options: dict[str, Any] = {"device_id": device} if on_gpu and world.size > 1 else {}
     store, ears = (dist.HashStore(), None) if world.size == 1 else _common_store(world, timeout)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo",

@@ -226,7 +226,9 @@ def _report_bad_step(trainer: Trainer, step: int, batch: Any, result: StepResult
     names = [name for names in gather(batch.names) for name in names]
     trainer.run.log(f"{trainer.phase} step {step}: non-finite loss or gradient, step skipped; images: {names}")
     if bad_steps >= trainer.optim.max_bad_steps:
-        raise TrainingDiverged(f"{trainer.phase}: {bad_steps} steps in a row without a finite loss, at step {step}")
+        raise TrainingDiverged(
+            f"{trainer.phase}: {bad_steps} steps in a row without a finite loss, at step {step} with images {names}"
+        )
 
 
 def _resume(trainer: Trainer) -> int:

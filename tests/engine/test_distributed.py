@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from sohes.engine import distributed
 from sohes.engine.distributed import (
     LaunchError,
     World,
@@ -102,3 +103,28 @@ def test_a_world_of_one_needs_no_special_case(joined):
     with process_group(World(), torch.device("cpu")):
         check()
     assert not dist.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("device", "size", "backend", "bound"),
+    [
+        ("cpu", 1, "gloo", None),
+        ("cpu", 2, "gloo", None),
+        ("cuda:1", 1, "cpu:gloo,cuda:nccl", None),
+        ("cuda:1", 2, "cpu:gloo,cuda:nccl", torch.device("cuda", 1)),
+    ],
+)
+def test_each_process_connects_with_its_own_device(monkeypatch, device, size, backend, bound):
+    """The group as it is asked for; there is no GPU here."""
+    asked, ended = [], []
+    monkeypatch.setattr(dist, "init_process_group", lambda *given, **options: asked.append((given, options)))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: ended.append(True))
+    store = dist.HashStore()
+    monkeypatch.setattr(distributed, "_common_store", lambda world, timeout: (store, store))
+    store.add("left", 1)  # the other process, gone home
+    with process_group(World(0, size), torch.device(device)):
+        assert not ended
+    (given, options) = asked[0]
+    assert given == (backend,)
+    assert (options["rank"], options["world_size"], options.get("device_id")) == (0, size, bound)
+    assert ended == [True]
