@@ -200,9 +200,13 @@ def write_scenes(folder: str | os.PathLike, num: int, size: int, seed: int) -> P
     try:
         _build_scenes(building, request)
         building.chmod(0o755)  # temporary folders are private
-        if folder.exists():
+        try:
+            os.rename(building, folder)
+        except OSError:  # there is something
+            if _holds(folder, request):  # by now: another process has drawn them too, and may be reading them
+                return folder
             shutil.rmtree(folder)
-        os.replace(building, folder)
+            os.rename(building, folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return folder

@@ -87,7 +87,7 @@ class Shards:
         Raises LabelsError when the folder has more shards than the images give.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        if alone or self.missing():  # the manifest is written when no shard is missing
+        if alone:  # else whoever finds the last shard done may be writing the manifest
             remove_left_over(self.manifest)
         if everything:
             for path in [*self.folder.glob("shard-*.json"), self.manifest]:

@@ -51,17 +51,19 @@ def find_ground_truth(path: Path) -> GroundTruth:
 
 
 def score_phase(
-    run: Run, phase: Phase, segment: Callable[[Tensor], Forest], ground_truth: GroundTruth, world: World
+    run: Run, phase: Phase, segment: Callable[[Tensor], Forest], ground_truth: GroundTruth, world: World, job: int = 0
 ) -> dict[str, float]:
     """Apply `segment` (uint8 [3, H, W] -> Forest) to every photo; writes predictions/<phase>.json and results.json.
 
     Every process segments its block of the photos into a file of lines; the main one joins them, in the order of the
     photos, and measures. Returns the scores in every process.
+
+    job: of several that may score the same run at the same time, each with a number, >= 0: they write the same.
     """
     started = time.monotonic()
     photos = list_photos(ground_truth)
     share = world.share(len(photos))
-    own = _part_path(run, phase, world.rank)
+    own = _part_path(run, phase, job, world.rank)
     own.parent.mkdir(parents=True, exist_ok=True)
     with (
         own.open("w", encoding="ascii") as lines,
@@ -78,7 +80,7 @@ def score_phase(
     barrier()
 
     def join_and_measure() -> dict[str, float]:
-        parts = [_part_path(run, phase, rank) for rank in range(world.size)]
+        parts = [_part_path(run, phase, job, rank) for rank in range(world.size)]
         images = (record["image"] for record in _records(parts))
         write_coco(run.predictions(phase), images, _renumbered(parts))
         for part in parts:
@@ -104,8 +106,8 @@ def list_photos(ground_truth: GroundTruth) -> list[tuple[ImageId, str]]:
     return photos
 
 
-def _part_path(run: Run, phase: Phase, rank: int) -> Path:
-    return run.predictions(phase).with_suffix(f".part-{rank}.jsonl")
+def _part_path(run: Run, phase: Phase, job: int, rank: int) -> Path:
+    return run.predictions(phase).with_suffix(f".part-{job}-{rank}.jsonl")
 
 
 def _records(parts: list[Path]) -> Iterator[dict[str, Any]]:
