@@ -51,16 +51,16 @@ def base_config(
         ConfigError: no such preset, or no run to resume.
     """
     if _last(given, "--resume", "--no-resume") == "--resume":
-        return configuration.load(Path(_value(given, "--out") or out) / "config.json", cls)
-    return get_preset(_value(given, "--preset") or cls.preset)
+        return configuration.load(Path(_value(given, "--out", str(out))) / "config.json", cls)
+    return get_preset(_value(given, "--preset", cls.preset))
 
 
-def _value(given: Sequence[str], option: str) -> str | None:
+def _value(given: Sequence[str], option: str, default: str) -> str:
     """What is given for an option of one value, before all options are read: the last one counts."""
-    value = None
-    for word, following in zip(given, [*given, ""][1:], strict=True):
-        if word == option and not following.startswith("--"):
-            value = following
+    value = default
+    for place, word in enumerate(given):
+        if word == option and place + 1 < len(given) and not given[place + 1].startswith("--"):
+            value = given[place + 1]
         elif word.startswith(f"{option}="):
             value = word.partition("=")[2]
     return value

@@ -185,6 +185,10 @@ def _convert(option: Option, words: list[str]) -> Any:
     name, count = option.name, option.num_words
     if option.optional and [word.lower() for word in words] == ["none"]:
         return None
+    if not words and option.is_many:  # an unset variable of a shell: nothing given is not the same as not given
+        choices = typing.get_args(typing.get_args(option.hint)[0])
+        expected = f"of {', '.join(map(str, sorted(choices)))}" if choices else "value"
+        raise OptionError(f"{name}: expected at least one {expected}")
     if count is not None and len(words) != count:
         expected = "a value" if count == 1 else f"{count} values"
         raise OptionError(f"{name}{''.join(f' {word}' for word in words)}: expected {expected}{_or_none(option)}")

@@ -311,7 +311,7 @@ def test_phases_are_scored_on_a_data_set_by_name(finished, tmp_path):
         (["--preset", "tinny"], r"unknown preset 'tinny': did you mean 'tiny'"),
         (["--resume"], r"run/config.json does not exist"),
         (["--phases", "correct"], r"has no labels yet: add explore to --phases"),
-        (["--phases"], r"--phases: name at least one of explore, instruct, correct"),
+        (["--phases"], r"--phases: expected at least one of correct, explore, instruct"),
     ],
 )
 def test_bad_input_is_one_clear_line(arguments, message, tmp_path, capsys):
