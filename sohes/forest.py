@@ -21,6 +21,10 @@ class Forest:
     masks: N masks of one size.
     scores: float32 [N].
     parents: int64 [N], the index of each mask's parent, -1 for a root. No cycles.
+
+    The level of a mask is the number of its ancestors in this forest: 0 for a root, 1 for a root's parts, and so on.
+    JSON, pictures, the report and `--depth` all mean this. `select` makes a forest of fewer masks, with levels of its
+    own; pictures that show the best masks of a forest keep the levels of the forest.
     """
 
     masks: PackedMasks
@@ -47,7 +51,7 @@ class Forest:
 
     @cached_property
     def levels(self) -> Tensor:
-        """Steps from each mask up to its root, int64 [N]."""
+        """The number of ancestors of each mask, int64 [N]: the steps up to its root."""
         levels = torch.zeros_like(self.parents)  # [N]
         above = self.parents  # [N], walks up one step a turn
         for _ in range(len(self)):

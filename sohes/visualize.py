@@ -20,25 +20,34 @@ _DIM = 0.5  # brightness of the photo under bare contours
 _CHUNK_PIXELS = 1 << 23  # masks are sampled in chunks of at most this many pixels of the picture
 
 
-def overlay_forest(forest: Forest, level: int | None = None, fill: bool = True, max_masks: int = 200) -> Tensor:
+def overlay_forest(
+    forest: Forest,
+    level: int | None = None,
+    fill: bool = True,
+    max_masks: int = 200,
+    size: tuple[int, int] | None = None,
+) -> Tensor:
     """Transparent picture of a forest, to lay over its photo: uint8 [4, H, W], RGBA with straight alpha.
 
     Args:
-        forest: the masks. For a picture of another size see :func:`resize_forest`.
-        level: draw only masks of this level (0 = roots); None draws every level.
+        forest: the masks.
+        level: draw only masks of this level, see `Forest` (0 = roots); None draws every level.
         fill: False draws the contours only.
-        max_masks: of the masks asked for, draw the best by score (then area). At least 1.
+        max_masks: of the masks asked for, draw the best by score (then area). At least 1. What is left out changes
+            neither the levels nor the colours of the others.
+        size: (h, w) of the picture, sampled at pixel centres; None takes the masks' own.
 
     Smaller masks lie over larger ones, and all contours over all fills. A contour is the outermost pixels
     of a mask; the frame of the image is no contour.
     """
-    height, width = forest.masks.size
     drawn = _drawing_order(forest, level, max_masks)
     colors = forest_colors(forest)[drawn]
+    masks = resize_masks(forest.masks[drawn], size or forest.masks.size)
+    height, width = masks.size
     # Slot 0 is "nothing", slot 1 + k the k-th mask in drawing order.
     top, edge = np.zeros((height, width), np.int64), np.zeros((height, width), np.int64)
-    packed = forest.masks.words[drawn].cpu().view(torch.uint8).numpy()  # [n, bytes]
-    for slot, (x0, y0, x1, y1) in enumerate(forest.masks.boxes[drawn].tolist(), start=1):
+    packed = masks.words.cpu().view(torch.uint8).numpy()  # [n, bytes]
+    for slot, (x0, y0, x1, y1) in enumerate(masks.boxes.tolist(), start=1):
         # One pixel more than the box, so that the neighbours of its rim are there to compare with.
         x0, y0, x1, y1 = max(x0 - 1, 0), max(y0 - 1, 0), min(x1 + 1, width), min(y1 + 1, height)
         mask = _unpack_box(packed[slot - 1], height, (x0, y0, x1, y1))
@@ -68,21 +77,16 @@ def draw_forest(
     Raises: ValueError when `image` is not uint8 [3, H, W] or its size is not the masks'.
     """
     _check_image(image, forest)
-    overlay = overlay_forest(forest, level, fill, max_masks).float()
+    return _blend(image, overlay_forest(forest, level, fill, max_masks), fill)
+
+
+def _blend(image: Tensor, overlay: Tensor, fill: bool) -> Tensor:
+    """uint8 [3, h, w] under uint8 [4, h, w] -> uint8 [3, h, w]."""
+    overlay = overlay.float()
     alpha = overlay[3:] / 255  # [1, H, W]
     photo = _pale(image) * (1.0 if fill else _DIM)
     blended = overlay[:3] * alpha + photo * (1 - alpha)  # [3, H, W]
     return blended.round().to(torch.uint8)
-
-
-def best_masks(forest: Forest, count: int) -> Forest:
-    """The `count` best masks by score (then area, then index), in their old order, with parents linked anew.
-
-    A model's forest may hold hundreds of masks of low score, one inside the other; a person sees more in the best few.
-    """
-    if len(forest) <= count:
-        return forest
-    return forest.select(_drawing_order(forest, None, count).sort().values)
 
 
 def draw_panel(image: Tensor, forest: Forest, tile: int = 480, max_levels: int = 3, max_masks: int = 60) -> Tensor:
@@ -92,22 +96,22 @@ def draw_panel(image: Tensor, forest: Forest, tile: int = 480, max_levels: int =
         image: uint8 [3, H, W]; forest: its masks, of the same (H, W).
         tile: long side of one tile in pixels; smaller photos are scaled up to it and larger ones down.
         max_levels: how many levels get a tile of their own.
-        max_masks: the best this many are drawn, levels counted among them; see :func:`best_masks`.
+        max_masks: a tile shows the best this many of its masks, and its caption says of how many. Levels are those of
+            the forest, however few of its masks are drawn.
 
     Returns: uint8 [3, h, w].
     Raises: ValueError when `image` is not uint8 [3, H, W] or its size is not the masks'.
     """
     _check_image(image, forest)
     photo = resize_image(image, tile)
-    total = len(forest)
-    forest = resize_forest(best_masks(forest, max_masks), (photo.shape[1], photo.shape[2]))
-    counts = torch.bincount(forest.levels, minlength=max_levels).tolist()
+    size = (photo.shape[1], photo.shape[2])
+    counts = torch.bincount(forest.levels.cpu(), minlength=max_levels).tolist()
     tiles = [("photo", photo)]
     for level in range(max_levels):
-        caption = f"level {level}: {_counted(counts[level])}"
-        tiles.append((caption, draw_forest(photo, forest, level, max_masks)))
-    shown = _counted(total) if total == len(forest) else f"best {len(forest)} of {total} masks"
-    tiles.append((f"contours: {shown}", draw_forest(photo, forest, None, max_masks, fill=False)))
+        overlay = overlay_forest(forest, level, True, max_masks, size)
+        tiles.append((f"level {level}: {_counted(counts[level], max_masks)}", _blend(photo, overlay, fill=True)))
+    overlay = overlay_forest(forest, None, False, max_masks, size)
+    tiles.append((f"contours: {_counted(len(forest), max_masks)}", _blend(photo, overlay, fill=False)))
     return _row_of_tiles(tiles)
 
 
@@ -127,28 +131,34 @@ def resize_image(image: Tensor, long_side: int) -> Tensor:
 
 
 def resize_forest(forest: Forest, size: tuple[int, int]) -> Forest:
-    """The forest with masks of another size (h, w), sampled at the pixel centres. Scores and parents stay.
+    """The forest with masks of another size (h, w), sampled at the pixel centres. Scores and parents stay."""
+    if size == forest.masks.size:
+        return forest
+    return Forest(resize_masks(forest.masks, size), forest.scores.cpu(), forest.parents.cpu())
+
+
+def resize_masks(masks: PackedMasks, size: tuple[int, int]) -> PackedMasks:
+    """Masks of another size (h, w), sampled at the pixel centres, on the CPU.
 
     Reads single bits of the packed masks, so that no mask of the full size is made.
     """
-    if size == forest.masks.size:
-        return forest
-    if len(forest) == 0:
-        return Forest(PackedMasks.empty(size), forest.scores.cpu(), forest.parents.cpu())
-    height, width = forest.masks.size
+    if size == masks.size:
+        return masks
+    if len(masks) == 0:
+        return PackedMasks.empty(size)
+    height, width = masks.size
     ys = ((torch.arange(size[0]) + 0.5) * height / size[0]).long().clamp(max=height - 1)  # [h]
     xs = ((torch.arange(size[1]) + 0.5) * width / size[1]).long().clamp(max=width - 1)  # [w]
     bits = xs[:, None] * height + ys[None, :]  # [w, h] flat bit of each picture pixel, in the order of the words
     byte, position = (bits >> 3).flatten(), (bits & 7).to(torch.uint8)
-    words = forest.masks.words.cpu().view(torch.uint8)  # [N, bytes], the low byte of a word first
+    words = masks.words.cpu().view(torch.uint8)  # [N, bytes], the low byte of a word first
     parts = []
     chunk = max(1, _CHUNK_PIXELS // max(bits.numel(), 1))
-    for start in range(0, max(len(words), 1), chunk):
+    for start in range(0, len(words), chunk):
         sampled = words[start : start + chunk].index_select(1, byte).unflatten(1, bits.shape)  # [n, w, h]
         parts.append(PackedMasks.from_dense(((sampled >> position) & 1).mT))
     # A single part keeps its areas and boxes, which `cat` would count again.
-    masks = parts[0] if len(parts) == 1 else PackedMasks.cat(parts)
-    return Forest(masks, forest.scores.cpu(), forest.parents.cpu())
+    return parts[0] if len(parts) == 1 else PackedMasks.cat(parts)
 
 
 def _drawing_order(forest: Forest, level: int | None, max_masks: int) -> Tensor:
@@ -219,7 +229,9 @@ def _fit_text(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     return text
 
 
-def _counted(count: int) -> str:
+def _counted(count: int, max_masks: int) -> str:
+    if count > max_masks:
+        return f"best {max_masks} of {count} masks"
     return "1 mask" if count == 1 else f"{count} masks"
 
 

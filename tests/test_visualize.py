@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 
+from sohes import visualize
 from sohes.colors import forest_colors, oklch_to_srgb, srgb_to_oklch
 from sohes.forest import Forest
 from sohes.masks import PackedMasks
@@ -178,3 +179,32 @@ def test_resizing_no_masks_gives_no_masks():
     nothing = Forest.from_coco([], (40, 30))  # decoded, as a file's image without annotations is
     assert resize_forest(nothing, (20, 15)).masks.size == (20, 15)
     assert len(resize_forest(nothing, (20, 15))) == 0
+
+
+def test_pictures_have_the_levels_of_the_forest(monkeypatch):
+    """The best masks only are drawn, but as what they are in the forest: in a chain of six, 4 and 5 score best."""
+    masks = torch.zeros(6, 24, 24, dtype=torch.bool)
+    for depth, mask in enumerate(masks):
+        mask[2 * depth : 24 - 2 * depth, 2 * depth : 24 - 2 * depth] = True
+    scores = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.9, 0.8])
+    forest = Forest(PackedMasks.from_dense(masks), scores, torch.arange(-1, 5))
+    for level in range(6):
+        assert torch.equal(overlay_forest(forest, level, max_masks=1)[3] > 0, masks[level])
+    assert torch.equal(overlay_forest(forest, max_masks=1)[3] > 0, masks[4])
+    captions, rows = [], visualize._row_of_tiles
+    monkeypatch.setattr(visualize, "_row_of_tiles", lambda tiles: captions.extend(t for t, _ in tiles) or rows(tiles))
+    draw_panel(torch.zeros(3, 24, 24, dtype=torch.uint8), forest, max_masks=2)
+    assert captions == ["photo", "level 0: 1 mask", "level 1: 1 mask", "level 2: 1 mask", "contours: best 2 of 6 masks"]
+    captions.clear()
+    flat = Forest(forest.masks, scores, torch.tensor([-1, -1, -1, 0, 0, 3]))
+    draw_panel(torch.zeros(3, 24, 24, dtype=torch.uint8), flat, max_masks=2)
+    levels = [f"level {level}" for level in range(3)]
+    assert captions[1:4] == [f"{levels[0]}: best 2 of 3 masks", f"{levels[1]}: 2 masks", f"{levels[2]}: 1 mask"]
+    assert [int(n) for n in flat.levels.bincount()] == [3, 2, 1]
+    assert [one["level"] for one in flat.to_coco(1)] == flat.levels.tolist()
+
+
+def test_a_picture_of_another_size_shows_the_resized_masks():
+    forest, _ = make_forest()
+    for size in ((24, 32), (6, 8), (13, 17)):
+        assert torch.equal(overlay_forest(forest, size=size), overlay_forest(resize_forest(forest, size)))
