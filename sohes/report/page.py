@@ -111,7 +111,8 @@ def photos_section(panels: PhotoPanels) -> str:
         'data-unit="rem"></label></span>'
     )
     note = (
-        f"{panels.source}. A child is drawn in a variation of its parent's colour, smaller masks over larger ones."
+        f"{panels.source}. A child is drawn in a variation of its parent's colour, smaller masks over larger ones; a "
+        "picture shows the best 60 of its masks."
         + (" Misses: true masks whose best prediction has an IoU below 0.5, beside the truth." if has_truth else "")
     )
     photos = "".join(_photo(index, photo) for index, photo in enumerate(panels.photos))

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from sohes.config import PHASES
+from sohes.config import PHASES, InferConfig
 from sohes.data.coco import LabelledImage, LabelSet
 from sohes.data.images import read_annotated, read_image
 from sohes.errors import SohesError
@@ -26,7 +26,7 @@ from sohes.forest import Forest, build_forest
 from sohes.labels.shards import read_shard_info
 from sohes.masks import mask_iou
 from sohes.report.record import RunRecord
-from sohes.visualize import best_masks, overlay_forest, resize_forest, resize_image
+from sohes.visualize import overlay_forest, resize_image
 
 NUM_LEVELS = 3  # views of a single level
 MISSES = "misses"
@@ -41,8 +41,9 @@ GROUND_TRUTH, LABELS = "ground truth", "labels"
 
 @dataclass(frozen=True)
 class Overlay:
-    """A forest over a photo. `pictures` maps a view to a data URI; `counts[l]` is the number of masks drawn at level l,
-    of `total` in the file; `missed`: how many true masks none of them matches, and of how many, where a truth is known.
+    """A forest over a photo. `pictures` maps a view to a data URI; `counts[l]` is the number of masks of level l that
+    may be drawn, of which a picture shows the best, out of `total` in the file; `missed`: how many true masks none of
+    them matches, and of how many, where a truth is known.
     """
 
     title: str
@@ -177,16 +178,16 @@ def _draw_overlay(title: str, forest: Forest, truth: Forest | None, size: tuple[
     if truth is not None:
         lost = missed_masks(forest, truth)
         missed = (len(lost), len(truth))
-    if title != GROUND_TRUTH:
-        forest = best_masks(forest, _MAX_MASKS)
+    if title in ("instruct", "correct"):  # the files keep masks for the scores that nobody would be shown
+        forest = forest.select(forest.scores >= InferConfig.min_score)
     counts = forest.levels.bincount(minlength=1).tolist()
-    small = resize_forest(forest, size)
-    pictures = {"all": png_uri(overlay_forest(small))}
+    shown = {"max_masks": len(forest) if title == GROUND_TRUTH else _MAX_MASKS, "size": size}
+    pictures = {"all": png_uri(overlay_forest(forest, **shown))}
     for level in range(min(NUM_LEVELS, len(counts))):
-        pictures[f"level {level}"] = png_uri(overlay_forest(small, level))
-    pictures["contours"] = png_uri(overlay_forest(small, fill=False))
+        pictures[f"level {level}"] = png_uri(overlay_forest(forest, level, **shown))
+    pictures["contours"] = png_uri(overlay_forest(forest, fill=False, **shown))
     if missed is not None and missed[0]:
-        pictures[MISSES] = png_uri(overlay_forest(resize_forest(lost, size)))
+        pictures[MISSES] = png_uri(overlay_forest(lost, size=size))
     return Overlay(title, counts, total, pictures, missed)
 
 
