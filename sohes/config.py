@@ -301,8 +301,11 @@ class InferConfig:
     and memory. 0: as in training. [ours]"""
     max_masks: int = 1000
     """At most this many masks an image, >= 1. [paper: AR@1000]"""
-    min_score: float = 0.0
-    """Masks that score less are dropped, 0..1."""
+    min_score: float = 0.1
+    """Masks that score less are dropped, 0..1: 0.1 leaves out what a model holds for a mask with less than one chance
+    in ten. [ours]"""
+    eval_min_score: float = 0.0
+    """The same where a phase is scored, 0..1: AR counts up to 1000 masks an image, and more never lower it. [ours]"""
     nms_iou: float = 0.9
     """Of two masks with a higher IoU only the better stays, 0..1. [sibling]"""
     ancestor_threshold: float = 0.5
@@ -310,6 +313,11 @@ class InferConfig:
     ancestor_cover: float = 0.8
     """Share of a child that must lie in a parent which the head names, 0..1: less than for coverage alone, as a head
     that knows of a relation needs less proof. Of 0.7, 0.75, 0.8, 0.85 and 0.9 the best ancestor F1 on scenes. [ours]"""
+    child_area: float = 0.9
+    """Share of a parent's pixels that a child which the head names has at most, above 0 to 1: what fills more is
+    another take of the same thing, and parents within that share of the smallest are takes of one: the best by score is
+    chosen. 1: no limit. On scenes, 0.9 halves the depth of a forest (26 levels to 12) for ancestor F1 54 to 49, 0.8
+    gives 8 for 36. [ours]"""
     theta_cover: float = 0.9
     """Share of a child that must lie in its parent where a model has no ancestor head, 0..1. [sibling]"""
     min_area: int = 10

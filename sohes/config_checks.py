@@ -80,6 +80,8 @@ _RANGES: dict[str, tuple[float, float | None]] = {
     "infer.grid_size": (0, None),
     "infer.max_masks": (1, None),
     "infer.min_score": (0, 1),
+    "infer.eval_min_score": (0, 1),
+    "infer.child_area": (0.01, 1),
     "infer.nms_iou": (0, 1),
     "infer.ancestor_threshold": (0, 1),
     "infer.ancestor_cover": (0, 1),

@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -209,7 +209,9 @@ def segmenter_of(
     if phase == "explore":
         return lambda image: label_image(image, extractor, config.explore)
     segmenter = Segmenter.from_pretrained(run.weights(phase), device=device)
-    return lambda image: segmenter([image])[0]
+    infer = segmenter.infer_config
+    scored = Segmenter(segmenter.model, segmenter.model_config, replace(infer, min_score=infer.eval_min_score))
+    return lambda image: scored([image])[0]
 
 
 if __name__ == "__main__":

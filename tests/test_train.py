@@ -10,6 +10,7 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,8 +21,11 @@ from safetensors.torch import load_file
 from sohes.config import Config, ConfigError, ModelConfig
 from sohes.data.scenes import draw_scene
 from sohes.labels.refine import load_cascadepsp
+from sohes.models.segmenter import Segmenter
+from sohes.models.segmenter_model import build_model
+from sohes.presets import get_preset
 from sohes.segment import main as segment_main
-from sohes.train import main
+from sohes.train import main, segmenter_of
 from sohes.train_checks import check_needs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -344,3 +348,19 @@ def test_a_gpu_that_is_not_there_is_told(tmp_path, capsys):
     assert run_main("--device", "cuda", "--out", tmp_path / "run") == 2
     assert capsys.readouterr().err == "sohes.train: error: --device cuda: torch sees no CUDA device\n"
     assert not (tmp_path / "run").exists()
+
+
+def test_phases_are_scored_with_all_masks(tmp_path):
+    """People are shown masks from `min_score` on; average recall counts the weak ones too."""
+    torch.manual_seed(0)
+    config = get_preset("micro")
+    model = build_model(config.model)
+    with torch.no_grad():
+        model.mask_decoder.class_predictor.bias.copy_(torch.tensor([-6.0, 0.0]))  # all but certain: no entity
+    Segmenter(model, config.model, config.infer).save_pretrained(tmp_path)
+    run = SimpleNamespace(weights=lambda phase: tmp_path)
+    image = draw_scene(0, 64).image
+    forest = segmenter_of(run, "instruct", config, None, torch.device("cpu"))(image)
+    assert len(forest) > 50
+    assert forest.scores.max() < config.infer.min_score
+    assert len(Segmenter.from_pretrained(tmp_path)(image)[0]) == 0

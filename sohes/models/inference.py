@@ -139,7 +139,7 @@ def _extract_forest(outputs: Outputs, row: int, size: tuple[int, int], config: I
         parents = build_forest(masks, config.theta_cover)
     else:
         logits = outputs.ancestor_logits[row][kept][:, kept].float()
-        parents = link_parents(masks, logits.sigmoid(), config.ancestor_threshold, config.ancestor_cover)
+        parents = link_parents(masks, scores[kept], logits.sigmoid(), config)
     return Forest(masks.to("cpu"), scores[kept].cpu(), parents.cpu())
 
 
@@ -163,27 +163,32 @@ def _pack_distinct(
     return torch.cat(stays).to(queries.device), distinct.masks
 
 
-def link_parents(masks: PackedMasks, ancestor_probability: Tensor, threshold: float, cover: float) -> Tensor:
-    """Parent of each mask: the smallest larger mask that the head calls its ancestor and that covers it.
+def link_parents(masks: PackedMasks, scores: Tensor, ancestor_probability: Tensor, config: InferConfig) -> Tensor:
+    """Parent of each mask: of the masks that the head calls its ancestors, that cover it and are clearly larger (see
+    `ancestor_threshold`, `ancestor_cover`, `child_area`), the smallest, or one nearly as small that scores better.
 
-    Parents are strictly larger than their children, so there are no cycles.
+    Parents are strictly larger than their children, so there are no cycles. With near-duplicates as each other's
+    parents, forests were chains of dozens of levels.
 
     Args:
         masks: N of them.
+        scores: float [N].
         ancestor_probability: float [N, N]; [i, j]: i is an ancestor of j.
-        threshold: probability above which it counts. cover: share of a child that must lie in its parent.
 
     Returns:
-        int64 [N], -1 for a root.
+        int64 [N], -1 for a root. Of equal scores the smaller parent, then the lower index.
     """
-    N = len(masks)
+    N, areas = len(masks), masks.areas
     if N == 0:
-        return torch.zeros(0, dtype=torch.int64, device=masks.device)
-    areas = masks.areas
+        return torch.zeros(0, dtype=torch.int64)
     share = (overlap_of_all(masks).double() / areas[:, None].clamp(min=1)).float()  # [N, N]
-    covered = share >= cover  # [j, i]: j lies in i
-    larger = areas[None, :] > areas[:, None]
-    is_ancestor = (ancestor_probability > threshold).T.to(areas.device)
+    covered = share >= config.ancestor_cover  # [j, i]: j lies in i
+    larger = (areas[None, :] > areas[:, None]) & (config.child_area * areas[None, :] >= areas[:, None])
+    is_ancestor = (ancestor_probability > config.ancestor_threshold).T.to(areas.device)
     legal = covered & larger & is_ancestor
-    area = areas[None, :].expand(N, N).masked_fill(~legal, torch.iinfo(torch.int64).max)
-    return torch.where(legal.any(dim=1), area.argmin(dim=1), -1)
+    order = areas.argsort(stable=True)  # smaller first, so that of equal scores the first is the smallest
+    legal, ordered = legal[:, order], areas[order]
+    smallest = torch.where(legal, ordered, torch.iinfo(torch.int64).max).amin(1, keepdim=True)  # [N, 1]
+    near = legal & (config.child_area * ordered <= smallest)
+    best = torch.where(near, scores.to(areas.device)[order], -1.0).argmax(1)  # [N]
+    return torch.where(legal.any(1), order[best], -1)

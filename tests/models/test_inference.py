@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -55,16 +56,42 @@ def test_duplicates_go_and_small_and_weak_masks_go():
 
 def test_a_parent_needs_the_head_and_the_cover_and_is_the_smallest():
     masks = PackedMasks.from_dense(boxes(20, (0, 20, 0, 20), (0, 10, 0, 10), (2, 6, 2, 6), (8, 14, 8, 14)))
-    sure = torch.ones(4, 4)
-    assert link_parents(masks, sure, 0.5, 0.9).tolist() == [-1, 0, 1, 0]
-    assert link_parents(masks, sure, 0.5, 0.1).tolist() == [-1, 0, 1, 1]
+    sure, scores, config = torch.ones(4, 4), torch.ones(4), InferConfig(ancestor_cover=0.9)
+    assert link_parents(masks, scores, sure, config).tolist() == [-1, 0, 1, 0]
+    assert link_parents(masks, scores, sure, replace(config, ancestor_cover=0.1)).tolist() == [-1, 0, 1, 1]
     unsure = sure.clone()
     unsure[1, 2] = 0.4  # the head does not call 1 an ancestor of 2
-    assert link_parents(masks, unsure, 0.5, 0.9).tolist() == [-1, 0, 0, 0]
-    assert link_parents(masks, torch.zeros(4, 4), 0.5, 0.9).tolist() == [-1] * 4
+    assert link_parents(masks, scores, unsure, config).tolist() == [-1, 0, 0, 0]
+    assert link_parents(masks, scores, torch.zeros(4, 4), config).tolist() == [-1] * 4
     equal = PackedMasks.from_dense(boxes(20, (0, 9, 0, 9), (0, 9, 0, 9)))
-    assert link_parents(equal, torch.ones(2, 2), 0.5, 0.9).tolist() == [-1, -1]  # equal masks: no cycle
-    assert link_parents(equal[:0], torch.ones(0, 0), 0.5, 0.9).tolist() == []
+    for some in (config, replace(config, child_area=1.0)):
+        assert link_parents(equal, scores[:2], torch.ones(2, 2), some).tolist() == [-1, -1]  # equal masks: no cycle
+    assert link_parents(equal[:0], scores[:0], torch.ones(0, 0), config).tolist() == []
+
+
+def test_near_duplicates_are_one_level():
+    """Five takes of one thing, each a row smaller than the last, and a part of it."""
+    takes = [(0, 20 - k, 0, 20) for k in range(5)]
+    masks = PackedMasks.from_dense(boxes(20, *takes, (2, 6, 2, 6)))
+    scores, config = torch.tensor([0.3, 0.4, 0.9, 0.5, 0.6, 0.8]), InferConfig()
+    chain = link_parents(masks, scores, torch.ones(6, 6), replace(config, child_area=1.0))
+    assert chain.tolist() == [-1, 0, 1, 2, 3, 4]
+    # 17 and 16 rows are at most nine tenths of 20 or 18; 16 is the least that holds the part, 17 within reach.
+    parents = link_parents(masks, scores, torch.ones(6, 6), config)
+    assert parents.tolist() == [-1, -1, 0, 1, 2, 4]
+    scores[3] = 0.7
+    assert link_parents(masks, scores, torch.ones(6, 6), config)[5] == 3
+
+
+def test_weak_masks_are_for_scoring_only():
+    masks = boxes(16, (0, 16, 0, 16), (2, 8, 2, 8), (9, 14, 9, 14))
+    outputs = outputs_of(masks, [-4.0, 2.0, 1.0])  # the largest is a mask with a probability of 0.02
+    forest = extract_forest(outputs, 0, (64, 64), InferConfig())
+    assert forest.scores.min() > InferConfig.min_score
+    assert forest.levels.tolist() == [0, 0]
+    config = InferConfig()
+    everything = extract_forest(outputs, 0, (64, 64), replace(config, min_score=config.eval_min_score))
+    assert everything.levels.tolist() == [1, 1, 0]
 
 
 def test_the_forest_follows_the_ancestor_head_or_coverage_without_one():
