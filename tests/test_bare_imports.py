@@ -57,3 +57,15 @@ def test_masks_and_a_segmenter_work_without_them():
         "assert torch.equal(Forest.from_coco(annotations, (40, 50)).masks.words, forest.masks.words)\n"
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_package_lists_its_classes_before_they_are_loaded():
+    done = run(
+        "import sohes\n"
+        "assert 'torch' not in sys.modules\n"
+        "assert {'Forest', 'PackedMasks', 'Segmenter', '__version__'} <= set(dir(sohes)), dir(sohes)\n"
+        "assert 'torch' not in sys.modules\n"
+        "from sohes import *\n"
+        "assert Forest.__name__ == 'Forest'\n"
+    )
+    assert done.returncode == 0, done.stderr
