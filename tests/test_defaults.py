@@ -5,6 +5,7 @@ Under the default device `meta` a tensor made without a device has no memory, an
 """
 
 import ast
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from sohes.masks import PackedMasks, as_indices, mask_coverage, mask_iou, nms_ma
 from sohes.models.distillation import build_distillation_model
 from sohes.models.segmenter import Segmenter
 from sohes.models.segmenter_model import build_model
+from sohes.phases.explore import label_image
 from sohes.pretrain_config import DistillConfig, VitConfig
 
 SIZE = (21, 34)
@@ -159,12 +161,20 @@ def networks(tmp):
             segmenter = Segmenter(build_model(config).eval(), config, infer)
             segmenter.save_pretrained(tmp / name)
             found[f"segment-{name}"] = lambda segmenter=segmenter: segmenter(images)
+            tiled = Segmenter(segmenter.model, config, InferConfig(size=64, tile=40, max_masks=20))
+            found[f"tile-{name}"] = lambda segmenter=tiled: segmenter(images)
             found[f"load-{name}"] = lambda name=name: Segmenter.from_pretrained(tmp / name)(images)
             found[f"train-{name}"] = lambda model=segmenter.model: one_step(model)
     extractors = {name: build_extractor(ExploreConfig(features=name, side=64)) for name in ("sohes-micro",)}
     for name, extractor in extractors.items():
         view = extractor.view(images[0])
         found[f"features-{name}"] = lambda extractor=extractor, view=view: extractor([view])
+    labelled = ExploreConfig(side=64, theta_small=0.05, min_area=1, local_regions=2, max_masks=20)
+    for change in ({}, {"start": "patches"}, {"features": "sohes-micro", "color_trees": True}, {"refiner": "guided"}):
+        settings = replace(labelled, **change)
+        extractor = build_extractor(settings, torch.device("cpu"))
+        name = "label-" + "-".join(map(str, change.values()))
+        found[name] = lambda extractor=extractor, settings=settings: label_image(images[0], extractor, settings)
     distill = DistillConfig(head_hidden=16, head_bottleneck=8, prototypes=10)
     student = build_distillation_model(VitConfig(width=24, depth=2, heads=2), distill, 32)
     side = 32 // VitConfig().patch
@@ -270,7 +280,7 @@ def works(tmp_path_factory):
     return networks(tmp_path_factory.mktemp("models"))
 
 
-@pytest.mark.parametrize("what", ["segment", "load", "train", "features", "distillation"])
+@pytest.mark.parametrize("what", ["segment", "tile", "load", "train", "features", "label", "distillation"])
 def test_networks(works, what):
     for name, work in works.items():
         if name.startswith(what):

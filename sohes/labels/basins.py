@@ -76,6 +76,7 @@ def pool_features(labels: Tensor, sizes: Tensor, patches: Tensor, features: Tens
         counts.float(),
         (len(sizes), num_patches),
         check_invariants=True,
+        device=labels.device,
     )
     return (shares @ F.normalize(features.float(), dim=1)) / sizes[:, None]
 

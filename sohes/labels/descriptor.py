@@ -33,11 +33,11 @@ def describe(view: View, config: ExploreConfig) -> Tensor:
     color = _embed(lab, _color_widths(config), _COLOR_FREQUENCIES, seed=0)  # [h*w, 64]
     spread = (view.pool(view.lab[:1].square()) - lab[:, :1].square()).clamp_min(0).sqrt()  # [h*w, 1]
     texture = torch.cat([spread, view.pool(orientation_energy(view.lab[0]))], 1)  # [h*w, 5]
-    widths = torch.full((texture.shape[1],), config.texture_width)
+    widths = texture.new_full((texture.shape[1],), config.texture_width)
     texture = _embed(texture, widths, _TEXTURE_FREQUENCIES, seed=1)  # [h*w, 32]
     features = torch.cat([color, config.texture_weight * texture], 1)  # [h*w, 96]
     features = diffuse(features.T.view(-1, h, w), lab.T.view(-1, h, w), config)  # [96, h, w]
-    place = _embed(_place(view), torch.full((2,), config.place_width), _PLACE_FREQUENCIES, seed=2)  # [h*w, 32]
+    place = _embed(_place(view), lab.new_full((2,), config.place_width), _PLACE_FREQUENCIES, seed=2)  # [h*w, 32]
     return torch.cat([features.flatten(1).T, config.place_weight * place], 1).view(h, w, -1)
 
 
@@ -48,7 +48,7 @@ def orientation_energy(lightness: Tensor) -> Tensor:
     dy = (padded[2:, 1:-1] - padded[:-2, 1:-1]) / 2  # [H, W]
     magnitude = torch.hypot(dx, dy).clamp_min(1e-6)
     angles = [k * pi / _NUM_ORIENTATIONS for k in range(_NUM_ORIENTATIONS)]
-    directions = [(torch.tensor(a).cos(), torch.tensor(a).sin()) for a in angles]
+    directions = [(dx.new_tensor(a).cos(), dx.new_tensor(a).sin()) for a in angles]
     return torch.stack([(dx * c + dy * s).square() / magnitude for c, s in directions])
 
 
@@ -80,7 +80,7 @@ def _conductance(difference: Tensor, contrast: float) -> Tensor:
 
 
 def _color_widths(config: ExploreConfig) -> Tensor:
-    return config.color_width * torch.tensor([_LIGHTNESS_WIDTH, 1.0, 1.0])
+    return config.color_width * torch.tensor([_LIGHTNESS_WIDTH, 1.0, 1.0], dtype=torch.float32, device="cpu")
 
 
 def _place(view: View) -> Tensor:
@@ -88,14 +88,16 @@ def _place(view: View) -> Tensor:
     h, w = view.grid
     height, width = view.lab.shape[1:]
     unit = (height * width) ** 0.5
-    y = (torch.arange(h) + 0.5) * (height / h / unit)
-    x = (torch.arange(w) + 0.5) * (width / w / unit)
+    y = (torch.arange(h, dtype=torch.float32, device=view.lab.device) + 0.5) * (height / h / unit)
+    x = (torch.arange(w, dtype=torch.float32, device=view.lab.device) + 0.5) * (width / w / unit)
     return torch.cartesian_prod(y, x).view(-1, 2)
 
 
 def _embed(values: Tensor, widths: Tensor, num_frequencies: int, seed: int) -> Tensor:
     """Random Fourier features [P, 2 * num_frequencies], of norm 1, of values [P, S] for kernels of `widths` [S]."""
     generator = torch.Generator().manual_seed(seed)
-    frequencies = torch.randn(len(widths), num_frequencies, generator=generator) / widths[:, None]  # [S, D]
+    shape = (len(widths), num_frequencies)
+    drawn = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(widths.device)
+    frequencies = drawn / widths[:, None]  # [S, D]
     phases = values @ frequencies  # [P, D]
     return torch.cat([phases.cos(), phases.sin()], 1) / num_frequencies**0.5

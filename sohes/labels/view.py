@@ -52,8 +52,8 @@ class View:
         height, width = self.photo_size
         if labels.shape == self.photo_size:
             return labels
-        rows = ((torch.arange(height) * 2 + 1) * labels.shape[0] // (2 * height)).to(labels.device)
-        columns = ((torch.arange(width) * 2 + 1) * labels.shape[1] // (2 * width)).to(labels.device)
+        rows = (torch.arange(height, device=labels.device) * 2 + 1) * labels.shape[0] // (2 * height)
+        columns = (torch.arange(width, device=labels.device) * 2 + 1) * labels.shape[1] // (2 * width)
         return labels[rows[:, None], columns[None, :]]
 
 
@@ -91,8 +91,8 @@ def assign_pixels(lab: Tensor, grid: tuple[int, int], rounds: int, compactness: 
     """Patch of each pixel, int64 [H, W]; see the module's text. The middle pixel of a square stays in its square."""
     _, height, width = lab.shape
     h, w = grid
-    y = (torch.arange(height, device=lab.device) + 0.5) * (h / height)  # [H], in patches
-    x = (torch.arange(width, device=lab.device) + 0.5) * (w / width)  # [W]
+    y = (torch.arange(height, dtype=torch.float32, device=lab.device) + 0.5) * (h / height)  # [H], in patches
+    x = (torch.arange(width, dtype=torch.float32, device=lab.device) + 0.5) * (w / width)  # [W]
     row, column = y.long().clamp(max=h - 1), x.long().clamp(max=w - 1)
     square = row[:, None] * w + column[None, :]  # [H, W]
     if rounds == 0:

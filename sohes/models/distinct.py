@@ -60,7 +60,7 @@ class DistinctMasks:
         Returns the indices of those that stay, int64 [k] on the CPU, increasing.
         """
         count, end = self._count, self._count + len(masks)
-        self._put(masks, torch.arange(len(masks)))
+        self._put(masks, torch.arange(len(masks), device="cpu"))
         # Those that stay duplicate none of each other, and do so again.
         order = torch.arange(end, device=self._words.device)
         found = (self._words[:end], self._areas[:end], self._boxes[:end], order)

@@ -154,7 +154,7 @@ def _pack_distinct(
         large = (masks.areas >= config.min_area).nonzero().flatten()
         masks = masks[large]
         if len(queries) <= step:
-            best = nms_masks(masks, config.nms_iou, -torch.arange(len(masks)))
+            best = nms_masks(masks, config.nms_iou, -torch.arange(len(masks), device=masks.device))
             return large[best].to(queries.device), masks[best]
         distinct = distinct or DistinctMasks(size, len(queries), config.nms_iou, masks.device)
         stays.append(start + large.cpu()[distinct.add(masks)])

@@ -126,7 +126,7 @@ def join_tiles(whole: View, tiles: Sequence[View], config: InferConfig) -> Fores
     scores = [_mean_score(group, views) for group in objects]
     best = sorted(range(len(objects)), key=lambda k: -scores[k])[: config.max_masks]
     objects = [[(0, n)] for n in range(len(whole))] + [objects[k] for k in best]
-    score = torch.cat((whole.scores, torch.tensor([scores[k] for k in best])))  # [whole + best]
+    score = torch.cat((whole.scores, whole.scores.new_tensor([scores[k] for k in best])))  # [whole + best]
     order = score.argsort(descending=True, stable=True)
     distinct = DistinctMasks(size, min(config.max_masks, len(objects)), config.nms_iou, torch.device("cpu"))
     kept = [order[:0]]
@@ -177,7 +177,7 @@ def _agreeing(views: Sequence[View], cut: Sequence[Tensor], join_iou: float) -> 
                 ]
             )  # [n, m]
             value, match = iou.max(dim=1)
-            mutual = iou.argmax(dim=0)[match] == torch.arange(len(a))
+            mutual = iou.argmax(dim=0)[match] == torch.arange(len(a), device=match.device)
             for k in (mutual & (value > join_iou)).nonzero().flatten().tolist():
                 n, m = a[k], b[int(match[k])]
                 if cut[s][n] or cut[t][m]:
@@ -206,7 +206,9 @@ def _draw(objects: Sequence[Sequence[Piece]], views: Sequence[View], part: Tile)
         if not seen:
             continue
         left = (min(place.x0 for *_, place in seen) - part.x0) // step * step
-        canvas = torch.zeros(height, max(place.x1 for *_, place in seen) - part.x0 - left, dtype=torch.bool)
+        canvas = torch.zeros(
+            height, max(place.x1 for *_, place in seen) - part.x0 - left, dtype=torch.bool, device="cpu"
+        )
         for view, n, place in seen:
             x0, y0 = place.x0 - part.x0 - left, place.y0 - part.y0
             canvas[y0 : y0 + place.size[0], x0 : x0 + place.size[1]] |= view.pixels(n, place)
