@@ -25,7 +25,11 @@ _spec = importlib.util.spec_from_file_location("readme_commands", ROOT / ".ci" /
 readme_commands = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(readme_commands)
 
-DOCUMENTS = [*readme_commands.documents(), ROOT / "sohes" / "weights" / "sohes-micro" / "README.md"]
+DOCUMENTS = [
+    *readme_commands.documents(),
+    ROOT / "sohes" / "weights" / "sohes-micro" / "README.md",
+    *sorted((ROOT / "benchmarks" / "results").glob("*.md")),
+]
 COMMANDS = {"train": train, "segment": segment, "evaluate": evaluate, "pretrain": pretrain}
 NAMES = [document.relative_to(ROOT).as_posix() for document in DOCUMENTS]
 
@@ -114,8 +118,13 @@ def test_every_set_of_the_results_is_described():
         "coco128_seg",
         "coco_tiny100",
     }
-    for name in ("README.md", "docs/results.md"):
-        assert "datasets.md#the-sets-of-the-results" in (ROOT / name).read_text(encoding="utf-8")
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        if re.search("bsds_val|carparts50|coco128_seg|coco_tiny100", text) and document.name != "datasets.md":
+            assert "datasets.md#the-sets-of-the-results" in text, document
+        assert not re.search(r"benchmarks/\w+\.py (?:SET|bsds_val|carparts50|coco128_seg|coco_tiny100)\b", text), (
+            document
+        )
 
 
 def test_the_blocks_become_scripts_in_order(tmp_path, monkeypatch):
