@@ -41,8 +41,8 @@ TIMES_FILE = "explore.jsonl"
 
 # Failures that are told as they happen; the manifest has them all.
 _TOLD_FAILURES = 20
-# Seconds between two looks for the labels of other processes, and between two lines about it.
-_LOOK, _TELL = 0.5, 60.0
+# Seconds between two looks for the labels of other processes, until the first line about it, and between later ones.
+_LOOK, _TELL_FIRST, _TELL = 0.5, 5.0, 60.0
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -401,7 +401,8 @@ def _tell_failure(row: Row, number: int, log: RunLog) -> None:
 def _wait_for(shards: Shards, patience: float, log: RunLog) -> None:
     """Return when every shard is there. Raises LabelsTimeout when none has come for `patience` seconds."""
     missing = shards.missing()
-    last_came = last_told = time.monotonic()
+    last_came = time.monotonic()
+    tell_at = last_came + _TELL_FIRST
     while missing:
         now = time.monotonic()
         if now - last_came > patience:
@@ -409,9 +410,9 @@ def _wait_for(shards: Shards, patience: float, log: RunLog) -> None:
                 f"{len(missing)} shards of other processes are missing, the first {shards.path(missing[0])}; none came "
                 f"for {format_seconds(patience)} (explore.patience): run again, finished shards are kept"
             )
-        if now - last_told > _TELL:
+        if now > tell_at:
             log(f"explore: waiting for {len(missing)} shards of other processes, the first {missing[0]}")
-            last_told = now
+            tell_at = now + _TELL
         time.sleep(_LOOK)
         still = [index for index in missing if not shards.path(index).exists()]
         if len(still) < len(missing):

@@ -258,6 +258,13 @@ class TestSeveralProcesses:
         with pytest.raises(LabelsTimeout, match=r"^2 shards of other processes are missing, the first .*shard-00001"):
             label(photos, tmp_path, impatient, world=World(0, 2))
 
+    def test_waiting_is_told(self, photos, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr("sohes.phases.explore._TELL_FIRST", 0.2)
+        with pytest.raises(LabelsTimeout):
+            explore(photos, tmp_path, replace(CONFIG, patience=1.2), world=World(0, 2))
+        told = [line for line in capsys.readouterr().err.splitlines() if "waiting for" in line]
+        assert told == ["explore: waiting for 2 shards of other processes, the first 1"]
+
     def test_failures_count_over_all(self, photos, labelled, tmp_path):
         strict = replace(CONFIG, max_failures=0)
         (damaged,) = [rank for rank in range(2) if "damaged" in json.dumps(rows_of(labelled[1], rank))]
