@@ -24,13 +24,14 @@ from sohes.data.images import UnreadableImage, read_image
 from sohes.data.sources import list_images
 from sohes.devices import DeviceName, pick_device
 from sohes.engine.console import Progress, RunLog
+from sohes.engine.workers import available_cpus, map_ahead, worker_pool
 from sohes.errors import EXIT_FAILURES, SohesError
 from sohes.files import fitting_name
 from sohes.forest import Forest
 from sohes.labels.features import build_extractor
 from sohes.models.segmenter import Segmenter
 from sohes.options import POSITIONAL
-from sohes.phases.explore import available_cpus, label_image, map_ahead, worker_pool
+from sohes.phases.explore import label_image
 from sohes.presets import photo_labels
 from sohes.segment_output import (
     SUFFIXES,

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
 from sohes.config import ExploreConfig
 from sohes.data.photos import PhotoSet
+from sohes.engine.workers import worker_pool
 from sohes.labels.features import build_extractor
 from sohes.labels.regions import photo_tree
 
@@ -35,7 +35,7 @@ def cut_photos(photos: PhotoSet, counts: Sequence[int], num_threads: int) -> Ten
             _, numbered = tree.cut_to(count).flatten().unique(return_inverse=True)  # [N], 0..count - 1
             regions[index, k] = numbered.byte()[leaves]
 
-    with ThreadPoolExecutor(num_threads) as pool:
+    with worker_pool(num_threads, 1, "cut") as pool:
         for _ in pool.map(cut, range(len(photos))):
             pass
     return regions

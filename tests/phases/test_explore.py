@@ -25,7 +25,7 @@ from sohes.engine.distributed import World
 from sohes.labels.features import build_extractor
 from sohes.labels.shards import LabelsError, read_shard_info
 from sohes.masks import mask_iou
-from sohes.phases.explore import LabelsTimeout, TooManyFailures, explore, label_image, label_images, map_ahead
+from sohes.phases.explore import LabelsTimeout, TooManyFailures, explore, label_image, label_images
 
 QUIET = RunLog(console=False)
 CONFIG = ExploreConfig(shard_size=2, max_masks=20)
@@ -310,28 +310,6 @@ def test_archives_are_labelled_like_folders(photos, labelled, tmp_path):
     last = json.loads((tmp_path / "out/labels/manifest.jsonl").read_text().splitlines()[-1])
     assert last["file_name"] == "b.tar"
     assert last["status"] == "failed: cut short: a member goes on past its 5000 bytes"
-
-
-def test_map_ahead_keeps_order_and_a_level_queue():
-    started, taken = [], 0
-    with ThreadPoolExecutor(3) as pool:
-        for taken, result in enumerate(map_ahead(pool, lambda i: started.append(i) or i * i, range(50), 6)):
-            assert result == taken**2
-            assert len(started) <= taken + 6
-    assert taken == 49
-
-
-def test_map_ahead_stops_after_an_error():
-    def fail(item):
-        if item == 3:
-            raise KeyError(item)
-        return item
-
-    with ThreadPoolExecutor(1) as pool:
-        results = map_ahead(pool, fail, range(1000), 4)
-        assert [next(results) for _ in range(3)] == [0, 1, 2]
-        with pytest.raises(KeyError):
-            next(results)
 
 
 def test_other_settings_or_images_are_refused(photos, labelled, tmp_path):
