@@ -7,7 +7,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from sohes.commands import COMMANDS, HELP, answer_help, overview
+from sohes.commands import COMMANDS, HELP, answer_help, overview, print_help
 from sohes.options import nearest
 from sohes.streams import say
 
@@ -15,12 +15,12 @@ from sohes.streams import say
 def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in HELP:
-        say(overview())
+        print_help(overview(), "sohes")
         return 0
     if given[0] == "--version":
         from sohes import __version__
 
-        say(f"sohes {__version__}")
+        print_help(f"sohes {__version__}", "sohes")
         return 0
     name, rest = given[0].removeprefix("sohes."), given[1:]
     if name not in COMMANDS:

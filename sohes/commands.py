@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from sohes.errors import EXIT_BAD_INPUT
 from sohes.streams import say
 
 HELP, HELP_ALL = ("--help", "-h"), "--help-all"
@@ -143,8 +144,17 @@ def first_sentence(function: Callable) -> str:
 def answer_help(name: str, given: Sequence[str]) -> None:
     """Where --help is among the words: print the short help of a command, and end the program."""
     if any(word in HELP for word in _before_end(given)):
-        say(short_help(name))
+        print_help(short_help(name), f"sohes.{name}")
         sys.exit(0)
+
+
+def print_help(text: str, program: str) -> None:
+    """Print a text; ends the program with one line where it cannot be written: a full disk."""
+    try:
+        say(text)
+    except OSError as error:
+        say(f"{program}: error: {error.filename}: {error.strerror}", "stderr")
+        sys.exit(EXIT_BAD_INPUT)
 
 
 def wants_all(given: Sequence[str]) -> bool:

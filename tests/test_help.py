@@ -265,6 +265,18 @@ def test_a_photo_may_be_called_like_help():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="there is no /dev/full")
+@pytest.mark.parametrize("words", [["sohes"], ["sohes", "train", "--help"], ["sohes.segment", "--help"]])
+def test_a_help_that_cannot_be_written_is_one_line(words):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 2
+    name = ".".join(word for word in words if not word.startswith("-"))
+    assert done.stderr == f"{name}: error: stdout: No space left on device\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no /dev/full")
 def test_a_full_disk_is_one_clear_line(capsys):
     with pytest.raises(SystemExit) as stop, fail_clearly("sohes.train"):
         Path("/dev/full").write_text("some")
