@@ -86,16 +86,13 @@ def find_world(environment: Mapping[str, str] | None = None) -> World:
     return world
 
 
-def rendezvous(environment: Mapping[str, str] | None = None) -> str:
-    """Where the processes meet, as `tcp://host:port`: MASTER_ADDR and MASTER_PORT, else from SLURM's step.
+def rendezvous(environment: Mapping[str, str] | None = None) -> tuple[str, int]:
+    """Host and port where the processes meet: MASTER_ADDR and MASTER_PORT, else from SLURM's step.
 
     Raises:
         LaunchError: neither is there, or the port is none.
     """
-    return "tcp://{}:{}".format(*_host_and_port(os.environ if environment is None else environment))
-
-
-def _host_and_port(env: Mapping[str, str]) -> tuple[str, int]:
+    env = os.environ if environment is None else environment
     if "MASTER_ADDR" in env:
         host = env["MASTER_ADDR"]
     elif "SLURM_STEP_NODELIST" in env:
@@ -143,7 +140,7 @@ def process_group(world: World, device: torch.device, timeout: timedelta = _DEFA
 def _common_store(world: World, timeout: timedelta) -> tuple[dist.Store, dist.Store]:
     """The store in which all processes have met, and a second connection to it."""
     env, patience = os.environ, Patience(timeout, terminal_log(world.local_rank))
-    host, port = _host_and_port(env)
+    host, port = rendezvous(env)
     if "TORCHELASTIC_RUN_ID" in env:
         shared, _, _ = next(dist.rendezvous("env://", world.rank, world.size, timeout=timeout))
         room = find_room(shared, world.rank, world.size, patience)

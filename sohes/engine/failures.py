@@ -18,9 +18,8 @@ from types import TracebackType
 import torch.distributed as dist
 
 from sohes.engine.console import RunLog
-from sohes.errors import SohesError
+from sohes.errors import EXIT_BAD_INPUT, SohesError
 
-EXIT_FAILED = 2
 _LOOK = 1.0  # seconds between two looks into the store
 _GRACE = 5.0  # seconds for a main thread to end by itself, and for others to read of a failure
 _LOST = re.compile("(closed|reset) by peer|Broken pipe", re.IGNORECASE)
@@ -118,7 +117,7 @@ class Failures:
                 first = _SILENT
             if not self._closing.wait(_GRACE):
                 RunLog()(f"error: {_sentence(first)}")
-                self._end(EXIT_FAILED)
+                self._end(EXIT_BAD_INPUT)
             return
 
 

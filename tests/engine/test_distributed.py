@@ -58,8 +58,8 @@ def test_variables_that_do_not_fit_are_named(env, message):
 
 
 def test_where_processes_meet():
-    assert rendezvous({"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}) == "tcp://10.0.0.1:29500"
-    assert rendezvous(SLURM) == "tcp://gpu003:24567"
+    assert rendezvous({"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}) == ("10.0.0.1", 29500)
+    assert rendezvous(SLURM) == ("gpu003", 24567)
     with pytest.raises(LaunchError, match="set MASTER_ADDR and MASTER_PORT"):
         rendezvous({})
 
