@@ -88,12 +88,16 @@ def predict_dataset(
 
 
 def true_masks(sample: Sample) -> list[PackedMasks]:
-    """The true masks of an image without crowds, one set for each annotator."""
+    """The true masks of an image without crowds, one set for each annotator. Raises BaselineError where one cannot be
+    read."""
     people: dict[Any, list[dict]] = {}
-    for annotation in sample.annotations:
-        if has_region(annotation) and not annotation.get("iscrowd"):
-            people.setdefault(annotation.get("annotator"), []).append(to_rle(annotation, sample.size))
-    return [PackedMasks.from_rle(rles, sample.size) for rles in people.values()]
+    try:
+        for annotation in sample.annotations:
+            if has_region(annotation) and not annotation.get("iscrowd"):
+                people.setdefault(annotation.get("annotator"), []).append(to_rle(annotation, sample.size))
+        return [PackedMasks.from_rle(rles, sample.size) for rles in people.values()]
+    except ValueError as error:
+        raise BaselineError(f"{sample.image['file_name']}: {error}") from error
 
 
 def _refuse_to_replace(path: Path) -> None:

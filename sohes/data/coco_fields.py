@@ -69,6 +69,14 @@ def check_annotation(annotation: Mapping[str, Any]) -> None:
 _LARGEST = 1.7976931348623157e308  # of float64
 
 
+def check_finite(annotation: Mapping[str, Any], key: str) -> None:
+    """Raises ValueError where a number within a field is NaN or infinite."""
+    try:
+        json.dumps(annotation.get(key), allow_nan=False)
+    except ValueError as error:
+        raise _unfit(annotation, key, "finite numbers") from error
+
+
 def given_box(annotation: Mapping[str, Any]) -> list[float] | None:
     """The `bbox` of an annotation, left, top, width and height in pixels; None where there is none, null or [].
 

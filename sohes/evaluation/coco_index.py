@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sohes._binary import find_binary
-from sohes.data.coco_fields import check_image, has_region, is_id, shorten
+from sohes.data.coco_fields import check_annotation, check_finite, check_image, has_region, is_id, shorten
 from sohes.errors import SohesError
 from sohes.evaluation.annotations import Annotations, Want, read_annotations
 from sohes.json_stream import Element, JsonReader, parse_json
@@ -65,8 +65,18 @@ class CocoIndex:
         weakref.finalize(self, self._file.close)
 
     def annotations(self, image_id: ImageId) -> list[dict]:
-        """The annotations of one image in the order of the file; [] if there are none."""
-        return parse_json(b"[" + self.text(image_id)[0] + b"]")
+        """The annotations of one image in the order of the file; [] if there are none.
+
+        Raises BadInput where one has a value that cannot be, or that JSON could not say again.
+        """
+        try:
+            records = parse_json(b"[" + self.text(image_id)[0] + b"]")
+            for record in records:
+                check_annotation(record)
+                check_finite(record, "segmentation")
+        except ValueError as error:
+            raise BadInput(f"{self.path}, image {image_id!r}: {error}") from error
+        return records
 
     def text(self, image_id: ImageId) -> tuple[bytes, int]:
         """The annotations of one image as JSON, with commas between, and how many there are."""

@@ -8,8 +8,10 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sohes._binary import Binary, find_binary
+from sohes.evaluate import main
 from sohes.evaluation import (
     BadInput,
     Plan,
@@ -289,3 +291,30 @@ def test_the_two_readers_agree_on_files_without_regions(tools, tmp_path, monkeyp
         np.testing.assert_equal(ours[iou_type].summary(), theirs[iou_type].summary())
         np.testing.assert_equal(ours[iou_type].per_image(), theirs[iou_type].per_image())
     assert ours["mask"].summary()["parent_recall"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"area": float("nan")}, "expected a number of pixels from 0 to 1e10 as area, got NaN"),
+        ({"level": float("inf")}, "expected a finite number as level, got Infinity"),
+        ({"id": 1.5}, "expected an integer or a string as id, got 1.5"),
+        ({"segmentation": [[0, 0, float("nan"), 0, 3, 3]]}, "expected finite numbers as segmentation, got "),
+        ({"segmentation": {"size": [20, 30], "counts": [0, 10**400]}}, "from 0 to 600 pixels, got 1000"),
+    ],
+)
+@pytest.mark.parametrize("baseline", [None, "tree-oracle"])
+def test_data_sets_are_checked_as_files_are(write, tmp_path, capsys, change, message, baseline):
+    """Where they are converted, and where an oracle looks at them."""
+    gt, pred = write(truth=change)
+    gt.rename(tmp_path / "annotations.json")
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+    options = (
+        ["--pred", str(pred)] if baseline is None else ["--pred", str(tmp_path / "b.json"), "--baseline", baseline]
+    )
+    with pytest.raises(SystemExit) as stop:
+        main(["--dataset", "plain", "--root", str(tmp_path), *options])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2
+    assert message in error
+    assert any(name in error for name in ("annotations.json", "plain.json", "a.png: "))
