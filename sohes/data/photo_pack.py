@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import io
 import tarfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import Image
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 from sohes.data.errors import DataError
 from sohes.data.images import UnreadableImage
 from sohes.data.sources import ImageList
+from sohes.engine.workers import worker_pool
 from sohes.files import fitting_name, whole_file
 
 
@@ -31,7 +31,7 @@ def write_pack(photos: ImageList, out: Path, side: int, quality: int, num_thread
     """
     failures = []
     with (
-        ThreadPoolExecutor(num_threads) as pool,
+        worker_pool(num_threads, 1, "pack") as pool,
         whole_file(out, "wb", None) as file,
         tarfile.open(fileobj=file, mode="w") as tar,
     ):

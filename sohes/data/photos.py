@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +14,7 @@ from sohes.data.images import UnreadableImage
 from sohes.data.photo_pack import shrink
 from sohes.data.sampling import step_samples
 from sohes.data.sources import ImageList
+from sohes.engine.workers import worker_pool
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,7 @@ class PhotoSet:
         self.failures: list[str] = []
         self.images = torch.empty((len(photos), 3, side, side), dtype=torch.uint8)
         sizes = []
-        with ThreadPoolExecutor(num_threads) as pool:
+        with worker_pool(num_threads, 1, "decode") as pool:
             for index, made in enumerate(pool.map(lambda index: _read(photos, index, side), range(len(photos)))):
                 if isinstance(made, UnreadableImage):
                     self.failures.append(str(made))
