@@ -181,6 +181,32 @@ class TestOrder:
             assert sorted(index for e, index in seen if e == epoch) == list(range(num))
         assert [epoch for epoch, _ in seen] == sorted(epoch for epoch, _ in seen)
 
+    @pytest.mark.parametrize("num", [1, 5, 1000])
+    def test_the_order_is_numpys_permutation_of_seed_and_epoch(self, num):
+        """Pinned: another order would change the figures of every run, and what a resumed one goes on with."""
+        for epoch in (0, 3):
+            rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([7, epoch])))
+            assert (epoch_order(num, epoch, 7) == rng.permutation(num)).all()
+
+    def test_the_samples_of_a_step_are_a_slice_of_its_epochs(self):
+        whole = [(epoch, int(index)) for epoch in range(9) for index in epoch_order(10, epoch, 2)]
+        for batch_size in (1, 4, 10, 25):
+            for step in (3, 0, 2, 1):  # in any order: nothing is known of the steps before
+                expected = whole[step * batch_size : (step + 1) * batch_size]
+                assert step_samples(10, batch_size, step, 2)[: len(expected)] == expected
+
+    def test_an_epoch_is_put_in_order_once(self):
+        epoch_order.cache_clear()
+        for step in range(35):  # of 3 in 10 photos: 10.5 epochs
+            step_samples(10, 3, step, seed=5)
+        assert epoch_order.cache_info().misses == 11
+
+    def test_an_order_takes_four_bytes_a_photo_and_cannot_be_written_to(self):
+        order = epoch_order(1000, 0, 0)
+        assert order.nbytes == 4000
+        with pytest.raises(ValueError, match="read-only"):
+            order[0] = 1
+
 
 class TestBatches:
     def take(self, labels, start=0, stop=5, batch_size=4, **options):
