@@ -33,7 +33,7 @@ def draw_boxes(sizes: Tensor, scale: tuple[float, float], config: CropConfig, ge
         float32 [B, 4]: x0, y0, x1, y1 in pixels, 0 <= x0 < x1 <= width.
     """
     height, width = sizes.float().unbind(1)  # [B]
-    share, shape, left, top = torch.rand((4, len(sizes)), generator=generator, device=sizes.device)
+    share, shape, left, top = _rand((4, len(sizes)), sizes.device, generator)
     area = height * width * (scale[0] + (scale[1] - scale[0]) * share)
     low, high = (math.log(value) for value in config.aspect)
     aspect = torch.exp(low + (high - low) * shape)
@@ -94,11 +94,11 @@ def distort(crops: Tensor, config: DistortConfig, blur: float, solarize: float, 
     num = len(crops)
 
     def chance(probability: float) -> Tensor:
-        return (torch.rand(num, generator=generator, device=crops.device) < probability)[:, None, None, None]
+        return (_rand(num, crops.device, generator) < probability)[:, None, None, None]
 
     def spread(width: float) -> Tensor:
         """Uniform in -width..width, [N, 1, 1, 1]."""
-        return ((2 * torch.rand(num, generator=generator, device=crops.device) - 1) * width)[:, None, None, None]
+        return ((2 * _rand(num, crops.device, generator) - 1) * width)[:, None, None, None]
 
     jittered = (crops * (1 + spread(config.brightness))).clamp(0, 1)
     middle = _gray(jittered).mean((2, 3), keepdim=True)  # [N, 1, 1, 1]
@@ -110,7 +110,7 @@ def distort(crops: Tensor, config: DistortConfig, blur: float, solarize: float, 
     crops = torch.where(chance(config.gray_probability), _gray(crops).expand_as(crops), crops)
     if blur > 0:
         low, high = config.blur_sigma
-        sigma = low + (high - low) * torch.rand(num, generator=generator, device=crops.device)
+        sigma = low + (high - low) * _rand(num, crops.device, generator)
         crops = torch.where(chance(blur), gaussian_blur(crops, sigma, high), crops)
     if solarize > 0:
         crops = torch.where(chance(solarize) & (crops >= 0.5), 1 - crops, crops)
@@ -147,12 +147,17 @@ def draw_patch_masks(
     """
     h, w = grid
     device = generator.device
-    coarse = torch.rand((num, 1, max(2, h // 2), max(2, w // 2)), generator=generator, device=device)
+    coarse = _rand((num, 1, max(2, h // 2), max(2, w // 2)), device, generator)
     noise = F.interpolate(coarse, (h, w), mode="bicubic", align_corners=False).flatten(1)  # [num, h*w]
     rank = noise.argsort(1, descending=True).argsort(1)
-    wanted = share[0] + (share[1] - share[0]) * torch.rand(num, generator=generator, device=device)
-    wanted = torch.where(torch.rand(num, generator=generator, device=device) < probability, wanted, 0.0)
+    wanted = share[0] + (share[1] - share[0]) * _rand(num, device, generator)
+    wanted = torch.where(_rand(num, device, generator) < probability, wanted, 0.0)
     return (rank < (wanted * h * w).round()[:, None]).view(num, h, w)
+
+
+def _rand(shape: int | tuple[int, ...], device: torch.device, generator: Generator) -> Tensor:
+    """Uniform in 0..1, float32, whatever torch's default is."""
+    return torch.rand(shape, generator=generator, dtype=torch.float32, device=device)
 
 
 def _sample_places(boxes: Tensor, mirrored: Tensor, n: int) -> tuple[Tensor, Tensor]:

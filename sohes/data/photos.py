@@ -37,7 +37,8 @@ def photo_canvas(image: Tensor, side: int) -> tuple[Tensor, tuple[int, int]]:
     """uint8 [3, H, W], shrunk to a long side of `side` (never enlarged) -> uint8 [3, side, side] and its (h, w)."""
     image = shrink(image, side)
     h, w = image.shape[1:]
-    rows, columns = torch.arange(side).clamp_max(h - 1), torch.arange(side).clamp_max(w - 1)
+    place = torch.arange(side, device=image.device)
+    rows, columns = place.clamp_max(h - 1), place.clamp_max(w - 1)
     return image[:, rows][:, :, columns], (h, w)
 
 
@@ -62,7 +63,7 @@ class PhotoSet:
             )
         self.names: list[str] = []
         self.failures: list[str] = []
-        self.images = torch.empty((len(photos), 3, side, side), dtype=torch.uint8)
+        self.images = torch.empty((len(photos), 3, side, side), dtype=torch.uint8, device="cpu")
         sizes = []
         with worker_pool(num_threads, 1, "decode") as pool:
             for index, made in enumerate(pool.map(lambda index: _read(photos, index, side), range(len(photos)))):
@@ -74,7 +75,7 @@ class PhotoSet:
                 self.names.append(str(photos[index]))
         if not sizes:
             raise DataError(f"none of {len(photos)} photos could be read; the first: {self.failures[0]}")
-        self.images, self.sizes = self.images[: len(sizes)], torch.tensor(sizes)
+        self.images, self.sizes = self.images[: len(sizes)], torch.tensor(sizes, device="cpu")
         self.regions: Tensor | None = None
 
     def __len__(self) -> int:
@@ -86,7 +87,7 @@ class PhotoSet:
         return self.images[index, :, :h, :w]
 
     def batch(self, indices: Sequence[int]) -> PhotoBatch:
-        chosen = torch.tensor(indices)
+        chosen = torch.tensor(indices, dtype=torch.int64, device="cpu")
         regions = None if self.regions is None else self.regions[chosen]
         return PhotoBatch([self.names[i] for i in indices], self.images[chosen], self.sizes[chosen], regions)
 

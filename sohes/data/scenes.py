@@ -156,7 +156,8 @@ def _true_forest(nodes: list[Node], visible: np.ndarray, first: int) -> Forest:
         parents.append(parent)
     dense = np.stack(masks) if masks else np.zeros((0, *visible.shape), dtype=bool)
     packed = PackedMasks.from_dense(dense)
-    return Forest(packed, torch.ones(len(masks)), torch.tensor(parents, dtype=torch.int64))
+    scores = torch.ones(len(masks), dtype=torch.float32, device="cpu")
+    return Forest(packed, scores, torch.tensor(parents, dtype=torch.int64, device="cpu"))
 
 
 def _without_fragments(mask: np.ndarray) -> np.ndarray:

@@ -95,8 +95,9 @@ def view_image(image: Tensor, geometry: Geometry) -> Tensor:
 def view_masks(masks: PackedMasks, geometry: Geometry) -> Tensor:
     """N masks of the photo -> bool [N, size, size] by nearest neighbour; padding is False."""
     height, width = geometry.seen
-    rows = _nearest(geometry.top + torch.arange(height), geometry.resized[0], geometry.source[0])  # [height]
-    columns = geometry.left + torch.arange(width)
+    rows, columns = (torch.arange(length, device=masks.device) for length in (height, width))
+    rows = _nearest(geometry.top + rows, geometry.resized[0], geometry.source[0])  # [height]
+    columns = geometry.left + columns
     if geometry.mirrored:
         columns = geometry.resized[1] - 1 - columns
     columns = _nearest(columns, geometry.resized[1], geometry.source[1])  # [width]
@@ -104,7 +105,7 @@ def view_masks(masks: PackedMasks, geometry: Geometry) -> Tensor:
     bit = (rows[:, None] + columns[None, :] * geometry.source[0]).flatten()  # [height * width]
     octets = masks.words.view(torch.uint8)  # [N, 8 * words]
     seen = octets.index_select(1, bit >> 3).bitwise_right_shift_((bit & 7).to(torch.uint8)).bitwise_and_(1)
-    view = torch.zeros((len(masks), geometry.size, geometry.size), dtype=torch.bool)
+    view = torch.zeros((len(masks), geometry.size, geometry.size), dtype=torch.bool, device=masks.device)
     view[:, :height, :width] = seen.view(-1, height, width)
     return view
 
@@ -117,7 +118,7 @@ def _nearest(position: Tensor, resized: int, source: int) -> Tensor:
 def view_valid(geometry: Geometry) -> Tensor:
     """bool [size, size], False on padding."""
     height, width = geometry.seen
-    valid = torch.zeros((geometry.size, geometry.size), dtype=torch.bool)
+    valid = torch.zeros((geometry.size, geometry.size), dtype=torch.bool, device="cpu")
     valid[:height, :width] = True
     return valid
 
@@ -145,12 +146,14 @@ def strong_view(rng: Generator, image: Tensor, settings: StrongView) -> Tensor:
     """The strong twin of a weak view: uint8 [3, size, size] -> the same shape, the same places."""
     size = image.shape[-1]
     if rng.random() < settings.jitter_probability:
-        image = colour.adjust_brightness(image, rng.uniform(1 - settings.brightness, 1 + settings.brightness))
-        image = colour.adjust_contrast(image, rng.uniform(1 - settings.contrast, 1 + settings.contrast))
-        image = colour.adjust_saturation(image, rng.uniform(1 - settings.saturation, 1 + settings.saturation))
-        image = colour.adjust_hue(image, rng.uniform(-settings.hue, settings.hue))
+        black = torch.zeros((), dtype=torch.float32, device=image.device)
+        image = _blend(image, black, rng.uniform(1 - settings.brightness, 1 + settings.brightness))
+        image = _blend(image, _gray(image).mean(), rng.uniform(1 - settings.contrast, 1 + settings.contrast))
+        image = _blend(image, _gray(image), rng.uniform(1 - settings.saturation, 1 + settings.saturation))
+        with torch.device(image.device):  # it makes a table, on the default device
+            image = colour.adjust_hue(image, rng.uniform(-settings.hue, settings.hue))
     if rng.random() < settings.gray_probability:
-        image = colour.rgb_to_grayscale(image, num_output_channels=3)
+        image = _gray(image).to(torch.uint8).expand_as(image)
     if rng.random() < settings.blur_probability:
         sigma = size * rng.uniform(*settings.blur_sigma)
         image = colour.gaussian_blur(image, 2 * max(1, round(3 * sigma)) + 1, [sigma, sigma])
@@ -160,6 +163,19 @@ def strong_view(rng: Generator, image: Tensor, settings: StrongView) -> Tensor:
         top, left = (int(rng.integers(0, size - side + 1)) for side in (height, width))
         image[:, top : top + height, left : left + width] = 128
     return image
+
+
+def _gray(image: Tensor) -> Tensor:
+    """uint8 [3, H, W] -> whole levels of gray, float32 [1, H, W], as torchvision's `rgb_to_grayscale` has them."""
+    red, green, blue = image.to(torch.float32).unbind(-3)
+    return red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114).floor_()[None]
+
+
+def _blend(image: Tensor, other: Tensor, ratio: float) -> Tensor:
+    """uint8 [3, H, W] mixed with other levels, `ratio` of it, as torchvision's `adjust_*` do, but in float32 always:
+    theirs compute in torch's default dtype."""
+    mixed = image.to(torch.float32).mul(ratio).add_(other, alpha=1 - ratio)
+    return mixed.clamp_(0, 255).to(torch.uint8)
 
 
 def normalise(images: Tensor, valid: Tensor | None = None) -> Tensor:

@@ -3,12 +3,15 @@ import numpy as np
 import pytest
 import torch
 from numpy.random import PCG64, Generator
+from torchvision.transforms.v2 import functional as peer
 
 from sohes.data.transforms import (
     IMAGE_MEAN,
     IMAGE_STD,
     Geometry,
     StrongView,
+    _blend,
+    _gray,
     draw_geometry,
     normalise,
     strong_view,
@@ -167,3 +170,14 @@ def test_normalise():
     torch.testing.assert_close(normal[0, :, 0, 0], expected)
     assert (normal[:, :, 0, 1] == 0).all()
     torch.testing.assert_close(normalise(image)[1, :, 0, 1], expected)
+
+
+@pytest.mark.parametrize("ratio", [0.6, 0.97, 1.0, 1.4])
+def test_colours_change_as_torchvision_has_it(ratio):
+    """To the bit, where torchvision computes in float32, its default."""
+    image = torch.randint(0, 256, (3, 40, 37), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    gray = _gray(image)
+    assert torch.equal(_blend(image, torch.zeros(()), ratio), peer.adjust_brightness(image, ratio))
+    assert torch.equal(_blend(image, gray.mean(), ratio), peer.adjust_contrast(image, ratio))
+    assert torch.equal(_blend(image, gray, ratio), peer.adjust_saturation(image, ratio))
+    assert torch.equal(gray.to(torch.uint8).expand_as(image), peer.rgb_to_grayscale(image, 3))
