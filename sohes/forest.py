@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,6 +35,8 @@ class Forest:
     def __post_init__(self) -> None:
         count = len(self.masks)
         for name, values, dtype in (("scores", self.scores, torch.float32), ("parents", self.parents, torch.int64)):
+            if not isinstance(values, Tensor):
+                raise TypeError(f"Forest: expected {name} {dtype} [{count}], got {type(values).__name__}")
             if values.shape != (count,) or values.dtype != dtype:
                 got = f"{values.dtype} {list(values.shape)}"
                 raise ValueError(f"Forest: expected {name} {dtype} [{count}], got {got}")
@@ -93,6 +96,7 @@ class Forest:
 
     def to_coco(self, image_id: int | str, first_id: int = 1) -> list[dict]:
         """COCO annotations, ids from `first_id` on; `parent` is an annotation id or None, `bbox` is x, y, w, h."""
+        image_id, first_id = (one.item() if isinstance(one, np.generic) else one for one in (image_id, first_id))
         x0, y0, x1, y1 = self.masks.boxes.cpu().unbind(1)  # [N] each
         rows = zip(
             self.masks.to_rle(),

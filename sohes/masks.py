@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -47,7 +48,7 @@ class PackedMasks:
                 f"PackedMasks: expected int64 words [N, V], got {type(self.words).__name__}; dense masks are packed by "
                 "PackedMasks.from_dense"
             )
-        object.__setattr__(self, "size", (int(self.size[0]), int(self.size[1])))  # also of a list or of numpy's numbers
+        object.__setattr__(self, "size", as_size(self.size))  # also of a list or of numpy's numbers
         expected = num_words(self.size)
         if self.words.dtype != torch.int64 or self.words.ndim != 2 or self.words.shape[1] != expected:
             got = f"{self.words.dtype} {list(self.words.shape)}"
@@ -56,35 +57,37 @@ class PackedMasks:
     @classmethod
     def empty(cls, size: Size, device: torch.device | str | None = None) -> PackedMasks:
         """No masks at all, of this size; on the CPU without a `device`."""
-        size = (int(size[0]), int(size[1]))
+        size = as_size(size)
         return cls(torch.zeros((0, num_words(size)), dtype=torch.int64, device=device or "cpu"), size)
 
     @classmethod
     def from_dense(cls, masks: Tensor | np.ndarray) -> PackedMasks:
         """bool or uint8 [N, H, W], a tensor or an array of any strides; non-zero is inside."""
-        dense = _as_tensor(masks) if isinstance(masks, np.ndarray) else masks
+        dense = _as_tensor(masks, "from_dense: expected bool or uint8 [N, H, W]")
         packed = mask_pack(dense)
         return _with_stats(cls(packed[0], (dense.shape[1], dense.shape[2])), *packed[1:])
 
     @classmethod
-    def from_logits(cls, logits: Tensor, size: Size, threshold: float = 0.0) -> PackedMasks:
+    def from_logits(cls, logits: Tensor | np.ndarray, size: Size, threshold: float = 0.0) -> PackedMasks:
         """Logits [N, h, w] -> masks of `size` where the bilinear upsampling (align_corners False) is > `threshold`.
 
         Upsampled masks never exist in full, so memory does not grow with N. NaN is outside.
         """
-        size = (int(size[0]), int(size[1]))
-        packed = mask_pack_logits(logits, size, threshold)
+        size = as_size(size)
+        packed = mask_pack_logits(_as_tensor(logits, "from_logits: expected [N, h, w]"), size, threshold)
         return _with_stats(cls(packed[0], size), *packed[1:])
 
     @classmethod
-    def from_label_map(cls, labels: Tensor, ids: Tensor) -> PackedMasks:
+    def from_label_map(cls, labels: Tensor | np.ndarray, ids: Tensor | np.ndarray | Sequence[int]) -> PackedMasks:
         """Integer labels [H, W] and ids [N] -> mask n is where the label equals ids[n]."""
+        labels = _as_tensor(labels, "from_label_map: expected integer [H, W]")
+        ids = torch.as_tensor(ids, dtype=torch.int64, device=labels.device)
         if labels.ndim != 2 or labels.is_floating_point():
             raise ValueError(f"from_label_map: expected integer [H, W], got {labels.dtype} {list(labels.shape)}")
-        distinct, place = torch.unique(ids.to(labels.device), return_inverse=True)  # [ids], [N]
+        distinct, place = torch.unique(ids, return_inverse=True)  # [ids], [N]
         if len(distinct) == 0:
             return cls.empty(tuple(labels.shape), labels.device)
-        index = torch.searchsorted(distinct, labels.contiguous()).clamp(max=len(distinct) - 1)  # [H, W]
+        index = torch.searchsorted(distinct, labels.long().contiguous()).clamp(max=len(distinct) - 1)  # [H, W]
         index = torch.where(distinct[index] == labels, index, -1)  # [H, W]
         masks = cls(mask_from_index(index, len(distinct)), tuple(labels.shape))
         return masks if torch.equal(place, torch.arange(len(distinct), device=place.device)) else masks[place]
@@ -183,7 +186,7 @@ class PackedMasks:
 
     def resize(self, size: Size) -> PackedMasks:
         """Masks of another size, each pixel the nearest one by centres."""
-        return mask_regions.mask_resize(self, size)
+        return mask_regions.mask_resize(self, as_size(size))
 
     def num_corners(self) -> Tensor:
         """How many of the image's four corner pixels each mask holds, int64 [N]."""
@@ -243,7 +246,22 @@ def _as_integers(index: object) -> np.ndarray:
     raise TypeError(f"expected {_INDEX}, got {got}")
 
 
-def _as_tensor(array: np.ndarray) -> Tensor:
+def as_size(size: Sequence[int]) -> Size:
+    """(H, W) as integers of Python. Raises ValueError for what is no pair of whole numbers, or negative."""
+    try:
+        height, width = (operator.index(side) for side in size)
+    except (TypeError, ValueError):
+        raise ValueError(f"expected a size (H, W) of whole numbers, got {size!r}") from None
+    if height < 0 or width < 0:
+        raise ValueError(f"expected a size (H, W) of at least 0 x 0, got {size!r}")
+    return height, width
+
+
+def _as_tensor(array: Tensor | np.ndarray, expected: str) -> Tensor:
+    if isinstance(array, Tensor):
+        return array
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{expected}, a tensor or an array, got {type(array).__name__}")
     # torch cannot share an array that runs backwards, and warns about one that is read-only.
     shareable = array.flags.writeable and min(array.strides, default=0) >= 0
     return torch.from_numpy(array if shareable else array.copy())
@@ -262,14 +280,17 @@ def mask_coverage(a: PackedMasks, b: PackedMasks) -> Tensor:
 
 
 def nms_masks(
-    masks: PackedMasks, iou_threshold: float = 0.9, scores: Tensor | None = None, backend: str = "auto"
+    masks: PackedMasks,
+    iou_threshold: float = 0.9,
+    scores: Tensor | np.ndarray | Sequence[float] | None = None,
+    backend: str = "auto",
 ) -> Tensor:
     """Indices int64 [kept] of the masks that no better one duplicates, best first.
 
     Better is a higher score, or more pixels where `scores` is None; of equals the lower index. A mask is dropped when
     its IoU with a kept one is over `iou_threshold`. Two empty masks have IoU 0, so neither drops the other.
     """
-    rank = masks.areas if scores is None else scores
+    rank = masks.areas if scores is None else torch.as_tensor(scores, device=getattr(scores, "device", "cpu"))
     if rank.shape != (len(masks),):
         raise ValueError(f"nms_masks: expected scores [{len(masks)}], got {list(rank.shape)}")
     order = rank.argsort(descending=True, stable=True).to(masks.device)  # [N]

@@ -296,3 +296,45 @@ def test_short_representations():
     assert repr(PackedMasks(torch.zeros(2, 2, dtype=torch.int64, device="meta"), (9, 11))).endswith("9 x 11, meta)")
     (tree,) = merge_regions(torch.randn(3, 4, 2))
     assert repr(tree) == "MergeTree(12 leaves of a grid 3 x 4, 11 merges)"
+
+
+@pytest.mark.parametrize("size", [(3.7, 4), (3, -1), 5, "ab", None, (1, 2, 3), (np.float32(3), 3)])
+def test_what_is_no_size(size):
+    masks = whole()
+    for work in (lambda: masks.resize(size), lambda: PackedMasks.empty(size), lambda: PackedMasks(masks.words, size)):
+        with pytest.raises(ValueError, match=r"^expected a size \(H, W\) of (whole numbers|at least 0 x 0), got "):
+            work()
+    with pytest.raises(ValueError, match=r"^expected a size"):
+        PackedMasks.from_logits(torch.zeros(1, 2, 2), size)
+
+
+def test_arrays_are_as_good_as_tensors():
+    masks, scores = whole(), torch.tensor([0.1, 0.9, 0.5, 0.7, 0.3])
+    for given in (scores.numpy(), scores.tolist(), scores.double()):
+        assert torch.equal(nms_masks(masks, 0.5, given), nms_masks(masks, 0.5, scores))
+    logits = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
+    from_array = PackedMasks.from_logits(logits, (6, 8))
+    assert torch.equal(from_array.words, PackedMasks.from_logits(torch.from_numpy(logits), (6, 8)).words)
+    labels = np.random.default_rng(0).integers(0, 4, (5, 7))
+    expected = PackedMasks.from_label_map(torch.from_numpy(labels), torch.tensor([2, 0]))
+    for kind in (np.int64, np.int32, np.uint8):
+        for ids in ([2, 0], np.array([2, 0], kind), torch.tensor([2, 0], dtype=torch.int32)):
+            assert torch.equal(PackedMasks.from_label_map(labels.astype(kind), ids).words, expected.words)
+    forest = Forest(masks, scores, torch.full((5,), -1))
+    (first, *_) = forest.to_coco(np.int64(3), np.int32(7))
+    assert (type(first["id"]), type(first["image_id"])) == (int, int)
+
+
+@pytest.mark.parametrize(
+    ("work", "message"),
+    [
+        (lambda: PackedMasks.from_dense([[[1]]]), "from_dense: expected bool or uint8 [N, H, W], a tensor or an array"),
+        (lambda: PackedMasks.from_logits([[[1.0]]], (2, 2)), "from_logits: expected [N, h, w], a tensor or an array"),
+        (lambda: PackedMasks.from_label_map("x", [1]), "from_label_map: expected integer [H, W], a tensor or an array"),
+        (lambda: Forest(whole(), [1.0] * 5, torch.zeros(5)), "Forest: expected scores torch.float32 [5], got list"),
+        (lambda: Forest(whole(), torch.ones(5), None), "Forest: expected parents torch.int64 [5], got NoneType"),
+    ],
+)
+def test_other_kinds_are_named(work, message):
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}"):
+        work()
