@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from sohes.json_stream import JsonReader
+from sohes.json_stream import JsonReader, parse_json
 
 DOCUMENT = {
     "info": {"note": 'quotes " and \\ and ] } [', "year": 2024},
@@ -61,3 +61,26 @@ def test_says_where_it_is_no_json(tmp_path, text, message, chunk_bytes):
     path.write_text(text)
     with JsonReader(path, chunk_bytes) as reader, pytest.raises(ValueError, match=message):
         list(reader.elements())
+
+
+def read_members(reader):
+    return [reader.value() for _ in reader.members()]
+
+
+def test_what_is_nested_too_deep_is_an_error_of_the_text(tmp_path):
+    """Deeper than Python's own reader goes, be it in a window or across many."""
+    deep = "[" * 200_000 + "]" * 200_000
+    path = tmp_path / "a.json"
+    path.write_text(f'{{"a": {deep}}}')
+    with JsonReader(path) as reader, pytest.raises(ValueError, match=r"^values are nested too deep at byte 6$"):
+        read_members(reader)
+    with pytest.raises(ValueError, match=r"^values are nested too deep$"):
+        parse_json(deep)
+
+
+@pytest.mark.parametrize("text", ["{1: 2}", "{[1]: 2}", "{null: 2}", '{"a": 1, {}: 2}'])
+def test_names_of_members_are_strings(tmp_path, text):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with JsonReader(path) as reader, pytest.raises(ValueError, match=r"^expected a name in quotes at byte \d$"):
+        read_members(reader)
