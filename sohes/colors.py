@@ -61,7 +61,7 @@ def forest_colors(forest: Forest) -> Tensor:
             stack.append((child, depth + 1))
 
     colors = [oklch_to_srgb(*lch[mask]) for mask in range(len(forest))]
-    return torch.tensor(colors, dtype=torch.uint8).reshape(-1, 3)
+    return torch.tensor(colors, dtype=torch.uint8, device="cpu").reshape(-1, 3)
 
 
 # Colour space: Oklab (B. Ottosson, 2020), in which equal steps of lightness look equal for every hue.

@@ -55,7 +55,7 @@ def overlay_forest(
         edge[y0:y1, x0:x1][_contour(mask)] = slot
     top, edge = torch.from_numpy(top), torch.from_numpy(edge)  # [H, W]
 
-    picture = torch.zeros(height, width, 4)
+    picture = torch.zeros(height, width, 4, dtype=torch.float32, device="cpu")
     if fill:
         covered = top > 0
         picture[covered] = _with_alpha(colors.float()[top[covered] - 1], _FILL_ALPHA)
@@ -146,9 +146,11 @@ def resize_masks(masks: PackedMasks, size: tuple[int, int]) -> PackedMasks:
         return masks
     if len(masks) == 0:
         return PackedMasks.empty(size)
-    height, width = masks.size
-    ys = ((torch.arange(size[0]) + 0.5) * height / size[0]).long().clamp(max=height - 1)  # [h]
-    xs = ((torch.arange(size[1]) + 0.5) * width / size[1]).long().clamp(max=width - 1)  # [w]
+    height = masks.size[0]
+    ys, xs = (
+        ((torch.arange(new, dtype=torch.float32, device="cpu") + 0.5) * old / new).long().clamp(max=old - 1)
+        for old, new in zip(masks.size, size, strict=True)
+    )  # [h], [w]
     bits = xs[:, None] * height + ys[None, :]  # [w, h] flat bit of each picture pixel, in the order of the words
     byte, position = (bits >> 3).flatten(), (bits & 7).to(torch.uint8)
     words = masks.words.cpu().view(torch.uint8)  # [N, bytes], the low byte of a word first
@@ -168,7 +170,8 @@ def _drawing_order(forest: Forest, level: int | None, max_masks: int) -> Tensor:
     asked = [i for i in range(len(forest)) if areas[i] > 0 and (level is None or levels[i] == level)]
     best = sorted(asked, key=lambda i: (-scores[i], -areas[i], i))[:max_masks]
     # Equal areas: the deeper mask last, so that it shows.
-    return torch.tensor(sorted(best, key=lambda i: (-areas[i], levels[i], i)), dtype=torch.int64)
+    drawn = sorted(best, key=lambda i: (-areas[i], levels[i], i))
+    return torch.tensor(drawn, dtype=torch.int64, device="cpu")
 
 
 def _unpack_box(packed: np.ndarray, height: int, box: tuple[int, int, int, int]) -> np.ndarray:
@@ -195,18 +198,18 @@ def _line_colors(colors: Tensor, over_fill: bool) -> Tensor:
         lightness, chroma, hue = srgb_to_oklch(color)
         lighter = min(lightness + 0.22, 0.95) if over_fill else max(lightness, 0.75)
         lines.append(oklch_to_srgb(lighter, chroma, hue))
-    return torch.tensor(lines, dtype=torch.float32).reshape(-1, 3)
+    return torch.tensor(lines, dtype=torch.float32, device="cpu").reshape(-1, 3)
 
 
 def _with_alpha(colors: Tensor, alpha: float) -> Tensor:
     """[n, 3] -> [n, 4] with one alpha, 0..1, scaled to 0..255."""
-    return torch.cat([colors, torch.full((len(colors), 1), alpha * 255)], dim=1)
+    return torch.cat([colors, colors.new_full((len(colors), 1), alpha * 255)], dim=1)
 
 
 def _pale(image: Tensor) -> Tensor:
     """Photo with most of its colour taken out: uint8 [3, H, W] -> float [3, H, W], 0..255."""
     photo = image.float()
-    grey = (photo * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0, keepdim=True)  # [1, H, W]
+    grey = (photo * photo.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0, keepdim=True)  # [1, H, W]
     return 0.8 * grey + 0.2 * photo
 
 

@@ -208,3 +208,20 @@ def test_a_picture_of_another_size_shows_the_resized_masks():
     forest, _ = make_forest()
     for size in ((24, 32), (6, 8), (13, 17)):
         assert torch.equal(overlay_forest(forest, size=size), overlay_forest(resize_forest(forest, size)))
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.float16, "meta"])
+def test_pictures_do_not_depend_on_torch_s_defaults(default):
+    forest, _ = make_forest()
+    image = torch.randint(0, 256, (3, 12, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = draw_panel(image, forest, tile=37)
+    try:
+        if default == "meta":
+            torch.set_default_device("meta")
+        else:
+            torch.set_default_dtype(default)
+        drawn = draw_panel(image, forest, tile=37)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert torch.equal(drawn, expected)

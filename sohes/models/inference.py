@@ -180,7 +180,7 @@ def link_parents(masks: PackedMasks, scores: Tensor, ancestor_probability: Tenso
     """
     N, areas = len(masks), masks.areas
     if N == 0:
-        return torch.zeros(0, dtype=torch.int64)
+        return torch.zeros(0, dtype=torch.int64, device=areas.device)
     share = (overlap_of_all(masks).double() / areas[:, None].clamp(min=1)).float()  # [N, N]
     covered = share >= config.ancestor_cover  # [j, i]: j lies in i
     larger = (areas[None, :] > areas[:, None]) & (config.child_area * areas[None, :] >= areas[:, None])

@@ -15,7 +15,7 @@ from sohes.forest import Forest
 from sohes.masks import PackedMasks, mask_iou
 from sohes.models.inference import predict
 from sohes.models.outputs import Outputs
-from sohes.models.tiles import Tile, View, _draw, make_tiles
+from sohes.models.tiles import Tile, View, _draw, join_tiles, make_tiles
 
 COLOURS = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]], dtype=torch.uint8)
 
@@ -131,3 +131,27 @@ def test_pieces_are_drawn_where_they_are(height):
     for view, placed in zip(views, dense, strict=True):
         seen = placed[:, 20:50, 65:78].flatten(1).any(1)
         assert set(seen.nonzero().flatten().tolist()) <= set(view.within(part)) <= {0, 1}
+
+
+@pytest.mark.parametrize("default", [torch.float64, "meta"])
+def test_joining_does_not_depend_on_torch_s_defaults(default):
+    """Two halves of a box in two tiles, in a photo of which nothing else was found."""
+    size, views = (40, 100), []
+    for tile in (Tile(0, 0, 40, 100), Tile(0, 0, 40, 60), Tile(0, 40, 40, 100)):
+        masks = torch.zeros(1, *tile.size, dtype=torch.bool)
+        masks[0, 10:20, max(0, 30 - tile.x0) : 70 - tile.x0] = tile.size != size
+        views.append(View.of(tile, Forest(PackedMasks.from_dense(masks), torch.ones(1), torch.tensor([-1]))))
+    expected = torch.zeros(1, *size, dtype=torch.bool)
+    expected[0, 10:20, 30:70] = True
+    try:
+        if default == "meta":
+            torch.set_default_device("meta")
+        else:
+            torch.set_default_dtype(default)
+        forest = join_tiles(views[0], views[1:], InferConfig())
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert forest.masks.areas.tolist() == [0, 400]  # of equal scores what the whole photo gave comes first
+    assert torch.equal(forest.masks[1].to_dense(), expected)
+    assert forest.scores.tolist() == [1, 1]
