@@ -101,7 +101,7 @@ import importlib, locale, logging, os, pathlib, pkgutil, random, signal, socket,
 import sohes
 assert "torch" not in sys.modules, "import sohes must not import torch"
 # What dependencies do is theirs: they come first.
-import numpy, PIL.Image, pycocotools.mask, rich, scipy.optimize, timm, torch, torch.distributed
+import numpy, PIL.Image, pycocotools.mask, rich.live, scipy.optimize, timm, torch, torch.distributed
 import torch.utils.data, torchvision
 def children():
     tasks = pathlib.Path("/proc/self/task")

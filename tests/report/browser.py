@@ -5,11 +5,14 @@ import base64
 import contextlib
 import json
 import os
+import select
 import shutil
 import subprocess
 from pathlib import Path
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+_PATIENCE = 120  # seconds for an answer, on a machine with much else to do
 
 
 class Browser:
@@ -73,6 +76,7 @@ class Browser:
         while True:
             line, found, rest = self._rest.partition(b"\0")
             if not found:
+                assert select.select([self._read], [], [], _PATIENCE)[0], f"{CHROMIUM} does not answer {method}"
                 more = os.read(self._read, 1 << 20)
                 assert more, f"{CHROMIUM} ended"
                 self._rest += more
