@@ -92,6 +92,8 @@ def run_pretraining(args: Arguments, found: ImageList, device: torch.device, wor
     if run.is_trained("pretrain"):
         run.log(f"trained before, see {run.weights('pretrain')}")
         return run
+    if len(found.left_out):
+        run.log(str(found.left_out))
     photos = PhotoSet(found, config.crops.photo_side, config.num_threads, config.cache_gb)
     for reason in photos.failures:
         run.log(reason)
@@ -118,6 +120,8 @@ def pack_photos(args: Arguments) -> None:
     """Write the pack and say how large it is."""
     config = args.config
     found = _find_photos(config)
+    if len(found.left_out):
+        say(str(found.left_out), "stderr")
     failures = write_pack(found, args.pack, config.crops.photo_side, config.pack_quality, config.num_threads)
     for reason in failures:
         say(reason, "stderr")

@@ -155,7 +155,10 @@ def find_photos(given: Sequence[Path], out: Path) -> list[Photo]:
     places: dict[Path, Path] = {}  # resolved path -> place below --out
     for root in given:
         is_folder = root.is_dir()
-        for path in list_images(root):
+        listed = list_images(root)
+        if len(listed.left_out):
+            say(f"{root}: {listed.left_out}", "stderr")
+        for path in listed:
             key = path.resolve()
             if key not in found and not (is_folder and is_own_picture(path)):
                 found[key] = path

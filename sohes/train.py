@@ -107,6 +107,8 @@ def run_phases(
     """The phases of a run whose folder is there. given: the photos named. extractor: of phase 1, if that is to run."""
     config, run = args.config, Run(args.out, world.is_main)
     run.log(f"run folder {run.path}, preset {config.preset}, device {device}, seed {config.seed}")
+    if given is not None and len(given.left_out):
+        run.log(str(given.left_out))
     if config.images and config.preset == "tiny":
         run.log("preset tiny is made for drawn scenes, with coarse labels; for photos see --preset cpu, small, base")
     if world.size > 1:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pixels of every depth, sign and transparency, value by value, as `read_image` states."""
 
+import tarfile
+
 import numpy as np
 import pytest
 from data.pictures import BIG, LITTLE, write_png, write_tiff
@@ -67,6 +69,13 @@ class TestPng:
         rows = [row.astype(">u2").tobytes() for row in values]
         path = write_png(tmp_path / "a.png", (23, 31), 16, 2, rows, step=step)
         assert (read_image(path).permute(1, 2, 0).numpy() == np.rint(values / 257)).all()
+
+    def test_16_bit_colours_in_an_archive(self, tmp_path):
+        """Which are read twice, from memory."""
+        write_png(tmp_path / "a.png", (1, 2), 16, 2, [big(255, 129, 128, 65535, 1, 0)])
+        with tarfile.open(tmp_path / "a.tar", "w") as tar:
+            tar.add(tmp_path / "a.png", "in/a.png")
+        assert colours(tmp_path / "a.tar/in/a.png") == [[1, 1, 0], [255, 0, 0]]
 
     @pytest.mark.parametrize(("depth", "step"), [(2, 85), (4, 17)])
     def test_few_bits_with_a_transparent_gray(self, tmp_path, depth, step):

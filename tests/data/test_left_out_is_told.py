@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands say, once, which files of a folder of photos they take for no images."""
+
+import pytest
+import torch
+from PIL import Image
+
+import sohes.train
+from sohes.data.sources import list_images
+from sohes.engine.distributed import World
+from sohes.presets import get_preset
+from sohes.pretrain import main as pretrain
+from sohes.segment import find_photos
+
+TOLD = "2 files left out: 2 .dng (a.DNG first)"
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.new("RGB", (24, 24), (9, 9, 9)).save(folder / "c.jfif", "JPEG")
+    for name in ("a.DNG", "b.dng"):
+        (folder / name).write_bytes(b"raw")
+    return folder
+
+
+def test_segment(photos, tmp_path, capsys):
+    assert [photo.path.name for photo in find_photos([photos], tmp_path / "out")] == ["c.jfif"]
+    assert capsys.readouterr().err == f"{photos}: {TOLD}\n"
+    for name in ("a.DNG", "b.dng"):
+        (photos / name).unlink()
+    find_photos([photos], tmp_path / "out")
+    assert capsys.readouterr().err == ""
+
+
+def test_pack(photos, tmp_path, capsys):
+    assert pretrain(["--images", str(photos), "--pack", str(tmp_path / "a.tar")]) == 0
+    assert capsys.readouterr().err.splitlines() == [TOLD]
+
+
+def test_train(photos, tmp_path, monkeypatch):
+    """As far as the first thing that is done with the photos."""
+
+    class Enough(Exception):
+        pass
+
+    def stop(*_):
+        raise Enough
+
+    monkeypatch.setattr(sohes.train, "draw_scenes", stop)
+    arguments = sohes.train.Arguments(out=tmp_path / "run", config=get_preset("micro"))
+    with pytest.raises(Enough):
+        sohes.train.run_phases(arguments, list_images(photos), None, torch.device("cpu"), World())
+    lines = (tmp_path / "run/log.txt").read_text().splitlines()
+    assert [line.partition("  ")[2] for line in lines if "left out" in line] == [TOLD]
