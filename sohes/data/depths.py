@@ -26,7 +26,7 @@ def load_rgb(image: Image.Image, reopen: Callable[[], Image.Image]) -> Image.Ima
 
     reopen: opens the same file once more.
     """
-    raw_modes = [_raw_mode(part) for part in image.tile]
+    raw_modes = [_raw_mode(part) for part in image.tile or ()]
     if raw_modes == [_GRAY_AND_ALPHA]:  # its four bytes a pixel are what RGBA is in 8 bits
         octets = _decode(image, ["RGBA"]).astype(np.uint16)  # [H, W, 4]
         values = (octets[..., 0::2] << 8 | octets[..., 1::2])[..., [0, 0, 0, 1]]  # [H, W, 4]
@@ -40,6 +40,8 @@ def load_rgb(image: Image.Image, reopen: Callable[[], Image.Image]) -> Image.Ima
     high = _decode(image, highs)  # [H, W, 3 or 4]
     with reopen() as again:
         values = high.astype(np.uint16) << 8 | _decode(again, lows)
+    if raw_modes[0].startswith("RGBX"):
+        values = values[..., :3]  # a fourth sample of no meaning, which some versions of Pillow keep
     is_premultiplied = raw_modes[0].startswith("RGBa")
     return Image.fromarray(_deep_to_8_bits(values, image.info.get("transparency"), is_premultiplied))
 
