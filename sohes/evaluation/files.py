@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from sohes.engine.distributed import World, barrier
+from sohes.evaluation.agreement import check_ids, check_truth
 from sohes.evaluation.annotations import NO_PARENT, UNKNOWN_PARENT, Against, Annotations, Want
 from sohes.evaluation.coco_index import BadInput, CocoIndex, ImageId
 from sohes.evaluation.image import Found, Truth, score_image
@@ -110,8 +111,8 @@ def score(
         raise BadInput("several processes need a folder of shards to meet in")
     gt, pred = CocoIndex(gt_json), CocoIndex(pred_json)
     align_ids(gt, pred)
-    _check_truth(gt, protocols)
-    _check_ids(gt, pred, plan.ignore_others)
+    check_truth(gt, protocols)
+    check_ids(gt, pred, plan.ignore_others)
     if gt.num_without_region and plan.world.is_main and "mask" in protocols:
         what = "have no segmentation, and are not counted as masks"
         logger.warning("%s: %d of %d annotations %s", gt.path, gt.num_without_region, gt.num_annotations, what)
@@ -162,56 +163,6 @@ def _write_shards(
 
 def _split(images: Sequence[ImageId], size: int) -> list[Sequence[ImageId]]:
     return [images[start : start + size] for start in range(0, len(images), size)]
-
-
-def _check_truth(gt: CocoIndex, protocols: dict[IouType, Protocol]) -> None:
-    if gt.images is None:
-        raise BadInput(f'{gt.path}: expected ground truth, COCO JSON with "images"; this is a bare list of results')
-    if gt.num_annotations == 0:
-        raise BadInput(f"{gt.path}: there are no annotations to score against")
-    if gt.num_without_region == gt.num_annotations and "mask" in protocols:
-        raise BadInput(f"{gt.path}: no annotation has a segmentation, so there are no masks to score against")
-    for image_id, image in gt.images.items():
-        if image.get("height") is None or image.get("width") is None:
-            got = f"{image.get('height')} and {image.get('width')}"
-            raise BadInput(f"{gt.path}: expected height and width of image {image_id!r}, got {got}")
-
-
-def _check_ids(gt: CocoIndex, pred: CocoIndex, ignore_others: bool) -> None:
-    if pred.images is None and pred.num_annotations == 0:
-        raise BadInput(f"{pred.path}: there are no predictions in this list")
-    for index, images in ((gt, gt.images), (pred, pred.images)):
-        for image_id in index.annotated:
-            if images is not None and image_id not in images:
-                raise BadInput(f"{index.path}: annotations of image {image_id!r}, which is not among its images")
-    predicted = pred.annotated if pred.images is None else pred.images.keys()
-    unknown = [image_id for image_id in predicted if image_id not in gt.images]
-    if len(unknown) == len(predicted):
-        raise BadInput(
-            f"no image of {pred.path} is in {gt.path} (image ids such as {_some(predicted)} against {_some(gt.images)})"
-        )
-    if unknown:
-        problem = f"{pred.path}: {len(unknown)} of {len(predicted)} images are not in {gt.path}"
-        if not ignore_others:
-            raise BadInput(f"{problem}, image {unknown[0]!r} first")
-        logger.warning("%s and are left out", problem)
-    for image_id, image in (pred.images or {}).items():
-        if image_id not in gt.images:
-            continue
-        for key in ("width", "height"):
-            true = gt.images[image_id].get(key)
-            if image.get(key, true) != true:
-                raise BadInput(f"image {image_id!r}: {key} is {true} in {gt.path} but {image[key]} in {pred.path}")
-        names = [index[image_id].get("file_name") for index in (gt.images, pred.images)]
-        if None not in names and len({os.path.splitext(os.path.basename(name))[0] for name in names}) > 1:
-            raise BadInput(f"image {image_id!r} is {names[0]} in {gt.path} but {names[1]} in {pred.path}")
-    missing = len(gt.images) - (len(predicted) - len(unknown))
-    if missing > 0:
-        logger.warning("%s: %d of %d images have no predictions", pred.path, missing, len(gt.images))
-
-
-def _some(ids: Any) -> str:
-    return ", ".join(repr(image_id) for image_id in list(ids)[:3]) or "none"
 
 
 def _score_one(protocols: dict[IouType, Protocol], gt: CocoIndex, pred: CocoIndex, image_id: ImageId) -> Scored:

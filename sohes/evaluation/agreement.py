@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether ground truth can be scored against, and predictions are of its images: asked before anything is scored."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from sohes.evaluation.coco_index import BadInput, CocoIndex
+from sohes.evaluation.protocol import IouType, Protocol
+
+logger = logging.getLogger(__name__)
+
+
+def check_truth(gt: CocoIndex, protocols: Mapping[IouType, Protocol]) -> None:
+    """Raises BadInput unless there is something to score against, of sizes that are known."""
+    if gt.images is None:
+        raise BadInput(f'{gt.path}: expected ground truth, COCO JSON with "images"; this is a bare list of results')
+    if gt.num_annotations == 0:
+        raise BadInput(f"{gt.path}: there are no annotations to score against")
+    if gt.num_without_region == gt.num_annotations and "mask" in protocols:
+        raise BadInput(f"{gt.path}: no annotation has a segmentation, so there are no masks to score against")
+    for image_id, image in gt.images.items():
+        if image.get("height") is None or image.get("width") is None:
+            got = f"{image.get('height')} and {image.get('width')}"
+            raise BadInput(f"{gt.path}: expected height and width of image {image_id!r}, got {got}")
+
+
+def check_ids(gt: CocoIndex, pred: CocoIndex, ignore_others: bool) -> None:
+    """Raises BadInput where the two files are not of the same images: ids, sizes or names differ.
+
+    ignore_others: predictions of other images are no error; a warning counts them.
+    """
+    if pred.images is None and pred.num_annotations == 0:
+        raise BadInput(f"{pred.path}: there are no predictions in this list")
+    for index, images in ((gt, gt.images), (pred, pred.images)):
+        for image_id in index.annotated:
+            if images is not None and image_id not in images:
+                raise BadInput(f"{index.path}: annotations of image {image_id!r}, which is not among its images")
+    predicted = pred.annotated if pred.images is None else pred.images.keys()
+    unknown = [image_id for image_id in predicted if image_id not in gt.images]
+    if len(unknown) == len(predicted):
+        raise BadInput(
+            f"no image of {pred.path} is in {gt.path} (image ids such as {_some(predicted)} against {_some(gt.images)})"
+        )
+    if unknown:
+        problem = f"{pred.path}: {len(unknown)} of {len(predicted)} images are not in {gt.path}"
+        if not ignore_others:
+            raise BadInput(f"{problem}, image {unknown[0]!r} first")
+        logger.warning("%s and are left out", problem)
+    for image_id, image in (pred.images or {}).items():
+        if image_id not in gt.images:
+            continue
+        for key in ("width", "height"):
+            true = gt.images[image_id].get(key)
+            if image.get(key, true) != true:
+                raise BadInput(f"image {image_id!r}: {key} is {true} in {gt.path} but {image[key]} in {pred.path}")
+        names = [index[image_id].get("file_name") for index in (gt.images, pred.images)]
+        if None not in names and len({os.path.splitext(os.path.basename(name))[0] for name in names}) > 1:
+            raise BadInput(f"image {image_id!r} is {names[0]} in {gt.path} but {names[1]} in {pred.path}")
+    missing = len(gt.images) - (len(predicted) - len(unknown))
+    if missing > 0:
+        logger.warning("%s: %d of %d images have no predictions", pred.path, missing, len(gt.images))
+
+
+def _some(ids: Any) -> str:
+    return ", ".join(repr(image_id) for image_id in list(ids)[:3]) or "none"
