@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import count
@@ -132,10 +134,15 @@ def _of_workers(loader: DataLoader, num_workers: int) -> Iterator[Batch | SohesE
     """The batches of worker processes. Raises WorkerError within seconds of the end of one."""
     try:
         yield from _started(loader)
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, EOFError, ConnectionError) as error:
+        if str(error).startswith("Caught "):  # of the worker's own, with its traceback
             raise
-        reason = str(error).partition(". ")[0].strip()
+        if not isinstance(error, RuntimeError):  # it went while it handed over a batch
+            reason = "a DataLoader worker is gone"
+        elif "DataLoader worker" in str(error):
+            reason = str(error).partition(". ")[0].strip()
+        else:
+            raise
         raise WorkerError(
             f"{reason}: of those that make batches (views.num-workers {num_workers}) one was killed; where memory or "
             "shared memory (/dev/shm) ran out, take fewer or 0"
@@ -143,8 +150,15 @@ def _of_workers(loader: DataLoader, num_workers: int) -> Iterator[Batch | SohesE
 
 
 def _started(loader: DataLoader) -> Iterator[Batch | SohesError]:
+    """The loader's iterator, without the signal handler it installs: that one would raise the death of a worker in the
+    midst of whatever the main thread does, a training step say. Without it the next batch does, in five seconds."""
+    is_main = sys.platform != "win32" and threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGCHLD) if is_main else None
     with torch.device("cpu"):  # the loader draws a seed, as a tensor of the default device
-        return iter(loader)
+        batches_to_come = iter(loader)
+    if handler is not None:
+        signal.signal(signal.SIGCHLD, handler)
+    return batches_to_come
 
 
 class _Batches(Dataset):

@@ -66,6 +66,24 @@ def test_a_killed_process_ends_the_run_in_seconds(scenes, monkeypatch, how):
     assert time.monotonic() - started < 60
 
 
+def test_the_death_of_a_process_is_no_error_of_the_training_step(scenes):
+    """torch's handler of SIGCHLD would raise in the midst of it."""
+    before = signal.getsignal(signal.SIGCHLD)
+    stream = batches(LabelDataset(LabelSet(scenes), VIEWS, seed=0), 2, 0, 0, num_workers=1)
+    next(stream)
+    assert signal.getsignal(signal.SIGCHLD) == before
+    stream.close()
+
+
+def test_an_error_in_a_process_that_is_no_fault_of_the_data_keeps_its_traceback(scenes, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(LabelDataset, "sample", fail)
+    with pytest.raises(RuntimeError, match=r"(?s)Caught RuntimeError in DataLoader worker.*shapes differ"):
+        next(batches(LabelDataset(LabelSet(scenes), VIEWS, seed=0), 2, 0, 0, num_workers=1))
+
+
 def test_errors_of_the_training_step_pass(scenes):
     def train():
         for _ in batches(LabelDataset(LabelSet(scenes), VIEWS, seed=0), 2, 0, 0, num_workers=1):
