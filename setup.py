@@ -30,8 +30,8 @@ MODES = ("auto", "cuda", "cpu", "none")
 
 
 def load_source_digest() -> Callable[[Path], str]:
-    """`source_digest` of sohes/_binary.py, loaded by path: importing the package would need torch."""
-    spec = importlib.util.spec_from_file_location("_binary", ROOT / "sohes" / "_binary.py")
+    """`source_digest` of sohes/ops/_binary.py, loaded by path: importing the package would need torch."""
+    spec = importlib.util.spec_from_file_location("_binary", ROOT / "sohes" / "ops" / "_binary.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules["_binary"] = module
     spec.loader.exec_module(module)

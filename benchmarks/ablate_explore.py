@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from bench_explore import Quality, chosen_images, explore_forest, print_header, print_row
 
-from sohes.cli import fail_clearly
-from sohes.config import ExploreConfig
+from sohes.cli.command import fail_clearly
+from sohes.configs.run import ExploreConfig
 
 _PATCHES = {"start": "patches", "patch": 8}
 _SQUARE = _PATCHES | {"snap_rounds": 0}

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sohes.cli import fail_clearly
-from sohes.config import ExploreConfig
+from sohes.cli.command import fail_clearly
+from sohes.configs.run import ExploreConfig
 from sohes.data.coco import LabelSet
 from sohes.data.images import read_annotated
 from sohes.labels.features import build_extractor
 from sohes.labels.refine import refine_masks
-from sohes.masks import PackedMasks
+from sohes.structures.masks import PackedMasks
 
 THRESHOLDS = np.arange(0.5, 0.96, 0.05)
 BLOCK = 8

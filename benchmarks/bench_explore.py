@@ -24,22 +24,22 @@ from torch import Tensor
 
 from sohes.baselines.classical import box_grid_forest, felzenszwalb_forest, slic_tree_forest
 from sohes.baselines.tree_oracle import tree_oracle_forest
-from sohes.cli import fail_clearly
-from sohes.config import ExploreConfig
-from sohes.config_evaluate import BaselineConfig
+from sohes.cli.command import fail_clearly
+from sohes.configs.evaluate import BaselineConfig
+from sohes.configs.run import ExploreConfig
 from sohes.data.coco import LabelledImage, LabelSet
 from sohes.data.images import read_annotated
 from sohes.data.scenes import draw_scene
 from sohes.evaluation import Evaluator
-from sohes.forest import Forest
 from sohes.labels.basins import find_basins
 from sohes.labels.draw import make_forest, select_masks
 from sohes.labels.features import build_extractor
+from sohes.labels.pipeline import label_image
 from sohes.labels.refine import refine_masks
 from sohes.labels.regions import draw_regions, find_regions
-from sohes.masks import PackedMasks
 from sohes.ops import merge_borders
-from sohes.phases.explore import label_image
+from sohes.structures.forest import Forest
+from sohes.structures.masks import PackedMasks
 
 COLUMNS = ("AR@1000", "AR@100", "AR@10", "AR-small", "AR-medium", "AR-large", "AP", "parent_recall", "ancestor_f1")
 

@@ -22,9 +22,9 @@ from mask_cases import object_logits
 from peak_memory import peak_memory
 from pycocotools import mask as coco
 
-from sohes.forest import Forest, build_forest
-from sohes.masks import PackedMasks, nms_masks
 from sohes.ops.mask_overlap import mask_overlap
+from sohes.structures.forest import Forest, build_forest
+from sohes.structures.masks import PackedMasks, nms_masks
 
 SIZES = [(480, 640)] + [(1500, 2250)] * (os.environ.get("SOHES_BENCH_LARGE") == "1")
 CHAIN_SIZES = [(480, 640), (1500, 2250)]

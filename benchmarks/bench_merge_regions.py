@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as functional
 from merge_cases import scene_map
 
-from sohes._binary import find_binary
+from sohes.ops._binary import find_binary
 from sohes.ops.merge_regions import OPERATOR, ROUNDS, merge_regions
 
 IS_LARGE = os.environ.get("SOHES_BENCH_LARGE") == "1"

@@ -23,10 +23,10 @@ import torch
 from peak_memory import peak_memory
 from torch import nn
 
-from sohes.config import LossConfig, ModelConfig
-from sohes.data.dataset import Target
+from sohes.configs.run import LossConfig, ModelConfig
 from sohes.losses.criterion import Criterion
 from sohes.models.segmenter_model import build_model
+from sohes.structures.target import Target
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sohes._binary import find_binary
+from sohes.ops._binary import find_binary
 
 
 def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:

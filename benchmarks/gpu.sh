@@ -74,7 +74,7 @@ build() {
   local arch digest
   arch=${CUDA_ARCH:-$("$python" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())')} || return 1
   digest=$("$python" -c 'import runpy, pathlib
-print(runpy.run_path("sohes/_binary.py")["source_digest"](pathlib.Path("csrc")))') || return 1
+print(runpy.run_path("sohes/ops/_binary.py")["source_digest"](pathlib.Path("csrc")))') || return 1
   cmake -S . -B build/gpu -G Ninja -DCMAKE_BUILD_TYPE=Release -DSOHES_CUDA=ON "-DCMAKE_CUDA_ARCHITECTURES=$arch" \
     "-DSOHES_SOURCE_DIGEST=$digest" "-DPython_EXECUTABLE=$(command -v "$python")" &&
     cmake --build build/gpu --parallel "$(nproc)"

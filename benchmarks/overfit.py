@@ -19,17 +19,17 @@ from pathlib import Path
 
 import torch
 
-from sohes.config import Config, from_dict, to_dict
-from sohes.config_checks import check_config
+from sohes.configs.checks import check_config
+from sohes.configs.presets import get_preset
+from sohes.configs.run import Config, from_dict, to_dict
 from sohes.data.coco import LabelSet
 from sohes.data.scenes import write_scenes
-from sohes.engine.distributed import World
 from sohes.engine.run import Run
 from sohes.evaluation.tables import format_results
 from sohes.models.segmenter import Segmenter
 from sohes.phases.instruct import instruct
 from sohes.phases.scoring import find_ground_truth, score_phase
-from sohes.presets import get_preset
+from sohes.utils.distributed import World
 
 
 def make_config(preset: str, num_scenes: int, size: int | None, steps: int, changes: list[str]) -> Config:

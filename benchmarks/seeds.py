@@ -22,11 +22,11 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sohes.config import PHASES
+from sohes.configs.run import PHASES
 from sohes.data.coco import LabelSet, write_coco
 from sohes.evaluation import score_files
 from sohes.evaluation.tables import COMPARED
-from sohes.forest import Forest, build_forest
+from sohes.structures.forest import Forest, build_forest
 
 Scores = Mapping[str, Mapping[str, float | None]]
 GAINS = ("AR@1000", "AR@100", "AR@10", "AP", "parent_recall")

@@ -12,13 +12,17 @@ from typing import TYPE_CHECKING, Any
 from sohes._version import __version__
 
 if TYPE_CHECKING:
-    from sohes.forest import Forest
-    from sohes.masks import PackedMasks
     from sohes.models.segmenter import Segmenter
+    from sohes.structures.forest import Forest
+    from sohes.structures.masks import PackedMasks
 
 __all__ = ["Forest", "PackedMasks", "Segmenter", "__version__"]
 
-_HOMES = {"Forest": "sohes.forest", "PackedMasks": "sohes.masks", "Segmenter": "sohes.models.segmenter"}
+_HOMES = {
+    "Forest": "sohes.structures.forest",
+    "PackedMasks": "sohes.structures.masks",
+    "Segmenter": "sohes.models.segmenter",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -7,9 +7,9 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from sohes.commands import COMMANDS, HELP, answer_help, overview, print_help
-from sohes.options import nearest
-from sohes.streams import say
+from sohes.cli.short_help import COMMANDS, HELP, answer_help, overview, print_help
+from sohes.utils.nearest import nearest
+from sohes.utils.streams import say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

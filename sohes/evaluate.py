@@ -12,18 +12,16 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Literal
 
-from sohes.commands import answer_help
+from sohes.cli.short_help import answer_help
 
 if __name__ == "__main__":
     answer_help("evaluate", sys.argv[1:])  # before torch is imported, which takes seconds
 
 import torch
 
-from sohes.cli import fail_clearly, parse
-from sohes.config import BaselineName, DataSetName, ExploreConfig, load
-from sohes.config_evaluate import BaselineConfig, CompareConfig
-from sohes.engine.console import Progress
-from sohes.engine.distributed import World, find_world, on_main, process_group
+from sohes.cli.command import fail_clearly, parse
+from sohes.configs.evaluate import BaselineConfig, CompareConfig
+from sohes.configs.run import BaselineName, DataSetName, ExploreConfig, load
 from sohes.evaluation import BadInput, Plan, score
 from sohes.evaluation.datasets.base import DataSet
 from sohes.evaluation.datasets.convert import choose_evenly, convert_dataset
@@ -38,8 +36,10 @@ from sohes.evaluation.tables import (
     to_json,
     write_rows,
 )
-from sohes.files import write_whole
-from sohes.streams import say
+from sohes.utils.console import Progress
+from sohes.utils.distributed import World, find_world, on_main, process_group
+from sohes.utils.files import write_whole
+from sohes.utils.streams import say
 
 MOST_THREADS = 1024
 MOST_RESAMPLES = 100_000

@@ -11,30 +11,30 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
-from sohes.commands import answer_help
+from sohes.cli.short_help import answer_help
 
 if __name__ == "__main__":
     answer_help("pretrain", sys.argv[1:])  # before torch is imported, which takes seconds
 
 import torch
 
-from sohes.cli import base_config, fail_clearly, parse
-from sohes.config import ExploreConfig
+from sohes.cli.command import base_config, fail_clearly, parse
+from sohes.cli.options import FLAT
+from sohes.configs.pretrain import PretrainConfig, get_preset
+from sohes.configs.pretrain_checks import check_pretrain_config
+from sohes.configs.run import ExploreConfig
 from sohes.data.photo_pack import write_pack
 from sohes.data.photos import PhotoSet
 from sohes.data.sources import ImageList, list_images
-from sohes.devices import DeviceName, pick_device
-from sohes.engine.distributed import World, find_world, gather, on_main, process_group
 from sohes.engine.run import CONFIG_FILE, Run, RunError, check_run, import_tensorboard, start_run, withdrawn_on_failure
 from sohes.labels.features import build_extractor
 from sohes.labels.photo_regions import cut_photos
-from sohes.options import FLAT
 from sohes.phases.pretrain import pretrain
-from sohes.pretrain_checks import check_pretrain_config
-from sohes.pretrain_config import PretrainConfig, get_preset
 from sohes.report import write_report
 from sohes.report.features import write_feature_pictures
-from sohes.streams import say
+from sohes.utils.devices import DeviceName, pick_device
+from sohes.utils.distributed import World, find_world, gather, on_main, process_group
+from sohes.utils.streams import say
 
 _NUM_PICTURES = 8
 

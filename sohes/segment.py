@@ -11,29 +11,23 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from sohes.commands import answer_help
+from sohes.cli.short_help import answer_help
 
 if __name__ == "__main__":
     answer_help("segment", sys.argv[1:])  # before torch is imported, which takes seconds
 
 import torch
 
-from sohes.cli import fail_clearly, parse
+from sohes.cli.command import fail_clearly, parse
+from sohes.cli.options import POSITIONAL
+from sohes.configs.presets import photo_labels
 from sohes.data.errors import DataNotFoundError
 from sohes.data.images import UnreadableImage, read_image
 from sohes.data.sources import list_images
-from sohes.devices import DeviceName, pick_device
-from sohes.engine.console import Progress, RunLog
-from sohes.engine.workers import available_cpus, map_ahead, worker_pool
-from sohes.errors import EXIT_FAILURES, SohesError
-from sohes.files import fitting_name
-from sohes.forest import Forest
 from sohes.labels.features import build_extractor
+from sohes.labels.pipeline import label_image
 from sohes.models.segmenter import Segmenter
-from sohes.options import POSITIONAL
-from sohes.phases.explore import label_image
-from sohes.presets import photo_labels
-from sohes.segment_output import (
+from sohes.phases.segment_output import (
     SUFFIXES,
     Format,
     Output,
@@ -43,7 +37,13 @@ from sohes.segment_output import (
     finish,
     is_own_picture,
 )
-from sohes.streams import say
+from sohes.structures.forest import Forest
+from sohes.utils.console import Progress, RunLog
+from sohes.utils.devices import DeviceName, pick_device
+from sohes.utils.errors import EXIT_FAILURES, SohesError
+from sohes.utils.files import fitting_name
+from sohes.utils.streams import say
+from sohes.utils.workers import available_cpus, map_ahead, worker_pool
 
 Segment = Callable[[torch.Tensor], Forest]
 """A photo, uint8 [3, H, W] -> its masks."""

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from sohes.config import ModelConfig
-from sohes.presets import get_preset
+from sohes.configs.presets import get_preset
+from sohes.configs.run import ModelConfig
 
 MICRO = [
     *("--scenes.num-train", "4", "--scenes.num-eval", "2", "--scenes.size", "64", "--device", "cpu"),

@@ -38,7 +38,7 @@ def test_parts_of_the_network_import_without_pycocotools():
         "            importlib.import_module(module.name)\n"
         "for name in ('correct', 'explore', 'instruct', 'pretrain'):\n"
         "    importlib.import_module(f'sohes.phases.{name}')\n"
-        "importlib.import_module('sohes.presets')\n"
+        "importlib.import_module('sohes.configs.presets')\n"
         "print('imported', len(sys.modules))"
     )
     assert done.returncode == 0, done.stderr
@@ -50,7 +50,7 @@ def test_masks_and_a_segmenter_work_without_them():
         "import torch\n"
         "from sohes import Forest, PackedMasks, Segmenter\n"
         "from sohes.models.segmenter_model import build_model\n"
-        "from sohes.presets import get_preset\n"
+        "from sohes.configs.presets import get_preset\n"
         "config = get_preset('micro')\n"
         "forest = Segmenter(build_model(config.model), config.model, config.infer)(torch.zeros(3, 40, 50).byte())[0]\n"
         "annotations = forest.to_coco(1)\n"

@@ -10,11 +10,12 @@ import typing
 
 import pytest
 
-from sohes import config as configuration
-from sohes import config_evaluate, pretrain_config
-from sohes.config import Config, ConfigError, from_dict, to_dict
-from sohes.config_checks import check_config
-from sohes.presets import PRESETS, get_preset
+from sohes.configs import evaluate as config_evaluate
+from sohes.configs import pretrain as pretrain_config
+from sohes.configs import run as configuration
+from sohes.configs.presets import PRESETS, get_preset
+from sohes.configs.run import Config, ConfigError, from_dict, to_dict
+from sohes.phases.checks import check_config
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))

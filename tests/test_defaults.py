@@ -17,19 +17,19 @@ from ms_deform_attn_cases import SMALL_CASES, make_inputs, make_raw_inputs
 
 import sohes
 from sohes import ops
-from sohes._binary import find_binary
-from sohes.config import ExploreConfig, InferConfig, LossConfig
-from sohes.data.dataset import Target
-from sohes.forest import Forest, build_forest
+from sohes.configs.pretrain import DistillConfig, VitConfig
+from sohes.configs.run import ExploreConfig, InferConfig, LossConfig
 from sohes.labels.features import build_extractor
+from sohes.labels.pipeline import label_image
 from sohes.losses import Criterion, distillation
 from sohes.losses.ancestor_loss import ancestor_loss
-from sohes.masks import PackedMasks, as_indices, mask_coverage, mask_iou, nms_masks
 from sohes.models.distillation import build_distillation_model
 from sohes.models.segmenter import Segmenter
 from sohes.models.segmenter_model import build_model
-from sohes.phases.explore import label_image
-from sohes.pretrain_config import DistillConfig, VitConfig
+from sohes.ops._binary import find_binary
+from sohes.structures.forest import Forest, build_forest
+from sohes.structures.masks import PackedMasks, as_indices, mask_coverage, mask_iou, nms_masks
+from sohes.structures.target import Target
 
 SIZE = (21, 34)
 

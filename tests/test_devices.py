@@ -8,11 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from sohes.config import ExploreConfig
+from sohes.phases.explore import explore, prepare
+from sohes.configs.run import ExploreConfig
 from sohes.data.scenes import draw_scene
-from sohes.devices import DeviceError, pick_device
 from sohes.labels import refine
 from sohes.labels.features import build_extractor
+from sohes.utils.devices import DeviceError, pick_device
 
 
 @pytest.fixture
@@ -74,8 +75,6 @@ def test_features_are_made_where_they_are_asked_for(two_gpus, monkeypatch):
 @pytest.mark.parametrize(("given", "device"), [("cpu", "cpu"), ("auto", "cuda:0"), ("cuda", "cuda:0")])
 def test_the_device_of_the_command_is_that_of_phase_1(given, device, two_gpus, monkeypatch, tmp_path):
     """--device as it reaches the network of a refiner in the threads that label photos, and the features."""
-    from sohes import train
-
     seen = []
 
     class Refiner:
@@ -89,8 +88,8 @@ def test_the_device_of_the_command_is_that_of_phase_1(given, device, two_gpus, m
     refine.load_cascadepsp.cache_clear()
     config = ExploreConfig(refiner="cascadepsp", max_masks=5)
     Image.fromarray(draw_scene(0, 48).image.permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
-    extractor = train.prepare(config, train.pick_device(given, 0))
-    train.explore([tmp_path], tmp_path / "out", config, extractor=extractor)
+    extractor = prepare(config, pick_device(given, 0))
+    explore([tmp_path], tmp_path / "out", config, extractor=extractor)
     refine.load_cascadepsp.cache_clear()
     assert str(extractor.device) == device
     assert seen == [device]

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from sohes import evaluate, pretrain, segment, train
-from sohes.cli import base_config
-from sohes.commands import COMMANDS as sohes_commands
-from sohes.config import Config
-from sohes.options import read_options
-from sohes.presets import PRESETS, get_preset
-from sohes.pretrain_config import PretrainConfig
-from sohes.pretrain_config import get_preset as get_pretrain_preset
+from sohes.cli.command import base_config
+from sohes.cli.options import read_options
+from sohes.cli.short_help import COMMANDS as sohes_commands
+from sohes.configs.presets import PRESETS, get_preset
+from sohes.configs.pretrain import PretrainConfig
+from sohes.configs.pretrain import get_preset as get_pretrain_preset
+from sohes.configs.run import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 if not (ROOT / ".ci" / "readme_commands.py").is_file():

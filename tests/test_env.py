@@ -6,8 +6,9 @@ import re
 
 import torch
 
-from sohes import _binary
-from sohes.env import collect_env, main
+from sohes.env import main
+from sohes.ops import _binary
+from sohes.ops.environment import collect_env
 
 
 def test_every_operator_tells_what_it_uses_and_why_not():

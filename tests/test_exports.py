@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from sohes.data.coco import LabelSet, write_coco
-from sohes.forest import Forest, build_forest
-from sohes.masks import PackedMasks
+from sohes.structures.forest import Forest, build_forest
+from sohes.structures.masks import PackedMasks
 
 pytest.importorskip("pycocotools", reason="pycocotools is not installed")
 from pycocotools import mask as coco_mask

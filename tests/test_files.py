@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from micro import no_file_beyond
 
-from sohes.cli import describe_os_error, fail_clearly
-from sohes.files import fitting_name, whole_file, write_whole
+from sohes.cli.command import describe_os_error, fail_clearly
+from sohes.utils.files import fitting_name, whole_file, write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -57,7 +57,7 @@ def test_a_place_that_cannot_be_is_named(tmp_path):
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="mounts a file system")
 def test_a_read_only_file_system_is_named(tmp_path):
     """Of which the temporary file cannot be removed either."""
-    code = "from sohes.cli import fail_clearly\nfrom sohes.files import write_whole\nimport sys\n"
+    code = "from sohes.cli.command import fail_clearly\nfrom sohes.utils.files import write_whole\nimport sys\n"
     code += "with fail_clearly('x'): write_whole(sys.argv[1], 'new')"
     mount = 'mount -t tmpfs -o ro tmpfs "$1" || exit 77; "$2" -c "$3" "$1/a.json"'
     command = ["unshare", "-m", "bash", "-c", mount, "x", tmp_path, sys.executable, code]

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mask_cases import mixed, object_logits
 
-from sohes._binary import find_binary
-from sohes.forest import Forest, build_forest
-from sohes.masks import PackedMasks, mask_coverage, nms_masks
+from sohes.ops._binary import find_binary
+from sohes.structures.forest import Forest, build_forest
+from sohes.structures.masks import PackedMasks, mask_coverage, nms_masks
 
 
 @st.composite

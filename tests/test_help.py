@@ -12,12 +12,12 @@ import pytest
 
 from sohes import evaluate, pretrain, segment, train
 from sohes.__main__ import main as sohes_main
-from sohes.cli import base_config, fail_clearly, parse
-from sohes.commands import COMMANDS, overview, presets_of, short_help
-from sohes.config import Config
-from sohes.config_io import ConfigError, to_dict
-from sohes.options import FLAT, POSITIONAL, OptionError, field_texts, list_options, read_options, show_default
-from sohes.presets import PRESETS, get_preset
+from sohes.cli.command import base_config, fail_clearly, parse
+from sohes.cli.options import FLAT, POSITIONAL, OptionError, field_texts, list_options, read_options, show_default
+from sohes.cli.short_help import COMMANDS, overview, presets_of, short_help
+from sohes.configs.io import ConfigError, to_dict
+from sohes.configs.presets import PRESETS, get_preset
+from sohes.configs.run import Config
 
 MODULES = {"train": train, "segment": segment, "evaluate": evaluate, "pretrain": pretrain}
 

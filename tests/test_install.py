@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from sohes import _binary
+from sohes.ops import _binary
 
 ROOT = Path(__file__).resolve().parents[1]
 IN_CHECKOUT = (ROOT / "csrc" / "bindings.cpp").is_file()
 
 SHOW_BINARY = """
 import json, sohes
-from sohes import _binary
+from sohes.ops import _binary
 found = _binary.find_binary()
 print(json.dumps({"package": sohes.__file__, "path": str(found.path), "reason": found.reason}))
 """

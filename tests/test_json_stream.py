@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from sohes.json_stream import JsonReader, parse_json
+from sohes.utils.json_stream import JsonReader, parse_json
 
 DOCUMENT = {
     "info": {"note": 'quotes " and \\ and ] } [', "year": 2024},

@@ -6,9 +6,9 @@ import pytest
 import torch
 from mask_cases import SIZES, mixed
 
-from sohes.forest import Forest
-from sohes.masks import PackedMasks, mask_coverage, mask_iou, nms_masks
 from sohes.ops import merge_regions
+from sohes.structures.forest import Forest
+from sohes.structures.masks import PackedMasks, mask_coverage, mask_iou, nms_masks
 
 
 def packed(seed, height, width, each=3):

@@ -10,15 +10,15 @@ import torch
 from PIL import Image
 
 import sohes.segment
-from sohes.config import InferConfig, ModelConfig
+from sohes.configs.presets import photo_labels
+from sohes.configs.run import InferConfig, ModelConfig
 from sohes.data.coco import LabelSet
 from sohes.data.images import read_image
 from sohes.data.scenes import draw_scene
 from sohes.labels.features import build_extractor
+from sohes.labels.pipeline import label_image
 from sohes.models.segmenter import Segmenter
 from sohes.models.segmenter_model import build_model
-from sohes.phases.explore import label_image
-from sohes.presets import photo_labels
 from sohes.segment import Arguments, find_photos, main
 
 TINY_MODEL = ModelConfig(

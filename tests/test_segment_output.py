@@ -14,9 +14,9 @@ from PIL import Image
 
 import sohes.segment
 from sohes.data.coco import LabelSet
-from sohes.forest import Forest
-from sohes.masks import PackedMasks
 from sohes.segment import find_photos, main
+from sohes.structures.forest import Forest
+from sohes.structures.masks import PackedMasks
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sohes.cli import fail_clearly
-from sohes.errors import SohesError
-from sohes.streams import say
+from sohes.cli.command import fail_clearly
+from sohes.utils.errors import SohesError
+from sohes.utils.streams import say
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -29,7 +29,7 @@ def test_a_reader_that_leaves_does_no_harm(module):
     assert done.stdout.count(b"\n") == 1
 
 
-LINES = "from sohes.cli import fail_clearly\nfrom sohes.streams import say\nwith fail_clearly('x'):\n"
+LINES = "from sohes.cli.command import fail_clearly\nfrom sohes.utils.streams import say\nwith fail_clearly('x'):\n"
 
 
 def test_work_goes_on_where_nobody_reads(tmp_path):
@@ -67,7 +67,7 @@ def test_a_full_disk_behind_stdout_is_one_line():
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_any_name_can_be_said(encoding):
-    code = "import sys; from sohes.streams import say; [say(sys.argv[1], s) for s in ('stdout', 'stderr')]"
+    code = "import sys; from sohes.utils.streams import say; [say(sys.argv[1], s) for s in ('stdout', 'stderr')]"
     environment = os.environ | {"PYTHONIOENCODING": encoding}
     command = [sys.executable, "-c", code, b"Jos\xe9 \xc3\xbc"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True)

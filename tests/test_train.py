@@ -18,15 +18,16 @@ from micro import MICRO
 from PIL import Image
 from safetensors.torch import load_file
 
-from sohes.config import Config, ConfigError, ModelConfig
+from sohes.configs.presets import get_preset
+from sohes.configs.run import Config, ConfigError, ModelConfig
 from sohes.data.scenes import draw_scene
 from sohes.labels.refine import load_cascadepsp
 from sohes.models.segmenter import Segmenter
 from sohes.models.segmenter_model import build_model
-from sohes.presets import get_preset
+from sohes.phases.checks import check_needs
 from sohes.segment import main as segment_main
-from sohes.train import main, segmenter_of
-from sohes.train_checks import check_needs
+from sohes.phases.pipeline import segmenter_of
+from sohes.train import main
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -225,7 +226,7 @@ def test_after_a_start_that_failed_the_corrected_command_works(tmp_path, capsys,
         raise OSError(28, "No space left on device", "somewhere")
 
     with monkeypatch.context() as patch:
-        patch.setattr("sohes.train.draw_scenes", fail)
+        patch.setattr("sohes.phases.pipeline.draw_scenes", fail)
         assert run_main(*MICRO, "--out", out, "--phases", "explore") == 2
     assert "somewhere: No space left on device" in capsys.readouterr().err
     assert run_main(*MICRO, "--out", out, "--phases", "explore", "--seed", "3") == 0

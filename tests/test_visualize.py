@@ -3,11 +3,11 @@ import numpy as np
 import pytest
 import torch
 
-from sohes import visualize
-from sohes.colors import forest_colors, oklch_to_srgb, srgb_to_oklch
-from sohes.forest import Forest
-from sohes.masks import PackedMasks
-from sohes.visualize import draw_forest, draw_panel, overlay_forest, resize_forest, resize_image
+from sohes.structures.forest import Forest
+from sohes.structures.masks import PackedMasks
+from sohes.visual import draw as visualize
+from sohes.visual.colors import forest_colors, oklch_to_srgb, srgb_to_oklch
+from sohes.visual.draw import draw_forest, draw_panel, overlay_forest, resize_forest, resize_image
 
 
 def make_forest(height=12, width=16):
@@ -122,7 +122,7 @@ def test_resize_forest_samples_pixel_centres(size):
 def test_resize_forest_in_chunks_changes_nothing(monkeypatch):
     forest, _ = make_forest()
     whole = resize_forest(forest, (20, 10)).masks.words
-    monkeypatch.setattr("sohes.visualize._CHUNK_PIXELS", 450)
+    monkeypatch.setattr("sohes.visual.draw._CHUNK_PIXELS", 450)
     assert torch.equal(resize_forest(forest, (20, 10)).masks.words, whole)
 
 

@@ -13,13 +13,13 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from sohes.config_evaluate import BaselineConfig
-from sohes.errors import SohesError
-from sohes.forest import Forest, build_forest
+from sohes.configs.evaluate import BaselineConfig
 from sohes.labels.color import rgb_to_lab
 from sohes.labels.draw import draw_nodes
-from sohes.masks import PackedMasks, nms_masks
 from sohes.ops.merge_regions import merge_regions_graph
+from sohes.structures.forest import Forest, build_forest
+from sohes.structures.masks import PackedMasks, nms_masks
+from sohes.utils.errors import SohesError
 
 # Lab differences of one channel stay below this, so that the cosine below falls all the way.
 _LAB_RANGE = 200.0

@@ -12,16 +12,16 @@ from torch import Tensor
 
 from sohes.baselines.classical import box_grid_forest, felzenszwalb_forest, import_segmentation, slic_tree_forest
 from sohes.baselines.tree_oracle import tree_oracle_forest
-from sohes.config import BaselineName, ExploreConfig
-from sohes.config_evaluate import BaselineConfig
+from sohes.configs.evaluate import BaselineConfig
+from sohes.configs.run import BaselineName, ExploreConfig
 from sohes.data.coco import to_rle, write_coco_stream
 from sohes.data.coco_fields import has_region
-from sohes.errors import SohesError
 from sohes.evaluation.datasets.base import DataSet, Sample
-from sohes.forest import Forest
 from sohes.labels.features import build_extractor
-from sohes.masks import PackedMasks
-from sohes.options import nearest
+from sohes.structures.forest import Forest
+from sohes.structures.masks import PackedMasks
+from sohes.utils.errors import SohesError
+from sohes.utils.nearest import nearest
 
 Baseline = Callable[[Tensor, Sample], Forest]
 """A photo uint8 [3, H, W] and what is true of it -> masks. Only the oracle looks at the truth."""

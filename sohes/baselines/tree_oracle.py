@@ -18,12 +18,12 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from sohes.evaluation.protocol import COCO_THRESHOLDS
-from sohes.forest import Forest, build_forest
 from sohes.labels.draw import draw_nodes
 from sohes.labels.features import FeatureExtractor
 from sohes.labels.regions import photo_tree
-from sohes.masks import PackedMasks
 from sohes.ops.merge_tree import MergeTree
+from sohes.structures.forest import Forest, build_forest
+from sohes.structures.masks import PackedMasks
 
 
 def tree_oracle_forest(

@@ -17,7 +17,7 @@ from sohes.data.coco_fields import is_number
 from sohes.data.coco_image import LabelledImage, labelled_image, to_rle
 from sohes.data.coco_records import read_spans, scan_coco
 from sohes.data.errors import DataError, DataNotFoundError
-from sohes.files import whole_file
+from sohes.utils.files import whole_file
 
 __all__ = ["LabelSet", "LabelledImage", "labelled_image", "to_rle", "write_coco", "write_coco_stream"]
 

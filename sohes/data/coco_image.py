@@ -25,8 +25,8 @@ from sohes.data.coco_fields import (
 )
 from sohes.data.errors import DataError
 from sohes.data.polygons import draw_polygons
-from sohes.forest import Forest
-from sohes.masks import PackedMasks
+from sohes.structures.forest import Forest
+from sohes.structures.masks import PackedMasks
 
 _LARGEST_SCORE = float(np.finfo(np.float32).max)
 _MOST_BYTES = 2**34

@@ -12,7 +12,7 @@ from typing import Any
 
 from sohes.data.coco_fields import check_annotation, check_image, has_region, is_id, shorten
 from sohes.data.errors import DataError
-from sohes.json_stream import JsonReader, parse_json
+from sohes.utils.json_stream import JsonReader, parse_json
 
 Span = tuple[int, int]
 """First byte of some neighbouring annotations in a file, and the one past their last."""

@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from sohes.pretrain_config import CropConfig, DistortConfig
+from sohes.configs.pretrain import CropConfig, DistortConfig
 
 # Rec. 601 luma, and the YIQ axes in which a turn of hue is a rotation.
 _TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))

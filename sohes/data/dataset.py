@@ -11,7 +11,7 @@ from numpy.random import PCG64, Generator, SeedSequence
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sohes.config import ViewConfig
+from sohes.configs.run import ViewConfig
 from sohes.data.coco import LabelledImage, LabelSet
 from sohes.data.errors import DataError
 from sohes.data.images import read_image
@@ -25,24 +25,7 @@ from sohes.data.transforms import (
     view_valid,
     visible_masks,
 )
-from sohes.forest import Forest
-
-
-@dataclass(frozen=True, eq=False)
-class Target:
-    """What is to be found in one image; N may be 0.
-
-    masks: bool [N, H, W]. ancestors: bool [N, N], [i, j] says that mask i is an ancestor of mask j, transitively
-    closed. scores: float32 [N], the trust in each mask.
-    """
-
-    masks: Tensor
-    ancestors: Tensor
-    scores: Tensor
-
-    @classmethod
-    def from_forest(cls, forest: Forest) -> Target:
-        return cls(forest.masks.to_dense(), forest.ancestors(), forest.scores)
+from sohes.structures.target import Target
 
 
 @dataclass(frozen=True, eq=False)

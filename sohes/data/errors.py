@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from sohes.errors import SohesError
+from sohes.utils.errors import SohesError
 
 
 class DataError(SohesError, ValueError):

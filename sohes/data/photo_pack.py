@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from sohes.data.errors import DataError
 from sohes.data.images import UnreadableImage
 from sohes.data.sources import ImageList
-from sohes.engine.workers import worker_pool
-from sohes.files import fitting_name, whole_file
+from sohes.utils.files import fitting_name, whole_file
+from sohes.utils.workers import worker_pool
 
 
 def write_pack(photos: ImageList, out: Path, side: int, quality: int, num_threads: int) -> list[str]:

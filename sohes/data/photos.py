@@ -14,7 +14,7 @@ from sohes.data.images import UnreadableImage
 from sohes.data.photo_pack import shrink
 from sohes.data.sampling import step_samples
 from sohes.data.sources import ImageList
-from sohes.engine.workers import worker_pool
+from sohes.utils.workers import worker_pool
 
 
 @dataclass(frozen=True, eq=False)

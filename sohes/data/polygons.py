@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sohes.data.coco_fields import Size, is_number, shorten
-from sohes.errors import SohesError
+from sohes.utils.errors import SohesError
 
 # pycocotools counts fifths of a pixel and places in the image in 32 bits, and keeps 40 bytes for each pixel of an
 # outline while it draws.

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sohes.data.dataset import Batch, LabelDataset, collate
 from sohes.data.errors import DataError
-from sohes.errors import SohesError
+from sohes.utils.errors import SohesError
 
 
 @lru_cache(maxsize=2)  # a batch may lie in two epochs

@@ -33,8 +33,8 @@ from sohes.data.coco import write_coco
 from sohes.data.errors import DataError
 from sohes.data.scene_layout import Node, backdrop_nodes, object_nodes
 from sohes.data.scene_paint import paint, smooth_noise
-from sohes.forest import Forest
-from sohes.masks import PackedMasks
+from sohes.structures.forest import Forest
+from sohes.structures.masks import PackedMasks
 
 SUPERSAMPLING = 3  # odd, so that the centre of a pixel is a sample of its own: there the truth is read
 MIN_FRAGMENT = 12  # pixels; smaller visible pieces belong to no mask

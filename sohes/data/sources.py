@@ -15,7 +15,7 @@ from sohes.data.images import UnreadableImage, open_tar, read_image
 from sohes.data.left_out import LeftOut
 from sohes.data.names import Names
 from sohes.data.tars import TAR_EXTENSION, DamagedTar, split_member
-from sohes.json_stream import JsonReader
+from sohes.utils.json_stream import JsonReader
 
 _WANTED = "such as .jpg .png .tif .webp: all that Pillow reads"
 

@@ -31,8 +31,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.utils._pytree import tree_map
 
-from sohes.engine.distributed import on_main
-from sohes.errors import SohesError
+from sohes.utils.distributed import on_main
+from sohes.utils.errors import SohesError
 
 _NAME = re.compile(r"step-(\d{8})")
 _OPTIMIZER = "optimizer"

@@ -20,16 +20,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sohes.config import EngineConfig, OptimConfig, Phase
-from sohes.data.dataset import Batch, Target
+from sohes.configs.run import EngineConfig, OptimConfig, Phase
+from sohes.data.dataset import Batch
 from sohes.engine.checkpoint import Checkpoints, list_checkpoints, load_checkpoint
-from sohes.engine.console import Progress
-from sohes.engine.distributed import World, all_sum, gather, on_main
 from sohes.engine.optim import build_optimizer, learning_rate_at, set_learning_rate
 from sohes.engine.parallel import averaging, join, prepare_model
 from sohes.engine.run import Run
-from sohes.errors import SohesError
 from sohes.losses.criterion import count_masks
+from sohes.structures.target import Target
+from sohes.utils.console import Progress
+from sohes.utils.distributed import World, all_sum, gather, on_main
+from sohes.utils.errors import SohesError
 
 Targets = dict[str, list[Target]]
 """Targets of a batch by the branch of the loss that they are for."""

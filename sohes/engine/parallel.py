@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from sohes.config import EngineConfig
+from sohes.configs.run import EngineConfig
 
 
 def prepare_model(model: nn.Module, config: EngineConfig) -> None:

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from sohes import config as configuration
-from sohes.config import Config, Phase
-from sohes.engine.console import RunLog
-from sohes.env import collect_env
-from sohes.errors import SohesError
-from sohes.files import write_whole, write_whole_once
+from sohes.configs import run as configuration
+from sohes.configs.run import Config, Phase
+from sohes.ops.environment import collect_env
+from sohes.utils.console import RunLog
+from sohes.utils.errors import SohesError
+from sohes.utils.files import write_whole, write_whole_once
 
 if TYPE_CHECKING:  # an optional package, loaded where it is asked for
     from torch.utils.tensorboard import SummaryWriter

@@ -7,13 +7,13 @@ from types import ModuleType
 
 import numpy as np
 
-from sohes._binary import find_binary
 from sohes.evaluation.overlap import Pairs, as_arguments, first_pairs, room_for_pairs
 from sohes.evaluation.reference import annotations as reference
 from sohes.evaluation.reference.annotations import NO_PARENT, UNKNOWN_PARENT, Against, Annotations, Want
 from sohes.evaluation.runs import read_runs_at
 from sohes.evaluation.shapes import MeasuredMasks
-from sohes.masks import Size
+from sohes.ops._binary import find_binary
+from sohes.structures.masks import Size
 
 __all__ = ["NO_PARENT", "UNKNOWN_PARENT", "Against", "Annotations", "Want", "read_annotations"]
 

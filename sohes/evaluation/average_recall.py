@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sohes._binary import find_binary
 from sohes.evaluation.matching import LANES_OF_KERNEL
 from sohes.evaluation.protocol import Protocol
 from sohes.evaluation.ranking import Run, merge_runs
 from sohes.evaluation.reference import precision as reference
 from sohes.evaluation.reference.precision import RECALL_POINTS, PrecisionCounts
+from sohes.ops._binary import find_binary
 
 RANGES_OF_KERNEL = 8
 

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sohes.evaluation.metrics import Evaluation
-from sohes.options import nearest
+from sohes.utils.nearest import nearest
 
 MIN_PHOTOS = 5
 

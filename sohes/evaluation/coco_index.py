@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from sohes._binary import find_binary
 from sohes.data.coco_fields import check_annotation, check_finite, check_image, has_region, is_id, shorten
-from sohes.errors import SohesError
 from sohes.evaluation.annotations import Annotations, Want, read_annotations
-from sohes.json_stream import Element, JsonReader, parse_json
-from sohes.masks import Size
+from sohes.ops._binary import find_binary
+from sohes.structures.masks import Size
+from sohes.utils.errors import SohesError
+from sohes.utils.json_stream import Element, JsonReader, parse_json
 
 ImageId = int | str
 GROUPS_AT_A_TIME = 1 << 12

@@ -13,8 +13,8 @@ from sohes.evaluation.metrics import Evaluation, id_order
 from sohes.evaluation.protocol import IouType, Protocol
 from sohes.evaluation.ranking import Run, RunInMemory
 from sohes.evaluation.shapes import as_array, boxes_of_masks
-from sohes.forest import Forest
-from sohes.masks import PackedMasks
+from sohes.structures.forest import Forest
+from sohes.structures.masks import PackedMasks
 
 PerMask = Sequence[float] | np.ndarray | torch.Tensor
 

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from sohes.engine.distributed import World, barrier
 from sohes.evaluation.agreement import check_ids, check_truth
 from sohes.evaluation.annotations import NO_PARENT, UNKNOWN_PARENT, Against, Annotations, Want
 from sohes.evaluation.coco_index import BadInput, CocoIndex, ImageId
@@ -28,6 +27,7 @@ from sohes.evaluation.overlap import restrict
 from sohes.evaluation.protocol import IouType, Protocol
 from sohes.evaluation.shards import Scored, Shards, StoredEvaluation
 from sohes.evaluation.workers import Workers
+from sohes.utils.distributed import World, barrier
 
 logger = logging.getLogger(__name__)
 

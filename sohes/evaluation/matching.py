@@ -7,10 +7,10 @@ from types import ModuleType
 
 import numpy as np
 
-from sohes._binary import find_binary
 from sohes.evaluation.overlap import Pairs
 from sohes.evaluation.reference import matching as reference
 from sohes.evaluation.reference.matching import Matches
+from sohes.ops._binary import find_binary
 
 __all__ = ["Matches", "match_greedy"]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from sohes._binary import find_binary
 from sohes.evaluation.average_recall import RANGES_OF_KERNEL
 from sohes.evaluation.hierarchy import HierarchyCounts
 from sohes.evaluation.image import ImageRecord, Outcomes, ScoredImage
 from sohes.evaluation.matching import LANES_OF_KERNEL
 from sohes.evaluation.protocol import Protocol
-from sohes.masks import Size
+from sohes.ops._binary import find_binary
+from sohes.structures.masks import Size
 
 
 def score_text(protocol: Protocol, gt: tuple[bytes, int], pred: tuple[bytes, int], size: Size) -> ScoredImage | None:

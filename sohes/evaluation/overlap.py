@@ -7,9 +7,9 @@ from types import ModuleType
 
 import numpy as np
 
-from sohes._binary import find_binary
 from sohes.evaluation.reference.pairs import Pairs, box_pairs, mask_pairs
 from sohes.evaluation.shapes import Boxes, RunMasks, Shapes
+from sohes.ops._binary import find_binary
 
 __all__ = ["Pairs", "find_pairs", "restrict"]
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from sohes.evaluation.hierarchy import MATCH_IOU
 from sohes.evaluation.ranking import row_type
-from sohes.options import nearest
+from sohes.utils.nearest import nearest
 
 IouType = Literal["mask", "box"]
 COCO_AREAS = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}

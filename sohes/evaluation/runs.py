@@ -12,11 +12,11 @@ from types import ModuleType
 
 import numpy as np
 
-from sohes._binary import find_binary
 from sohes.evaluation.reference import runs as reference
 from sohes.evaluation.shapes import RunMasks
-from sohes.masks import Size
+from sohes.ops._binary import find_binary
 from sohes.ops.reference.mask_rle import Counts
+from sohes.structures.masks import Size
 
 
 def read_runs(counts: Sequence[Counts], size: Size) -> RunMasks:

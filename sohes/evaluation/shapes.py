@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sohes.masks import PackedMasks, Size
+from sohes.structures.masks import PackedMasks, Size
 
 
 @dataclass(frozen=True, eq=False)

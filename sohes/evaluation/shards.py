@@ -27,8 +27,8 @@ from sohes.evaluation.image import ImageRecord, Outcomes, ScoredImage
 from sohes.evaluation.metrics import Evaluation
 from sohes.evaluation.protocol import IouType, Protocol
 from sohes.evaluation.ranking import RunInFile, join_rows, sort_rows
-from sohes.files import write_whole
-from sohes.json_stream import parse_json
+from sohes.utils.files import write_whole
+from sohes.utils.json_stream import parse_json
 
 Scored = list[tuple[IouType, Hashable, ScoredImage]]  # what is compared, id, what is kept of it
 Where = dict[tuple[IouType, int | None], tuple[int, int]]  # first row, number of rows

@@ -13,7 +13,7 @@ from typing import Any
 
 from sohes.evaluation.metrics import Evaluation
 from sohes.evaluation.protocol import IouType
-from sohes.files import write_whole
+from sohes.utils.files import write_whole
 
 COMPARED = (
     *("AR@1000", "AR@100", "AR@10", "AR-small", "AR-medium", "AR-large"),

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sohes.config import ExploreConfig
+from sohes.configs.run import ExploreConfig
 from sohes.labels.node_statistics import NodeStatistics, node_statistics
 from sohes.labels.view import View
 from sohes.ops.merge_tree import MergeTree

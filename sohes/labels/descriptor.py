@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sohes.config import ExploreConfig
+from sohes.configs.run import ExploreConfig
 from sohes.labels.view import View
 
 _NUM_ORIENTATIONS = 4

@@ -6,11 +6,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sohes.config import ExploreConfig
-from sohes.forest import Forest, build_forest
+from sohes.configs.run import ExploreConfig
 from sohes.labels.candidates import Candidates, area_limits, num_drawn
-from sohes.masks import PackedMasks, nms_masks
 from sohes.ops.merge_tree import MergeTree
+from sohes.structures.forest import Forest, build_forest
+from sohes.structures.masks import PackedMasks, nms_masks
 
 # Pixels written at a time when masks are drawn: bounds memory, whatever the number of masks.
 _CHUNK = 1 << 22

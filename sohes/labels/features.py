@@ -19,12 +19,12 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sohes.config import ConfigError, ExploreConfig
-from sohes.devices import pick_device
+from sohes.configs.run import ConfigError, ExploreConfig
 from sohes.labels.descriptor import describe
 from sohes.labels.view import View, fit_area, make_view
 from sohes.models.backbone import load_vit_weights, packaged_folder, packaged_names
 from sohes.models.weights import WeightsError
+from sohes.utils.devices import pick_device
 
 _NOT_OF_TIMM = (
     *(OSError, AssertionError, AttributeError, LookupError, RecursionError, RuntimeError, SafetensorError),

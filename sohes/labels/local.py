@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sohes.config import ExploreConfig
+from sohes.configs.run import ExploreConfig
 from sohes.labels.view import fit_area
-from sohes.masks import PackedMasks, mask_coverage
+from sohes.structures.masks import PackedMasks, mask_coverage
 
 Cluster = Callable[[Sequence[Tensor], ExploreConfig], list[tuple[PackedMasks, Tensor]]]
 

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sohes.config import ExploreConfig
+from sohes.configs.run import ExploreConfig
 from sohes.data.photos import PhotoSet
-from sohes.engine.workers import worker_pool
 from sohes.labels.features import build_extractor
 from sohes.labels.regions import photo_tree
+from sohes.utils.workers import worker_pool
 
 _SHRINK = 2  # regions are kept at this fraction of the canvas: patches are far larger than a pixel
 

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sohes.config import ExploreConfig
-from sohes.devices import pick_device
-from sohes.errors import SohesError
+from sohes.configs.run import ExploreConfig
 from sohes.labels.basins import catchment_basins, color_gradient
 from sohes.labels.view import View
-from sohes.masks import PackedMasks
+from sohes.structures.masks import PackedMasks
+from sohes.utils.devices import pick_device
+from sohes.utils.errors import SohesError
 
 # Refiners that were trained on human masks: labels made with them say so.
 USES_HUMAN_LABELS = ("cascadepsp",)

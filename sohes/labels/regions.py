@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sohes.config import ExploreConfig
+from sohes.configs.run import ExploreConfig
 from sohes.labels.basins import Basins, by_color, find_basins
 from sohes.labels.candidates import area_limits, drop_nested_duplicates, num_drawn
 from sohes.labels.draw import draw_nodes
 from sohes.labels.features import FeatureExtractor
-from sohes.masks import PackedMasks
 from sohes.ops.merge_borders import merge_borders
 from sohes.ops.merge_regions import merge_regions
 from sohes.ops.merge_tree import MergeTree
+from sohes.structures.masks import PackedMasks
 
 # Exponents of the score's factors, measured on photos: contrast, rank, area, roundness, stability, inside, variety,
 # sibling. [ours]

@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sohes import config as configuration
-from sohes.config import ExploreConfig
+from sohes.configs import run as configuration
+from sohes.configs.run import ExploreConfig
 from sohes.data.coco import write_coco
 from sohes.data.sources import ImageList
-from sohes.errors import SohesError
-from sohes.files import remove_left_over, whole_file
 from sohes.labels.refine import USES_HUMAN_LABELS
+from sohes.utils.errors import SohesError
+from sohes.utils.files import remove_left_over, whole_file
 
 # To be raised whenever the same settings give other labels.
 LABELS_VERSION = 5

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from sohes.config import LossConfig
-from sohes.data.dataset import Target
+from sohes.configs.run import LossConfig
 from sohes.losses.ancestor_loss import ancestor_loss
 from sohes.losses.mask_losses import bce_loss, class_loss, dice_loss
 from sohes.losses.matcher import Matches, assign, pairwise_cost
 from sohes.losses.points import loss_points, match_points, sample_labels, sample_maps
 from sohes.models.outputs import Outputs
+from sohes.structures.target import Target
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sohes.engine.distributed import all_sum
 from sohes.models.precision import without_autocast
+from sohes.utils.distributed import all_sum
 
 _SINKHORN_ROUNDS = 3  # [DINOv2]
 _KOLEO_EPSILON = 1e-8

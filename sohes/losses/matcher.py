@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from sohes.config import LossConfig
+from sohes.configs.run import LossConfig
 from sohes.models.precision import without_autocast
 
 MAX_COST = 1e6

@@ -11,7 +11,7 @@ from timm.models import eva
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from sohes.config import ModelConfig
+from sohes.configs.run import ModelConfig
 from sohes.models.checkpoints import read_vit_state
 from sohes.models.vit_adapter import ViTAdapter
 from sohes.models.weights import WEIGHTS_FILE, WeightsError, load_strictly

@@ -12,8 +12,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sohes.configs.pretrain import DistillConfig, VitConfig
 from sohes.models.precision import no_autocast
-from sohes.pretrain_config import DistillConfig, VitConfig
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from sohes.masks import PackedMasks
 from sohes.ops._words import num_words, zero_words
 from sohes.ops.mask_overlap import mask_overlap
 from sohes.ops.mask_pack import mask_take
 from sohes.ops.mask_select import mask_nms
+from sohes.structures.masks import PackedMasks
 
 CHUNK_BYTES = 2**25
 """Of packed masks that exist beside those that stay."""

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sohes.config import InferConfig
+from sohes.configs.run import InferConfig
 from sohes.data.transforms import normalise
-from sohes.forest import Forest, build_forest
-from sohes.masks import PackedMasks, nms_masks
 from sohes.models.distinct import DistinctMasks, masks_at_a_time, overlap_of_all
 from sohes.models.outputs import Outputs
 from sohes.models.precision import no_autocast
 from sohes.models.segmenter_model import SohesModel
 from sohes.models.tiles import Tile, View, join_tiles, make_tiles
+from sohes.structures.forest import Forest, build_forest
+from sohes.structures.masks import PackedMasks, nms_masks
 
 _MIN_TILE_MASKS = 50
 _CHUNK_BYTES = 2**26  # of mask logits that exist at a time

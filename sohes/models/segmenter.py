@@ -12,16 +12,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sohes.config import InferConfig, ModelConfig
-from sohes.config_checks import check_saved
+from sohes.configs.checks import check_saved
+from sohes.configs.run import InferConfig, ModelConfig
 from sohes.data.images import image_to_tensor, read_image
-from sohes.errors import SohesError
-from sohes.forest import Forest
 from sohes.models.export import save_vit
 from sohes.models.inference import predict
 from sohes.models.segmenter_model import SohesModel, build_model
 from sohes.models.vit_adapter import ViTAdapter
 from sohes.models.weights import CONFIG_FILE, WeightsError, find_weights, load_strictly, read_weights, save_weights
+from sohes.structures.forest import Forest
+from sohes.utils.errors import SohesError
 
 Picture = str | os.PathLike | Tensor | np.ndarray | Image.Image
 _PICTURES = (str, os.PathLike, Tensor, np.ndarray, Image.Image)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sohes.config import ModelConfig
+from sohes.configs.run import ModelConfig
 from sohes.models.backbone import build_backbone
 from sohes.models.mask_decoder import MaskDecoder
 from sohes.models.mask_forms import AnchorMasks, ProjectedMasks

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sohes.config import InferConfig
-from sohes.forest import Forest, build_forest
-from sohes.masks import PackedMasks, mask_iou
+from sohes.configs.run import InferConfig
 from sohes.models.distinct import DistinctMasks, masks_at_a_time
 from sohes.ops._words import num_words, zero_words
+from sohes.structures.forest import Forest, build_forest
+from sohes.structures.masks import PackedMasks, mask_iou
 
 Piece = tuple[int, int]
 """(view, mask of that view)."""

@@ -19,9 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sohes import config as configuration
-from sohes.config import ConfigError, InferConfig, ModelConfig
-from sohes.errors import SohesError
+from sohes.configs import run as configuration
+from sohes.configs.run import ConfigError, InferConfig, ModelConfig
+from sohes.utils.errors import SohesError
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sohes._binary import require_binary
+from sohes.ops._binary import require_binary
 
 
 def run_cuda(entry: str, like: Tensor, *args: Any) -> None:

@@ -23,8 +23,7 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from sohes import _binary
-from sohes.ops import _devices
+from sohes.ops import _binary, _devices
 
 LIBRARY = torch.library.Library("sohes", "DEF")
 OPERATORS: dict[str, Operator] = {}

@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import weakref
 from collections import deque
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,22 @@ KEPT_BYTES = (4 << 20, 40 << 20)  # least and most that is kept: what is worth i
 LARGEST_MASK = 1 << 20  # bytes of a mask that a core can still make in its cache
 
 Size = tuple[int, int]
+
+
+class PackedLike(Protocol):
+    """What operators need of packed masks; `sohes.structures.masks.PackedMasks` is the class.
+
+    words: int64 [N, V]. size: (H, W). boxes: int64 [N, 4].
+    """
+
+    words: Tensor
+    size: Size
+
+    @property
+    def boxes(self) -> Tensor: ...
+
+
+Packed = TypeVar("Packed", bound=PackedLike)
 
 _kept: deque[np.ndarray] = deque(maxlen=1)  # appending and popping need no lock
 

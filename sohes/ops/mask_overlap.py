@@ -3,21 +3,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from sohes._binary import require_binary
+from sohes.ops._binary import require_binary
 from sohes.ops._cuda import run_cuda
 from sohes.ops._library import define_op, why_not_cpp, why_not_cuda, why_not_triton
+from sohes.ops._words import PackedLike
 from sohes.ops.reference import mask_overlap as reference
 
-if TYPE_CHECKING:
-    from sohes.masks import PackedMasks
 
-
-def mask_overlap(a: PackedMasks, b: PackedMasks, backend: str = "auto") -> Tensor:
+def mask_overlap(a: PackedLike, b: PackedLike, backend: str = "auto") -> Tensor:
     """Pixels that each mask of `a` shares with each mask of `b`: int64 [N, M], exact. No gradient.
 
     Args:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dense masks, logits and label maps to packed masks, and back: operators over tensors. `sohes.masks` wraps them.
+"""Dense masks, logits and label maps to packed masks, and back: operators over tensors.
 
 The layout of the bits is defined in `sohes/ops/reference/mask_pack.py`. All results are exact and the same on every
 backend.
@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sohes._binary import find_binary, require_binary
+from sohes.ops._binary import find_binary, require_binary
 from sohes.ops._cuda import run_cuda
 from sohes.ops._library import define_op, refuse_tangents, why_not_cpp, why_not_cuda
 from sohes.ops._words import num_words, reused_words, zero_words

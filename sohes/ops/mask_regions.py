@@ -8,25 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sohes._binary import find_binary, require_binary
+from sohes.ops._binary import find_binary, require_binary
 from sohes.ops._cuda import run_cuda
 from sohes.ops._library import Operator, define_op, why_not_cpp, why_not_cuda
-from sohes.ops._words import Size, like_masks, words_of, zero_words
+from sohes.ops._words import Packed, Size, like_masks, words_of, zero_words
 from sohes.ops.reference import mask_regions as reference
 from sohes.ops.reference.mask_pack import num_words
 
-if TYPE_CHECKING:
-    from sohes.masks import PackedMasks
-
 
 @overload
-def mask_fill_holes(masks: PackedMasks, *, backend: str = "auto") -> PackedMasks: ...
+def mask_fill_holes(masks: Packed, *, backend: str = "auto") -> Packed: ...
 @overload
 def mask_fill_holes(masks: Tensor, size: Size, backend: str = "auto") -> Tensor: ...
 def mask_fill_holes(masks: Any, size: Size | None = None, backend: str = "auto") -> Any:
@@ -38,7 +35,7 @@ def mask_fill_holes(masks: Any, size: Size | None = None, backend: str = "auto")
 
 
 @overload
-def mask_largest_component(masks: PackedMasks, *, backend: str = "auto") -> PackedMasks: ...
+def mask_largest_component(masks: Packed, *, backend: str = "auto") -> Packed: ...
 @overload
 def mask_largest_component(masks: Tensor, size: Size, backend: str = "auto") -> Tensor: ...
 def mask_largest_component(masks: Any, size: Size | None = None, backend: str = "auto") -> Any:
@@ -47,7 +44,7 @@ def mask_largest_component(masks: Any, size: Size | None = None, backend: str = 
 
 
 @overload
-def mask_boundary(masks: PackedMasks, *, backend: str = "auto") -> PackedMasks: ...
+def mask_boundary(masks: Packed, *, backend: str = "auto") -> Packed: ...
 @overload
 def mask_boundary(masks: Tensor, size: Size, backend: str = "auto") -> Tensor: ...
 def mask_boundary(masks: Any, size: Size | None = None, backend: str = "auto") -> Any:
@@ -56,7 +53,7 @@ def mask_boundary(masks: Any, size: Size | None = None, backend: str = "auto") -
 
 
 @overload
-def mask_resize(masks: PackedMasks, new_size: Size, *, backend: str = "auto") -> PackedMasks: ...
+def mask_resize(masks: Packed, new_size: Size, *, backend: str = "auto") -> Packed: ...
 @overload
 def mask_resize(masks: Tensor, size: Size, new_size: Size, backend: str = "auto") -> Tensor: ...
 def mask_resize(masks: Any, size: Size | None = None, new_size: Size | None = None, backend: str = "auto") -> Any:
@@ -76,7 +73,7 @@ def mask_resize(masks: Any, size: Size | None = None, new_size: Size | None = No
 
 
 @overload
-def mask_components(masks: PackedMasks) -> tuple[PackedMasks, Tensor]: ...
+def mask_components(masks: Packed) -> tuple[Packed, Tensor]: ...
 @overload
 def mask_components(masks: Tensor, size: Size) -> tuple[Tensor, Tensor]: ...
 def mask_components(masks: Any, size: Size | None = None) -> tuple[Any, Tensor]:

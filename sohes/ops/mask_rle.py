@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sohes._binary import find_binary
+from sohes.ops._binary import find_binary
 from sohes.ops._cuda import run_cuda
 from sohes.ops._library import why_not_cuda
 from sohes.ops._words import zero_words

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Duplicates and parents among packed masks: operators over words. `sohes.masks` and `sohes.forest` wrap them."""
+"""Duplicates and parents among packed masks: operators over words."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import sohes.ops.mask_overlap  # noqa: F401 - the references and the CUDA backend call that operator
-from sohes._binary import require_binary
+from sohes.ops._binary import require_binary
 from sohes.ops._cuda import run_cuda
 from sohes.ops._library import define_op, why_not_cpp, why_not_cuda
 from sohes.ops.reference import mask_select as reference
@@ -69,7 +69,7 @@ def _rows_of_overlap(words: Tensor, boxes: Tensor, height: int) -> Iterator[tupl
 def mask_nms(
     words: Tensor, areas: Tensor, boxes: Tensor, order: Tensor, threshold: float, height: int, backend: str = "auto"
 ) -> Tensor:
-    """Which masks no better one duplicates, bool [N]; `sohes.masks.nms_masks` takes PackedMasks.
+    """Which masks no better one duplicates, bool [N]; `sohes.structures.masks.nms_masks` takes PackedMasks.
 
     Args:
         words, areas, boxes: int64 [N, V], [N] and [N, 4], as of PackedMasks.
@@ -83,7 +83,7 @@ def mask_nms(
 def mask_parents(
     words: Tensor, areas: Tensor, boxes: Tensor, order: Tensor, theta: float, height: int, backend: str = "auto"
 ) -> Tensor:
-    """The parent of each mask by coverage, int64 [N], -1 for none; `sohes.forest.build_forest` takes PackedMasks.
+    """The parent of each mask by coverage, int64 [N], -1 for none; `build_forest` takes PackedMasks.
 
     Arguments as `mask_nms`; order: from the fewest pixels to the most; theta: share of a mask that lies in its parent.
     """

@@ -12,7 +12,7 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from sohes._binary import require_binary
+from sohes.ops._binary import require_binary
 from sohes.ops._library import define_op, refuse_tangents, why_not_cpp
 from sohes.ops.merge_tree import MergeTree
 from sohes.ops.reference import merge_borders as reference

@@ -14,7 +14,7 @@ from math import inf, isnan
 import torch
 from torch import Tensor
 
-from sohes._binary import require_binary
+from sohes.ops._binary import require_binary
 from sohes.ops._library import Operator, define_op, refuse_tangents, why_not_cpp, why_not_cuda, why_not_triton
 from sohes.ops.merge_tree import MergeTree
 from sohes.ops.reference import merge_regions as reference

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sohes._binary import find_binary
+from sohes.ops._binary import find_binary
 from sohes.ops.reference.merge_tree import TreeLayout, cut_labels, tree_layout
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sohes._binary import require_binary
+from sohes.ops._binary import require_binary
 from sohes.ops._fixed_point import empty_sums, read_sums
 from sohes.ops._library import define_op, why_not_cpp, why_not_cuda, why_not_triton
 from sohes.ops.reference import ms_deform_attn as reference

@@ -8,23 +8,24 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sohes.config import Config, CorrectConfig
+from sohes.configs.run import Config, CorrectConfig
 from sohes.data.coco import LabelSet
-from sohes.data.dataset import Batch, LabelDataset, Target
+from sohes.data.dataset import Batch, LabelDataset
 from sohes.data.sampling import batches
-from sohes.engine.distributed import World, on_main
 from sohes.engine.ema import ema_decay_at, make_teacher, update_teacher
 from sohes.engine.loop import Part, Targets, Trainer, train
 from sohes.engine.optim import cosine_between
 from sohes.engine.parallel import full_state
 from sohes.engine.run import Run
-from sohes.forest import Forest, build_forest
 from sohes.losses.criterion import Criterion
-from sohes.masks import PackedMasks, nms_masks
 from sohes.models.inference import score_masks
 from sohes.models.outputs import Outputs
 from sohes.models.segmenter import Segmenter
 from sohes.models.weights import save_weights
+from sohes.structures.forest import Forest, build_forest
+from sohes.structures.masks import PackedMasks, nms_masks
+from sohes.structures.target import Target
+from sohes.utils.distributed import World, on_main
 
 
 def correct(run: Run, config: Config, labels: LabelSet, device: torch.device, world: World) -> None:

@@ -6,17 +6,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sohes.config import Config
+from sohes.configs.run import Config
 from sohes.data.coco import LabelSet
 from sohes.data.dataset import Batch, LabelDataset
 from sohes.data.sampling import batches
-from sohes.engine.distributed import World, on_main
 from sohes.engine.loop import Part, Targets, Trainer, train
 from sohes.engine.parallel import full_state
 from sohes.engine.run import Run
 from sohes.losses.criterion import Criterion
 from sohes.models.segmenter_model import build_model
 from sohes.models.weights import save_weights
+from sohes.utils.distributed import World, on_main
 
 
 def instruct(run: Run, config: Config, labels: LabelSet, device: torch.device, world: World) -> None:

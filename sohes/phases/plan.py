@@ -6,10 +6,10 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from sohes.config import PHASES, Config
-from sohes.engine.distributed import World
-from sohes.engine.estimate import Job, Part
+from sohes.configs.run import PHASES, Config
 from sohes.engine.run import Run
+from sohes.utils.distributed import World
+from sohes.utils.estimate import Job, Part
 
 # What a photo of phase 3 costs, and one that is scored, where one of phase 2 costs 1: 1.6 to 2.0 and 0.7 to 1.2 with
 # the preset micro on two CPU cores beside other jobs (2026-11-27).

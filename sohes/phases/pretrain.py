@@ -11,10 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
+from sohes.configs.pretrain import PretrainConfig
 from sohes.data.crops import cut_crops, cut_labels, distort, draw_boxes, draw_patch_masks
 from sohes.data.photos import PhotoBatch, PhotoSet, photo_batches
 from sohes.data.transforms import normalise
-from sohes.engine.distributed import World, on_main
 from sohes.engine.ema import make_teacher, update_teacher
 from sohes.engine.loop import Part, Trainer, train
 from sohes.engine.optim import cosine_between
@@ -22,7 +22,7 @@ from sohes.engine.run import Run
 from sohes.losses.distillation import class_loss, koleo_loss, patch_loss, region_loss, sinkhorn
 from sohes.models.distillation import ARCHITECTURE, build_distillation_model, vit_arguments
 from sohes.models.export import save_vit
-from sohes.pretrain_config import PretrainConfig
+from sohes.utils.distributed import World, on_main
 
 
 def pretrain(run: Run, config: PretrainConfig, photos: PhotoSet, device: torch.device, world: World) -> None:

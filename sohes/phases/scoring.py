@@ -12,17 +12,17 @@ from typing import Any
 
 from torch import Tensor
 
-from sohes.config import Phase
+from sohes.configs.run import Phase
 from sohes.data.coco import write_coco
 from sohes.data.images import read_annotated
-from sohes.engine.console import Progress
-from sohes.engine.distributed import World, barrier, on_main
 from sohes.engine.run import Run, RunError
 from sohes.evaluation import score_files
 from sohes.evaluation.coco_index import CocoIndex, ImageId
 from sohes.evaluation.datasets.base import DataSet
 from sohes.evaluation.tables import none_for_nan
-from sohes.forest import Forest
+from sohes.structures.forest import Forest
+from sohes.utils.console import Progress
+from sohes.utils.distributed import World, barrier, on_main
 
 
 @dataclass(frozen=True)

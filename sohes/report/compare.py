@@ -9,14 +9,14 @@ from html import escape
 from math import isnan
 from pathlib import Path
 
-from sohes.config_evaluate import CompareConfig
+from sohes.configs.evaluate import CompareConfig
 from sohes.evaluation.bootstrap import MIN_PHOTOS, Bootstrap, Interval, PhotoSums, defined_metrics
-from sohes.files import write_whole
 from sohes.report import charts
 from sohes.report.compare_photos import Miss, PhotoSource, choose_photos, find_misses
 from sohes.report.page import html_page, photos_section
 from sohes.report.published import COLUMN_OF, published_recall
 from sohes.report.sections import format_score, reference_table
+from sohes.utils.files import write_whole
 
 _HEADINGS = {"masks_per_image": "masks / photo", "ancestor_f1": "ancestor F1"}  # others as they are, spaced
 _SIZES = ("small", "medium", "large")

@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sohes.data.coco import LabelledImage, labelled_image
-from sohes.errors import SohesError
 from sohes.evaluation.bootstrap import PhotoSums
 from sohes.evaluation.coco_index import CocoIndex
-from sohes.masks import PackedMasks, mask_iou
 from sohes.report.photos import GROUND_TRUTH, Photo, PhotoPanels, draw_photo, image_uri
-from sohes.visualize import resize_image
+from sohes.structures.masks import PackedMasks, mask_iou
+from sohes.utils.errors import SohesError
+from sohes.visual.draw import resize_image
 
 MISS_IOU = 0.5
 _RANGES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}  # COCO's, in pixels

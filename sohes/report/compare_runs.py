@@ -9,8 +9,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sohes.config import PHASES
-from sohes.config_evaluate import CompareConfig
+from sohes.configs.evaluate import CompareConfig
+from sohes.configs.run import PHASES
 from sohes.data.images import read_annotated
 from sohes.evaluation import BadInput, Plan, score
 from sohes.evaluation.bootstrap import collect_sums

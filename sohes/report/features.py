@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from sohes.files import whole_file
 from sohes.labels.features import FeatureExtractor
+from sohes.utils.files import whole_file
 
 FOLDER = "features"
 

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import torch
 
-from sohes.engine.console import format_seconds
-from sohes.files import write_whole
 from sohes.report.charts import NUM_COLORS
 from sohes.report.features import features_section
 from sohes.report.photos import GROUND_TRUTH, MISSES, VIEWS, Overlay, Photo, PhotoPanels, collect_photos
@@ -28,6 +26,8 @@ from sohes.report.sections import (
 from sohes.report.style import CSS, SCRIPT, color_rules, view_rules
 from sohes.report.tree_section import TREE_CSS, TREE_SCRIPT, trees_section
 from sohes.report.trees import TreePanels, collect_trees
+from sohes.utils.console import format_seconds
+from sohes.utils.files import write_whole
 
 
 def write_report(

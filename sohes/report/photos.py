@@ -18,15 +18,15 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from sohes.config import PHASES, InferConfig
+from sohes.configs.run import PHASES, InferConfig
 from sohes.data.coco import LabelledImage, LabelSet
 from sohes.data.images import read_annotated, read_image
-from sohes.errors import SohesError
-from sohes.forest import Forest, build_forest
 from sohes.labels.shards import read_shard_info
-from sohes.masks import mask_iou
 from sohes.report.record import RunRecord
-from sohes.visualize import overlay_forest, resize_image
+from sohes.structures.forest import Forest, build_forest
+from sohes.structures.masks import mask_iou
+from sohes.utils.errors import SohesError
+from sohes.visual.draw import overlay_forest, resize_image
 
 NUM_LEVELS = 3  # views of a single level
 MISSES = "misses"

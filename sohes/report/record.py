@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sohes.config import PHASES
+from sohes.configs.run import PHASES
 
 Row = Mapping[str, Any]
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from sohes.engine.console import format_seconds
 from sohes.report import charts, published
 from sohes.report.charts import Series, format_number
 from sohes.report.record import RunRecord, failure_reasons, split_status, status_counts, training_seconds
+from sohes.utils.console import format_seconds
 
 PHASE_TITLES = {
     "explore": "Phase 1, explore",

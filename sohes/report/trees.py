@@ -17,20 +17,20 @@ import torch
 from scipy.ndimage import binary_erosion
 from torch import Tensor
 
-from sohes import config as configuration
-from sohes.config import ExploreConfig
+from sohes.configs import run as configuration
+from sohes.configs.run import ExploreConfig
 from sohes.data.coco import LabelSet
 from sohes.data.images import read_image
-from sohes.errors import SohesError
-from sohes.forest import Forest
 from sohes.labels.features import FeatureExtractor, build_extractor
+from sohes.labels.pipeline import label_image
 from sohes.labels.regions import photo_tree
-from sohes.masks import PackedMasks, mask_iou
 from sohes.ops.merge_tree import MergeTree
-from sohes.phases.explore import label_image
 from sohes.report.photos import TILE, choose_evenly, image_uri, png_uri, training_root
 from sohes.report.record import RunRecord
-from sohes.visualize import resize_forest, resize_image
+from sohes.structures.forest import Forest
+from sohes.structures.masks import PackedMasks, mask_iou
+from sohes.utils.errors import SohesError
+from sohes.visual.draw import resize_forest, resize_image
 
 _NUM_CUTS = 49
 _SHOWN_REGIONS = 24  # of the cut that a page without script shows

@@ -12,13 +12,13 @@ from PIL import Image
 from sohes.baselines import classical
 from sohes.baselines.classical import box_grid_forest, felzenszwalb_forest, largest_first, slic_tree_forest
 from sohes.baselines.tree_oracle import assign_nodes, node_ious, tree_oracle_forest
-from sohes.config import ExploreConfig
-from sohes.config_evaluate import BaselineConfig
+from sohes.configs.evaluate import BaselineConfig
+from sohes.configs.run import ExploreConfig
 from sohes.evaluate import main
 from sohes.labels.draw import draw_nodes
 from sohes.labels.features import build_extractor
 from sohes.labels.regions import photo_tree
-from sohes.masks import PackedMasks, mask_iou
+from sohes.structures.masks import PackedMasks, mask_iou
 
 
 def two_squares(size=64):

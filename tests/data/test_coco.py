@@ -9,8 +9,8 @@ import torch
 from pycocotools import mask as coco_mask
 
 from sohes.data.coco import LabelSet, write_coco
-from sohes.forest import Forest
-from sohes.masks import PackedMasks
+from sohes.structures.forest import Forest
+from sohes.structures.masks import PackedMasks
 
 SHARED = Path(__file__).parents[2].parent / "shared/data/eval"
 

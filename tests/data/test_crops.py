@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as peer
 
+from sohes.configs.pretrain import CropConfig, DistortConfig
 from sohes.data.crops import cut_crops, distort, draw_boxes, draw_patch_masks, gaussian_blur
-from sohes.pretrain_config import CropConfig, DistortConfig
 
 
 def generator(seed: int = 0) -> torch.Generator:

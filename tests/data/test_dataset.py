@@ -6,14 +6,15 @@ import pytest
 import torch
 from PIL import Image
 
-from sohes.config import ViewConfig
+from sohes.configs.run import ViewConfig
 from sohes.data.coco import LabelSet, write_coco
-from sohes.data.dataset import Batch, LabelDataset, Target, collate
+from sohes.data.dataset import Batch, LabelDataset, collate
 from sohes.data.images import UnreadableImage
 from sohes.data.sampling import batches, epoch_order, step_samples
 from sohes.data.scenes import draw_scene, write_scenes
-from sohes.forest import Forest
-from sohes.masks import PackedMasks
+from sohes.structures.forest import Forest
+from sohes.structures.masks import PackedMasks
+from sohes.structures.target import Target
 
 VIEWS = ViewConfig(size=48, scale=(0.6, 1.8), cache_mb=16)
 

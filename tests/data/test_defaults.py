@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sohes.config import ViewConfig
+from sohes.configs.pretrain import CropConfig, DistortConfig
+from sohes.configs.run import ViewConfig
 from sohes.data.coco import LabelSet
 from sohes.data.crops import cut_crops, cut_labels, distort, draw_boxes, draw_patch_masks, gaussian_blur
 from sohes.data.dataset import LabelDataset
@@ -29,7 +30,6 @@ from sohes.data.transforms import (
     view_valid,
     visible_masks,
 )
-from sohes.pretrain_config import CropConfig, DistortConfig
 
 VIEWS = ViewConfig(size=48, scale=(0.6, 1.8), cache_mb=16)
 STRONG = StrongView(jitter_probability=1.0, gray_probability=0.3, blur_probability=1.0)

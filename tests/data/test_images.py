@@ -11,7 +11,7 @@ from PIL import Image, features
 
 from sohes.data.errors import DataNotFoundError
 from sohes.data.images import UnreadableImage, image_to_tensor, read_image
-from sohes.errors import SohesError
+from sohes.utils.errors import SohesError
 
 NEEDS_AVIF = pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
 

@@ -5,12 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
-import sohes.train
+from sohes.phases import pipeline
+from sohes.configs.presets import get_preset
 from sohes.data.sources import list_images
-from sohes.engine.distributed import World
-from sohes.presets import get_preset
 from sohes.pretrain import main as pretrain
 from sohes.segment import find_photos
+from sohes.utils.distributed import World
 
 TOLD = "2 files left out: 2 .dng (a.DNG first)"
 
@@ -48,9 +48,9 @@ def test_train(photos, tmp_path, monkeypatch):
     def stop(*_):
         raise Enough
 
-    monkeypatch.setattr(sohes.train, "draw_scenes", stop)
-    arguments = sohes.train.Arguments(out=tmp_path / "run", config=get_preset("micro"))
+    monkeypatch.setattr(pipeline, "draw_scenes", stop)
+    job = pipeline.TrainJob(get_preset("micro"), tmp_path / "run")
     with pytest.raises(Enough):
-        sohes.train.run_phases(arguments, list_images(photos), None, torch.device("cpu"), World())
+        pipeline.run_phases(job, list_images(photos), None, torch.device("cpu"), World())
     lines = (tmp_path / "run/log.txt").read_text().splitlines()
     assert [line.partition("  ")[2] for line in lines if "left out" in line] == [TOLD]

@@ -15,7 +15,7 @@ from sohes.data.images import read_image
 from sohes.data.scene_objects import FAMILIES, Part
 from sohes.data.scenes import MIN_FRAGMENT, SAME_AS_PARENT, draw_scene, write_scenes
 from sohes.data.sources import list_images
-from sohes.masks import mask_coverage
+from sohes.structures.masks import mask_coverage
 
 SEEDS = range(24)
 

@@ -20,7 +20,7 @@ from sohes.data.transforms import (
     view_valid,
     visible_masks,
 )
-from sohes.masks import PackedMasks
+from sohes.structures.masks import PackedMasks
 
 
 def rng(seed=0):

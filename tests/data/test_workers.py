@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sohes.config import ViewConfig
+from sohes.configs.run import ViewConfig
 from sohes.data.coco import LabelSet
 from sohes.data.dataset import Batch, LabelDataset
 from sohes.data.sampling import WorkerError, batches

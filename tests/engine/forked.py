@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from sohes.cli import fail_clearly
-from sohes.engine.distributed import find_world, process_group
+from sohes.cli.command import fail_clearly
+from sohes.utils.distributed import find_world, process_group
 
 
 def free_port() -> str:

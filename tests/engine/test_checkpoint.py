@@ -8,10 +8,10 @@ from torch import nn
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from sohes.config import OptimConfig
+from sohes.configs.run import OptimConfig
 from sohes.engine.checkpoint import CheckpointError, Checkpoints, list_checkpoints, load_checkpoint
-from sohes.engine.distributed import World, process_group
 from sohes.engine.optim import build_optimizer
+from sohes.utils.distributed import World, process_group
 
 
 class Small(nn.Module):

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from sohes.engine.console import Progress, RunLog, format_fields, format_seconds
-from sohes.engine.estimate import Job, Part, format_about
-from sohes.engine.status_line import Status, fit
+from sohes.utils.console import Progress, RunLog, format_fields, format_seconds
+from sohes.utils.estimate import Job, Part, format_about
+from sohes.utils.status_line import Status, fit
 
 
 class Clock:
@@ -290,7 +290,7 @@ def test_without_stderr_the_work_goes_on(monkeypatch, tmp_path, gone):
 
 def test_import_is_quiet_and_light():
     code = (
-        "import logging, sys, threading; import sohes.engine.console; "
+        "import logging, sys, threading; import sohes.utils.console; "
         "print(logging.getLogger().handlers, threading.active_count(), 'rich' in sys.modules, 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

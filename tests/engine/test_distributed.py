@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from sohes.engine import distributed
-from sohes.engine.distributed import (
+from sohes.utils import distributed
+from sohes.utils.distributed import (
     LaunchError,
     World,
     all_sum,
@@ -18,7 +18,7 @@ from sohes.engine.distributed import (
     process_group,
     rendezvous,
 )
-from sohes.errors import SohesError
+from sohes.utils.errors import SohesError
 
 SLURM = {
     "SLURM_PROCID": "5",

@@ -9,11 +9,11 @@ import torch
 from micro import micro_model
 from torch import nn
 
-from sohes.config import OptimConfig
+from sohes.configs.presets import PRESETS
+from sohes.configs.run import OptimConfig
 from sohes.engine.ema import ema_decay_at, make_teacher, update_teacher
 from sohes.engine.optim import build_optimizer, learning_rate_at, set_learning_rate
 from sohes.models.segmenter_model import build_model
-from sohes.presets import PRESETS
 
 
 class Small(nn.Module):

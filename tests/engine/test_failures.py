@@ -13,9 +13,9 @@ import torch.distributed as dist
 from forked import run_together
 
 from sohes.data.images import UnreadableImage
-from sohes.engine.distributed import barrier, on_main
-from sohes.engine.failures import Failures, describe, is_lost_connection
-from sohes.errors import SohesError
+from sohes.utils.distributed import barrier, on_main
+from sohes.utils.errors import SohesError
+from sohes.utils.failures import Failures, describe, is_lost_connection
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks after torch has started threads")
 
@@ -129,8 +129,8 @@ def test_processes_that_end_well_say_nothing(tmp_path):
 
 
 def test_who_does_not_end_by_itself_is_ended(monkeypatch, capsys):
-    monkeypatch.setattr("sohes.engine.failures._LOOK", 0.01)
-    monkeypatch.setattr("sohes.engine.failures._GRACE", 0.05)
+    monkeypatch.setattr("sohes.utils.failures._LOOK", 0.01)
+    monkeypatch.setattr("sohes.utils.failures._GRACE", 0.05)
     store, ended = dist.HashStore(), []
     with Failures(store, 1, 2, ended.append):
         store.set("failure", "0 disk full")

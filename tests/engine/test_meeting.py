@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 from forked import free_port
 
-from sohes.engine import meeting
-from sohes.engine.distributed import LaunchError, World, find_world, process_group, rendezvous
-from sohes.engine.meeting import Patience, find_room, meet
-from sohes.engine.slurm import is_interactive_shell, typed_in_a_shell
+from sohes.utils import rendezvous as meeting
+from sohes.utils.distributed import LaunchError, World, find_world, process_group, rendezvous
+from sohes.utils.rendezvous import Patience, find_room, meet
+from sohes.utils.slurm import is_interactive_shell, typed_in_a_shell
 
 STEP = {"SLURM_STEP_NUM_TASKS": "3", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NODELIST": "n[1-3]"}
 

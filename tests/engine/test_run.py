@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from sohes.config import Config, EngineConfig, InstructConfig
+from sohes.configs.run import Config, EngineConfig, InstructConfig
 from sohes.engine.run import Run, RunError, open_run
 
 

@@ -19,9 +19,9 @@ from sohes.data.errors import DataError
 from sohes.data.images import UnreadableImage
 from sohes.data.scenes import write_scenes
 from sohes.engine.checkpoint import list_checkpoints
-from sohes.engine.distributed import World, process_group
 from sohes.engine.loop import TrainingDiverged
 from sohes.losses.criterion import Criterion
+from sohes.utils.distributed import World, process_group
 
 ROOT = Path(__file__).resolve().parents[2]
 

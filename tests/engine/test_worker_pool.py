@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from sohes.engine.workers import map_ahead, worker_pool
+from sohes.utils.workers import map_ahead, worker_pool
 
 
 def test_map_ahead_keeps_order_and_a_level_queue():

@@ -16,7 +16,7 @@ from unittest.mock import patch
 import torch
 from micro import micro_model
 
-from sohes.config import (
+from sohes.configs.run import (
     Config,
     CorrectConfig,
     EngineConfig,
@@ -30,10 +30,10 @@ from sohes.data.coco import LabelSet
 from sohes.data.dataset import LabelDataset
 from sohes.data.sampling import batches
 from sohes.engine.checkpoint import Checkpoints
-from sohes.engine.distributed import find_world, process_group
 from sohes.engine.run import Run
 from sohes.phases.correct import correct
 from sohes.phases.instruct import instruct
+from sohes.utils.distributed import find_world, process_group
 
 CONFIG = Config(
     model=micro_model(query_init="seeds", affinity_dim=16),

@@ -15,8 +15,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from sohes.evaluation import Evaluator
-from sohes.forest import Forest
-from sohes.masks import PackedMasks
+from sohes.structures.forest import Forest
+from sohes.structures.masks import PackedMasks
 
 TINY_AREAS = {"all": (0, 1e10), "small": (0, 12), "medium": (12, 40), "large": (40, 1e10)}
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sohes.evaluation import Evaluator
-from sohes.forest import Forest
-from sohes.masks import PackedMasks
+from sohes.structures.forest import Forest
+from sohes.structures.masks import PackedMasks
 
 MAX_DETS = (1, 3, 100)
 SEEDS_A_TEST = 30

@@ -8,7 +8,7 @@ import torch
 from sohes.evaluation import Evaluator
 from sohes.evaluation.bootstrap import Bootstrap, PhotoSums, collect_sums, defined_metrics
 from sohes.evaluation.hierarchy import METRICS
-from sohes.forest import Forest
+from sohes.structures.forest import Forest
 
 
 def test_sums_give_the_metrics_of_the_evaluator(tools):

@@ -13,8 +13,8 @@ import torch
 
 from sohes.baselines.classical import box_grid_forest, felzenszwalb_forest, slic_tree_forest
 from sohes.baselines.run import BaselineError, make_baseline
-from sohes.config import ExploreConfig
-from sohes.config_evaluate import BaselineConfig
+from sohes.configs.evaluate import BaselineConfig
+from sohes.configs.run import ExploreConfig
 from sohes.data.coco import LabelSet
 from sohes.evaluation import Evaluator, Plan, score
 from sohes.evaluation.bootstrap import Bootstrap, collect_sums
@@ -175,10 +175,10 @@ NO_POLYGONS = """
 import sys
 for name in ("pycocotools", "pycocotools.mask", "tyro"):
     sys.modules[name] = None
-import sohes.evaluation, sohes.data.coco, sohes.json_stream, sohes.baselines.run, sohes.evaluation.bootstrap
+import sohes.evaluation, sohes.data.coco, sohes.utils.json_stream, sohes.baselines.run, sohes.evaluation.bootstrap
 from sohes.evaluation import evaluate_files
 from sohes.data.coco import LabelSet
-from sohes.errors import SohesError
+from sohes.utils.errors import SohesError
 print(evaluate_files(*sys.argv[1:3])["num_images"], len(list(LabelSet(sys.argv[2]))))
 for read in (evaluate_files, lambda gt, pred: list(LabelSet(gt))):
     try:

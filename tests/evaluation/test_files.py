@@ -10,8 +10,8 @@ import torch
 from pycocotools import mask as coco_mask
 
 from sohes.evaluation import BadInput, Plan, evaluate_files, protocol, score, score_files
-from sohes.forest import Forest
-from sohes.masks import PackedMasks
+from sohes.structures.forest import Forest
+from sohes.structures.masks import PackedMasks
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import torch
 from sohes.evaluation import Evaluator
 from sohes.evaluation.hierarchy import HierarchyCounts, ancestor_chains, count_hierarchy, match_by_iou
 from sohes.evaluation.overlap import Pairs
-from sohes.forest import Forest
-from sohes.masks import PackedMasks
+from sohes.structures.forest import Forest
+from sohes.structures.masks import PackedMasks
 
 WHOLE, LEFT, RIGHT, TIP = (0, 60), (0, 30), (30, 60), (0, 12)  # the tip is a part of the left part
 TRUE_PARENTS = [-1, 0, 0, 1]

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from sohes._binary import Binary, find_binary
 from sohes.evaluation import Plan, annotations, average_recall, coco_index, matching, one_call, overlap, runs, score
 from sohes.evaluation.annotations import Against, Annotations, Want, read_annotations
 from sohes.evaluation.coco_index import CocoIndex
@@ -19,6 +18,7 @@ from sohes.evaluation.reference import matching as reference_matching
 from sohes.evaluation.reference import precision as reference_precision
 from sohes.evaluation.reference.precision import PrecisionCounts
 from sohes.evaluation.shapes import Boxes, RunMasks
+from sohes.ops._binary import Binary, find_binary
 
 SIZE = (6, 10)
 RLE = {"size": [6, 10], "counts": "\\1`0"}  # 44 and 16; a backslash is a character of RLE, and written twice in JSON
@@ -181,7 +181,7 @@ def test_indices_agree(binary, tmp_path, monkeypatch, chunk_bytes):
         records.append(json.dumps(one).replace("more", "größer" if rng.random() < 0.3 else "more"))
     file = tmp_path / "a.json"
     file.write_text("[" + " ,\n".join(records) + "]", encoding="utf-8")
-    monkeypatch.setattr("sohes.json_stream.JsonReader.__init__.__defaults__", (chunk_bytes,))
+    monkeypatch.setattr("sohes.utils.json_stream.JsonReader.__init__.__defaults__", (chunk_bytes,))
     ours = CocoIndex(file)
     with without_binary(monkeypatch):
         theirs = CocoIndex(file)

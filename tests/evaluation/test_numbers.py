@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sohes._binary import Binary, find_binary
 from sohes.evaluate import main
 from sohes.evaluation import (
     BadInput,
@@ -26,6 +25,7 @@ from sohes.evaluation import (
     runs,
     score,
 )
+from sohes.ops._binary import Binary, find_binary
 
 SIZE = (20, 30)
 SQUARE = {"size": [20, 30], "counts": [100, 10, 10, 10, 470]}

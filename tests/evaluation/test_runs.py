@@ -11,7 +11,7 @@ from sohes.evaluation.reference.pairs import mask_pairs
 from sohes.evaluation.reference.runs import intersect
 from sohes.evaluation.runs import read_runs
 from sohes.evaluation.shapes import take
-from sohes.masks import PackedMasks
+from sohes.structures.masks import PackedMasks
 
 
 def random_masks(rng, count, size):

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sohes.engine.distributed import World
 from sohes.evaluate import main
 from sohes.evaluation import BadInput, Plan, files, score
 from sohes.evaluation.protocol import Protocol
 from sohes.evaluation.shards import Shards, StoredEvaluation
+from sohes.utils.distributed import World
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,15 +16,15 @@ import pytest
 import torch
 from micro import MICRO, micro_model
 
-from sohes.config import ExploreConfig, InferConfig, LossConfig
-from sohes.data.dataset import Target
+from sohes.configs.run import ExploreConfig, InferConfig, LossConfig
 from sohes.data.scenes import draw_scene
 from sohes.labels.features import build_extractor
+from sohes.labels.pipeline import label_images
 from sohes.losses.criterion import Criterion
-from sohes.masks import mask_iou
 from sohes.models.segmenter import Segmenter
 from sohes.models.segmenter_model import build_model
-from sohes.phases.explore import label_images
+from sohes.structures.masks import mask_iou
+from sohes.structures.target import Target
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 ROOT = Path(__file__).resolve().parents[2]

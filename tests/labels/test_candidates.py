@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 import torch
 
-from sohes.config import ExploreConfig
+from sohes.configs.run import ExploreConfig
 from sohes.labels.candidates import area_limits, cut_thresholds, drop_nested_duplicates, find_candidates
 from sohes.labels.draw import draw_candidates, draw_nodes
 from sohes.labels.features import build_extractor
 from sohes.labels.node_statistics import node_statistics
+from sohes.labels.pipeline import label_image
 from sohes.labels.regions import photo_tree
-from sohes.masks import PackedMasks, mask_iou
 from sohes.ops.merge_regions import merge_regions
 from sohes.ops.reference.merge_regions import grid_edges
-from sohes.phases.explore import label_image
+from sohes.structures.masks import PackedMasks, mask_iou
 
 
 def random_tree(h, w, seed):

@@ -10,13 +10,13 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from sohes.config import ConfigError, ExploreConfig
-from sohes.errors import SohesError
+from sohes.configs.run import ConfigError, ExploreConfig
 from sohes.labels.features import build_extractor, packaged_names
-from sohes.masks import PackedMasks, mask_iou
+from sohes.labels.pipeline import label_image
 from sohes.models.export import save_vit
 from sohes.models.weights import WeightsError
-from sohes.phases.explore import label_image
+from sohes.structures.masks import PackedMasks, mask_iou
+from sohes.utils.errors import SohesError
 
 TINY = "vit_tiny_patch16_224"
 

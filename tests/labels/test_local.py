@@ -3,11 +3,11 @@ from dataclasses import replace
 
 import torch
 
-from sohes.config import ExploreConfig
+from sohes.configs.run import ExploreConfig
 from sohes.labels.features import build_extractor
 from sohes.labels.local import look_closer, make_crops
-from sohes.masks import PackedMasks, mask_coverage, mask_iou
-from sohes.phases.explore import label_image
+from sohes.labels.pipeline import label_image
+from sohes.structures.masks import PackedMasks, mask_coverage, mask_iou
 
 
 def test_crops_surround_small_candidates_only(two_discs):

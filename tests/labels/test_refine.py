@@ -8,13 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from sohes.config import ExploreConfig
-from sohes.engine.console import RunLog
+from sohes.configs.run import ExploreConfig
 from sohes.labels import refine
 from sohes.labels.features import build_extractor
 from sohes.labels.refine import Lattice, RefinerMissing, mean_field, refine_masks, snap_to_regions
-from sohes.masks import PackedMasks, mask_iou
 from sohes.phases.explore import explore
+from sohes.structures.masks import PackedMasks, mask_iou
+from sohes.utils.console import RunLog
 
 
 def in_blocks(mask, side=8):

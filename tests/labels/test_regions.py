@@ -6,12 +6,12 @@ import pytest
 import torch
 from scipy import ndimage
 
-from sohes.config import ExploreConfig
+from sohes.configs.run import ExploreConfig
 from sohes.labels.basins import blur, catchment_basins, find_basins, pool_features, region_borders
 from sohes.labels.draw import draw_nodes, select_masks
 from sohes.labels.features import build_extractor
 from sohes.labels.regions import border_sums, draw_regions, find_regions, grow_tree, score_nodes
-from sohes.masks import PackedMasks, mask_iou
+from sohes.structures.masks import PackedMasks, mask_iou
 
 
 def random_image(h, w, seed=0):

@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 
-from sohes.config import LossConfig
-from sohes.data.dataset import Target
+from sohes.configs.run import LossConfig
 from sohes.losses.criterion import Criterion, count_masks
 from sohes.models.outputs import Outputs
+from sohes.structures.target import Target
 
 H, W, Q, E = 24, 32, 6, 3
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sohes.config import LossConfig
+from sohes.configs.run import LossConfig
 from sohes.losses.mask_losses import bce_loss, dice_loss
 from sohes.losses.matcher import assign, pairwise_cost
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 from micro import micro_model
 
-from sohes.config import ModelConfig
+from sohes.configs.run import ModelConfig
 
 
 @pytest.fixture(scope="session")

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sohes._binary import find_binary
-from sohes.config import InferConfig
-from sohes.masks import PackedMasks, nms_masks
+from sohes.configs.run import InferConfig
 from sohes.models import distinct
 from sohes.models.distinct import DistinctMasks, masks_at_a_time, overlap_of_all
 from sohes.models.inference import extract_forest, predict
 from sohes.models.outputs import Outputs
+from sohes.ops._binary import find_binary
 from sohes.ops.mask_overlap import mask_overlap
+from sohes.structures.masks import PackedMasks, nms_masks
 
 
 def discs(num: int, least: float, most: float) -> tuple[Tensor, Tensor, Tensor]:

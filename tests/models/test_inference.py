@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sohes.config import InferConfig
-from sohes.masks import PackedMasks, mask_iou
+from sohes.configs.run import InferConfig
 from sohes.models.inference import extract_forest, link_parents, predict, score_masks, working_size
 from sohes.models.outputs import Outputs
 from sohes.models.segmenter_model import build_model
+from sohes.structures.masks import PackedMasks, mask_iou
 
 
 def boxes(size: int, *corners: tuple[int, int, int, int]) -> torch.Tensor:

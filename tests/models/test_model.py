@@ -4,10 +4,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sohes.config import LossConfig
-from sohes.data.dataset import Target
+from sohes.configs.run import LossConfig
 from sohes.losses.criterion import Criterion
 from sohes.models.segmenter_model import build_model
+from sohes.structures.target import Target
 
 
 @pytest.fixture(scope="module", params=["learned", "seeds"])

@@ -5,14 +5,14 @@ import pytest
 import torch
 from micro import micro_model
 
-from sohes.config import InferConfig, LossConfig
-from sohes.data.dataset import Target
+from sohes.configs.run import InferConfig, LossConfig
 from sohes.data.scenes import draw_scene
 from sohes.data.transforms import normalise
 from sohes.losses.criterion import Criterion
-from sohes.masks import mask_iou
 from sohes.models.inference import predict
 from sohes.models.segmenter_model import build_model
+from sohes.structures.masks import mask_iou
+from sohes.structures.target import Target
 
 SIZE = 64
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sohes.config import InferConfig, LossConfig
+from sohes.configs.presets import get_preset
+from sohes.configs.run import InferConfig, LossConfig
 from sohes.data.scenes import draw_scene
 from sohes.data.transforms import normalise
 from sohes.losses.distillation import class_loss, koleo_loss, region_loss
@@ -23,7 +24,6 @@ from sohes.models.outputs import Outputs
 from sohes.models.pixel_decoder import PixelFeatures
 from sohes.models.queries import sample_map
 from sohes.models.segmenter_model import build_model
-from sohes.presets import get_preset
 
 HALF_TYPES = (torch.bfloat16, torch.float16)
 

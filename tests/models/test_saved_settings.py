@@ -7,7 +7,7 @@ import pytest
 import torch
 from micro import micro_model
 
-from sohes.config import InferConfig
+from sohes.configs.run import InferConfig
 from sohes.models.segmenter import Segmenter
 from sohes.models.segmenter_model import build_model
 from sohes.models.weights import WeightsError

@@ -14,13 +14,13 @@ from micro import no_file_beyond
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from sohes.config import InferConfig
-from sohes.errors import SohesError
+from sohes.configs.presets import cpu
+from sohes.configs.run import InferConfig
 from sohes.models.backbone import PACKAGED
 from sohes.models.segmenter import PictureError, Segmenter
 from sohes.models.segmenter_model import build_model
 from sohes.models.weights import WeightsError, find_weights
-from sohes.presets import cpu
+from sohes.utils.errors import SohesError
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sohes.config import InferConfig
+from sohes.configs.run import InferConfig
 from sohes.data.transforms import normalise
-from sohes.forest import Forest
-from sohes.masks import PackedMasks, mask_iou
 from sohes.models.inference import predict
 from sohes.models.outputs import Outputs
 from sohes.models.tiles import Tile, View, _draw, join_tiles, make_tiles
+from sohes.structures.forest import Forest
+from sohes.structures.masks import PackedMasks, mask_iou
 
 COLOURS = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]], dtype=torch.uint8)
 

@@ -13,10 +13,9 @@ import torch
 from mask_cases import mixed
 from ms_deform_attn_cases import SMALL_CASES, make_inputs
 
-from sohes import _binary
-from sohes.masks import PackedMasks
-from sohes.ops import _cuda, _devices, _library
+from sohes.ops import _binary, _cuda, _devices, _library
 from sohes.ops._library import OPERATORS, why_not_cuda, why_not_triton
+from sohes.structures.masks import PackedMasks
 
 CUDA = torch.device("cuda", 0)
 T4, A100, A10, H100, B200, RTX5090 = (7, 5), (8, 0), (8, 6), (9, 0), (10, 0), (12, 0)

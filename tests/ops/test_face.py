@@ -12,7 +12,6 @@ import torch
 from mask_cases import mixed
 
 import sohes.ops
-from sohes.masks import PackedMasks
 from sohes.ops import (
     mask_boundary,
     mask_components,
@@ -24,6 +23,7 @@ from sohes.ops import (
     merge_rounds,
 )
 from sohes.ops._library import OPERATORS
+from sohes.structures.masks import PackedMasks
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 NOT_OPERATORS = {"BackendUnavailable", "MergeTree"}
@@ -67,7 +67,7 @@ def test_every_name_is_a_documented_function(name):
     "before",
     [
         "import sohes.ops.mask_overlap, sohes.ops.ms_deform_attn, sohes.ops.mask_pack",
-        "import sohes.masks, sohes.models.segmenter",
+        "import sohes.structures.masks, sohes.models.segmenter",
         "from sohes.ops.reference import mask_overlap, mask_pack",
     ],
 )

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from mask_cases import SIZES, mixed, object_logits
 
-from sohes.forest import Forest, build_forest
-from sohes.masks import PackedMasks, nms_masks
 from sohes.ops import mask_from_index, mask_pack, mask_pack_logits, mask_regions, mask_rle, mask_stats, mask_unpack
 from sohes.ops._library import why_not_cuda
 from sohes.ops.mask_select import mask_nms, mask_parents
 from sohes.ops.reference import mask_pack as reference
 from sohes.ops.reference import mask_rle as rle_reference
+from sohes.structures.forest import Forest, build_forest
+from sohes.structures.masks import PackedMasks, nms_masks
 
 WHY_NOT = why_not_cuda(torch.device("cuda" if torch.cuda.is_available() else "cpu"), torch.int64)
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))]

@@ -9,9 +9,9 @@ import torch
 import torch._dynamo.testing
 from mask_cases import SIZES, mixed
 
-from sohes.masks import PackedMasks
 from sohes.ops._library import BackendUnavailable
 from sohes.ops.mask_overlap import _overlap, mask_overlap
+from sohes.structures.masks import PackedMasks
 
 BACKENDS = ["reference", "cpp", "cuda", "triton"]
 

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from mask_cases import SIZES, mixed, object_logits
 
-from sohes._binary import find_binary
 from sohes.ops import _words
+from sohes.ops._binary import find_binary
 from sohes.ops.mask_pack import mask_from_index, mask_pack, mask_pack_logits, mask_stats, mask_unpack
 from sohes.ops.reference import mask_pack as reference
 from sohes.ops.reference.mask_pack import bilinear_table, num_words

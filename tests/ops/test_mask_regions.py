@@ -6,10 +6,10 @@ from mask_cases import SIZES, mixed
 from scipy import ndimage
 from skimage import measure
 
-from sohes._binary import find_binary
-from sohes.masks import PackedMasks
 from sohes.ops import mask_regions
+from sohes.ops._binary import find_binary
 from sohes.ops.reference import mask_regions as reference
+from sohes.structures.masks import PackedMasks
 
 needs_binary = pytest.mark.skipif(find_binary().module is None, reason=find_binary().reason)
 BACKENDS = ["reference", pytest.param("cpp", marks=needs_binary)]

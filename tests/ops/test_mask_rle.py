@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mask_cases import KINDS, SIZES, mixed
 
-from sohes._binary import find_binary
-from sohes.masks import PackedMasks, nms_masks
 from sohes.ops import mask_rle
+from sohes.ops._binary import find_binary
 from sohes.ops.mask_overlap import mask_overlap
 from sohes.ops.reference import mask_rle as reference
+from sohes.structures.masks import PackedMasks, nms_masks
 
 BACKENDS = [
     pytest.param(reference, id="reference"),

@@ -5,9 +5,9 @@ import pytest
 import torch
 from mask_cases import SIZES, mixed
 
-from sohes._binary import find_binary
-from sohes.masks import PackedMasks
+from sohes.ops._binary import find_binary
 from sohes.ops.mask_select import mask_nms, mask_parents
+from sohes.structures.masks import PackedMasks
 
 needs_binary = pytest.mark.skipif(find_binary().module is None, reason=find_binary().reason)
 OPERATORS = [mask_nms, mask_parents]

@@ -10,7 +10,7 @@ import torch
 from merge_cases import scene_map
 from torch.library import opcheck
 
-from sohes._binary import find_binary
+from sohes.ops._binary import find_binary
 from sohes.ops._library import BackendUnavailable
 from sohes.ops.merge_regions import merge_regions, merge_regions_graph, run_cpp
 from sohes.ops.reference.merge_regions import grid_edges, merge_regions_loop

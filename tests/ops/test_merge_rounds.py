@@ -9,7 +9,7 @@ import torch
 from merge_cases import EDGE_CASES, KINDS, edge_case, random_map, scene_map
 from torch.library import opcheck
 
-from sohes._binary import find_binary
+from sohes.ops._binary import find_binary
 from sohes.ops.merge_regions import ROUNDS, merge_regions, merge_regions_graph, run_cpp
 from sohes.ops.reference.merge_regions import cosine, grid_edges
 from sohes.ops.reference.merge_rounds import merge_rounds_loop

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sohes.config import CorrectConfig
+from sohes.configs.run import CorrectConfig
 from sohes.data.dataset import Batch
 from sohes.engine.optim import cosine_between
 from sohes.models.outputs import Outputs

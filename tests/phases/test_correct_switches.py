@@ -10,15 +10,15 @@ from micro import micro_model
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from sohes.config import Config, CorrectConfig, EngineConfig, InferConfig, LossConfig, OptimConfig, ViewConfig
+from sohes.configs.run import Config, CorrectConfig, EngineConfig, InferConfig, LossConfig, OptimConfig, ViewConfig
 from sohes.data.coco import LabelSet
 from sohes.data.scenes import write_scenes
-from sohes.engine.distributed import World
 from sohes.engine.optim import cosine_between
 from sohes.engine.run import Run
 from sohes.models.segmenter import Segmenter
 from sohes.models.segmenter_model import SohesModel, build_model
 from sohes.phases.correct import correct
+from sohes.utils.distributed import World
 
 MODEL = micro_model(query_init="seeds")
 SETTINGS = CorrectConfig(num_steps=3, batch_size=2, score_thresholds=(0.1, 0.1, 0.1), ema_decay=0.5)

@@ -13,19 +13,20 @@ import pytest
 import torch
 from PIL import Image
 
-from sohes.config import ExploreConfig
+from sohes.configs.run import ExploreConfig
 from sohes.data.coco import LabelSet
 from sohes.data.errors import DataNotFoundError
 from sohes.data.images import read_image
 from sohes.data.names import Names
 from sohes.data.scenes import draw_scene
 from sohes.data.sources import list_images
-from sohes.engine.console import RunLog
-from sohes.engine.distributed import World
 from sohes.labels.features import build_extractor
+from sohes.labels.pipeline import label_image, label_images
 from sohes.labels.shards import LabelsError, read_shard_info
-from sohes.masks import mask_iou
-from sohes.phases.explore import LabelsTimeout, TooManyFailures, explore, label_image, label_images
+from sohes.phases.explore import LabelsTimeout, TooManyFailures, explore
+from sohes.structures.masks import mask_iou
+from sohes.utils.console import RunLog
+from sohes.utils.distributed import World
 
 QUIET = RunLog(console=False)
 CONFIG = ExploreConfig(shard_size=2, max_masks=20)

@@ -4,11 +4,11 @@
 import pytest
 import torch
 
-from sohes.config import ExploreConfig
+from sohes.configs.run import ExploreConfig
 from sohes.data.scenes import draw_scene
 from sohes.labels.features import build_extractor
-from sohes.masks import mask_iou
-from sohes.phases.explore import label_image
+from sohes.labels.pipeline import label_image
+from sohes.structures.masks import mask_iou
 
 CONFIG = ExploreConfig(max_masks=20)
 

@@ -11,11 +11,11 @@ from micro import MICRO
 
 from sohes.data import scenes
 from sohes.data.scenes import write_scenes
-from sohes.engine.distributed import World
 from sohes.phases import explore as exploring
 from sohes.phases.explore import explore
 from sohes.phases.scoring import find_ground_truth, score_phase
 from sohes.train import main
+from sohes.utils.distributed import World
 
 
 def files(run):

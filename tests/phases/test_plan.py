@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from sohes.config import Config, CorrectConfig, InstructConfig
-from sohes.engine.distributed import World
+from sohes.configs.run import Config, CorrectConfig, InstructConfig
 from sohes.engine.run import Run
 from sohes.phases.plan import next_steps, plan_job
+from sohes.utils.distributed import World
 
 CONFIG = Config(instruct=InstructConfig(num_steps=10, batch_size=8), correct=CorrectConfig(num_steps=5, batch_size=4))
 

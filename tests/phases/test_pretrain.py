@@ -21,17 +21,7 @@ from safetensors.torch import load_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from sohes import pretrain as command
-from sohes.config import ConfigError
-from sohes.data.images import read_image
-from sohes.data.photos import PhotoSet, photo_batches, photo_canvas
-from sohes.data.scenes import draw_scene
-from sohes.data.sources import list_images
-from sohes.engine.checkpoint import list_checkpoints
-from sohes.engine.ema import make_teacher
-from sohes.models.distillation import build_distillation_model
-from sohes.phases.pretrain import draw_views
-from sohes.pretrain_checks import check_pretrain_config
-from sohes.pretrain_config import (
+from sohes.configs.pretrain import (
     PRESETS,
     CropConfig,
     DistillConfig,
@@ -40,6 +30,16 @@ from sohes.pretrain_config import (
     VitConfig,
     get_preset,
 )
+from sohes.configs.pretrain_checks import check_pretrain_config
+from sohes.configs.run import ConfigError
+from sohes.data.images import read_image
+from sohes.data.photos import PhotoSet, photo_batches, photo_canvas
+from sohes.data.scenes import draw_scene
+from sohes.data.sources import list_images
+from sohes.engine.checkpoint import list_checkpoints
+from sohes.engine.ema import make_teacher
+from sohes.models.distillation import build_distillation_model
+from sohes.phases.pretrain import draw_views
 
 SMALL = [
     *("--vit.width", "32", "--vit.depth", "2", "--vit.heads", "2"),

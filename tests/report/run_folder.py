@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from sohes.data.coco import write_coco
-from sohes.forest import Forest
-from sohes.masks import PackedMasks
+from sohes.structures.forest import Forest
+from sohes.structures.masks import PackedMasks
 
 RESULTS = {
     "explore": {"AR@1000": 0.1234, "AR@100": 0.1, "AR-small": None, "AP": 0.02, "parent_recall": 0.3, "num_images": 4}

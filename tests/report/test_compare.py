@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from sohes.evaluate import main
-from sohes.masks import PackedMasks
 from sohes.report.charts import interval_chart
 from sohes.report.compare_photos import draw_crop, run_names
 from sohes.report.published import published_recall
+from sohes.structures.masks import PackedMasks
 
 SIZE = 120
 NUM_PHOTOS = 6

@@ -8,7 +8,7 @@ import re
 
 import torch
 
-from sohes.config import ExploreConfig
+from sohes.configs.run import ExploreConfig
 from sohes.data.scenes import draw_scene
 from sohes.labels.features import build_extractor
 from sohes.report import write_report

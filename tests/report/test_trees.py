@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from sohes.config import ExploreConfig, to_dict
+from sohes.configs.run import ExploreConfig, to_dict
 from sohes.data.scenes import draw_scene, write_scenes
-from sohes.engine.console import RunLog
-from sohes.errors import SohesError
-from sohes.forest import Forest
 from sohes.labels.features import build_extractor
 from sohes.labels.regions import photo_tree
-from sohes.masks import PackedMasks
 from sohes.ops.merge_regions import merge_regions
 from sohes.phases.explore import explore
 from sohes.report import write_report
 from sohes.report.photos import choose_evenly, missed_masks
 from sohes.report.trees import draw_tree, layout_boundaries, spread_cuts, unrefined
+from sohes.structures.forest import Forest
+from sohes.structures.masks import PackedMasks
+from sohes.utils.console import RunLog
+from sohes.utils.errors import SohesError
 
 CONFIG = ExploreConfig(start="patches", patch=4)
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from sohes.data.images import read_annotated
-from sohes.errors import SohesError
+from sohes.utils.errors import SohesError
 
 
 class LayoutError(SohesError, ValueError):

@@ -21,7 +21,7 @@ from scipy.io.matlab import MatReadError
 
 from sohes.data.formats import is_hidden
 from sohes.evaluation.datasets.base import DataSet, LayoutError, Sample
-from sohes.masks import PackedMasks
+from sohes.structures.masks import PackedMasks
 
 # The 50 of ADE20K's 150 scene-parsing classes, from 1, that the instance challenge has no instances of: those that its
 # categoryMapping.txt does not name.

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import get_args
 
-from sohes.config import DataSetName
+from sohes.configs.run import DataSetName
 from sohes.evaluation.datasets.base import DataSet
 from sohes.evaluation.datasets.coco_json import Coco, EntitySeg, EntitySegFull, Lvis, PlainJson
 from sohes.evaluation.datasets.label_maps import Ade20k, Ade20kFull, Bsds500, Bsds500Val

@@ -19,9 +19,9 @@ from sohes.data.polygons import draw_polygons
 from sohes.evaluation.overlap import Pairs, find_pairs
 from sohes.evaluation.runs import read_runs
 from sohes.evaluation.shapes import Boxes, MeasuredMasks, RunMasks, boxes_of_masks, take
-from sohes.json_stream import parse_json
-from sohes.masks import Size
 from sohes.ops.reference.mask_rle import Counts
+from sohes.structures.masks import Size
+from sohes.utils.json_stream import parse_json
 
 NO_PARENT, UNKNOWN_PARENT = -1, -2
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from sohes.evaluation.reference.runs import intersect
 from sohes.evaluation.shapes import Boxes, RunMasks, Shapes, as_array, take
-from sohes.masks import PackedMasks
 from sohes.ops.mask_overlap import mask_overlap
+from sohes.structures.masks import PackedMasks
 
 
 @dataclass(frozen=True, eq=False)

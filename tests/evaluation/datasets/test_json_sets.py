@@ -9,7 +9,7 @@ from PIL import Image
 
 from sohes.evaluation.datasets.base import LayoutError
 from sohes.evaluation.datasets.registry import DATA_SETS, open_dataset
-from sohes.masks import PackedMasks
+from sohes.structures.masks import PackedMasks
 
 BOX = [[0, 0, 4, 0, 4, 2, 0, 2]]  # a polygon of 8 pixels
 RLE = {"size": [6, 8], "counts": [6, 6, 36]}  # the second column

@@ -9,7 +9,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.text import Text
 
-from sohes.engine.status_line import Status, fit
+from sohes.utils.status_line import Status, fit
 
 _HZ = 4.0  # the line is drawn at most this often
 

@@ -13,8 +13,8 @@ from typing import NoReturn
 
 import torch.distributed as dist
 
-from sohes.engine.console import RunLog, format_seconds
-from sohes.errors import SohesError
+from sohes.utils.console import RunLog, format_seconds
+from sohes.utils.errors import SohesError
 
 # Seconds until the first word about who is missing, and between later ones.
 _FIRST_WORD, _NEXT_WORD = 5.0, 60.0

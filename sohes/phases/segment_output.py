@@ -18,10 +18,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sohes.data.coco import write_coco
-from sohes.errors import SohesError
-from sohes.files import write_whole
-from sohes.forest import Forest
-from sohes.visualize import draw_panel
+from sohes.structures.forest import Forest
+from sohes.utils.errors import SohesError
+from sohes.utils.files import write_whole
+from sohes.visual.draw import draw_panel
 
 Format = Literal["coco", "sam", "png"]
 

@@ -11,9 +11,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from sohes.colors import forest_colors, oklch_to_srgb, srgb_to_oklch
-from sohes.forest import Forest
-from sohes.masks import PackedMasks
+from sohes.structures.forest import Forest
+from sohes.structures.masks import PackedMasks
+from sohes.visual.colors import forest_colors, oklch_to_srgb, srgb_to_oklch
 
 _FILL_ALPHA = 0.55
 _DIM = 0.5  # brightness of the photo under bare contours

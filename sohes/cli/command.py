@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from sohes import config as configuration
-from sohes.commands import COMMANDS, answer_help, wants_all
-from sohes.errors import EXIT_BAD_INPUT, SohesError
-from sohes.help_all import help_all
-from sohes.options import read_options
-from sohes.streams import say, standing_streams
+from sohes.cli.full_help import help_all
+from sohes.cli.options import read_options
+from sohes.cli.short_help import COMMANDS, answer_help, wants_all
+from sohes.configs import run as configuration
+from sohes.utils.errors import EXIT_BAD_INPUT, SohesError
+from sohes.utils.streams import say, standing_streams
 
 Arguments = TypeVar("Arguments")
 Settings = TypeVar("Settings")

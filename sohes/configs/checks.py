@@ -4,12 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
-import torch
-
-from sohes.config import Config, ConfigError, InferConfig, ModelConfig
-from sohes.models.segmenter_model import build_model
+from sohes.configs.run import Config, ConfigError, InferConfig, ModelConfig
 
 # field: lowest value, highest value or None
 _RANGES: dict[str, tuple[float, float | None]] = {
@@ -100,19 +96,15 @@ _POSITIVE = (
 )
 
 
-def check_config(config: Config, num_processes: int = 1) -> None:
-    """Raises ConfigError with every setting that does not fit, one a line."""
-    problems = [*_out_of_range(config), *_misfits(config, num_processes)]
-    if not problems:
-        problems = list(_model_misfits(config))
-    if problems:
-        raise ConfigError("settings that do not fit:\n  " + "\n  ".join(problems))
+def misfits(config: Config, num_processes: int = 1) -> list[str]:
+    """A line for every setting that is out of its range, or does not fit the others."""
+    return [*_out_of_range(config), *_misfits(config, num_processes)]
 
 
 def check_saved(model: ModelConfig, infer: InferConfig) -> None:
     """Raises ConfigError, in one line, with every setting of a saved model's inference that does not fit."""
     config = Config(model=model, infer=infer)
-    problems = [text for text in (*_out_of_range(config), *_misfits(config, 1)) if text.startswith("infer.")]
+    problems = [text for text in misfits(config) if text.startswith("infer.")]
     if problems:
         raise ConfigError("; ".join(problems))
 
@@ -179,14 +171,3 @@ def _misfits(config: Config, num_processes: int) -> Iterator[str]:
             f"correct.label_weight = {correct.label_weight} and correct.teacher_weight = {correct.teacher_weight}, "
             "expected >= 0, and at start and end not both 0"
         )
-
-
-def _model_misfits(config: Config) -> Iterator[str]:
-    """What building the model objects to; built without memory and without fetching weights."""
-    if "instruct" not in config.phases:
-        return
-    try:
-        with torch.device("meta"):
-            build_model(replace(config.model, backbone_weights=""))
-    except (ValueError, TypeError, AssertionError) as error:  # of timm too
-        yield f"model: {error}"

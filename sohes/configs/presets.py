@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from sohes.config import (
+from sohes.configs.io import pick_preset
+from sohes.configs.run import (
     Config,
     CorrectConfig,
     EngineConfig,
@@ -19,7 +20,6 @@ from sohes.config import (
     SceneConfig,
     ViewConfig,
 )
-from sohes.config_io import pick_preset
 
 
 def tiny() -> Config:

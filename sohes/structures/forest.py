@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sohes.masks import Index, PackedMasks, Size, as_indices
 from sohes.ops.mask_select import mask_parents
+from sohes.structures.masks import Index, PackedMasks, Size, as_indices
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -81,7 +81,7 @@ class Forest:
     def select(self, indices: Index) -> Forest:
         """The forest of some masks, in the order asked for. Where a parent is gone, the nearest kept ancestor follows.
 
-        indices: without repeats, as of `sohes.masks.as_indices`.
+        indices: without repeats, as of `sohes.structures.masks.as_indices`.
         """
         indices = as_indices(indices, len(self), self.parents.device)  # [kept]
         place = torch.full_like(self.parents, -1)  # [N], new index of an old one

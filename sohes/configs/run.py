@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from sohes.config_io import ConfigError, from_dict
-from sohes.config_io import to_dict as to_dict  # callers find it here, beside the classes
-from sohes.config_model import LossConfig, ModelConfig
+from sohes.configs.io import ConfigError, from_dict
+from sohes.configs.io import to_dict as to_dict  # callers find it here, beside the classes
+from sohes.configs.model import LossConfig, ModelConfig
 
 Phase = Literal["explore", "instruct", "correct"]
 DataSetName = Literal[

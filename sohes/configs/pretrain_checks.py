@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sohes.config import ConfigError
-from sohes.pretrain_config import PretrainConfig
+from sohes.configs.pretrain import PretrainConfig
+from sohes.configs.run import ConfigError
 
 # What holds for all values of a field, where it has several.
 _AT_LEAST_ONE = (

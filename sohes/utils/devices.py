@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from sohes.errors import SohesError
+from sohes.utils.errors import SohesError
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 

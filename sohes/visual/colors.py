@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sohes.forest import Forest
+from sohes.structures.forest import Forest
 
 # Okabe and Ito's colours without black, which a dark photo would swallow; neighbours in the list differ most.
 _ROOT_COLORS = (

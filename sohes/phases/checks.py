@@ -3,16 +3,35 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from sohes.config import PHASES, Config, ConfigError
+import torch
+
+from sohes.configs.checks import misfits
+from sohes.configs.run import PHASES, Config, ConfigError
 from sohes.data.sources import ImageList, list_images
 from sohes.data.tars import split_member
-from sohes.engine.distributed import World
 from sohes.engine.run import Run, RunError, import_tensorboard
 from sohes.evaluation.datasets.registry import open_dataset
 from sohes.models.backbone import build_backbone
+from sohes.models.segmenter_model import build_model
 from sohes.phases.scoring import find_ground_truth, list_photos
+from sohes.utils.distributed import World
+
+
+def check_config(config: Config, num_processes: int = 1) -> None:
+    """Raises ConfigError with every setting that does not fit, one a line."""
+    problems = misfits(config, num_processes)
+    if not problems and "instruct" in config.phases:
+        # Built without memory and without fetching weights.
+        try:
+            with torch.device("meta"):
+                build_model(replace(config.model, backbone_weights=""))
+        except (ValueError, TypeError, AssertionError) as error:  # of timm too
+            problems = [f"model: {error}"]
+    if problems:
+        raise ConfigError("settings that do not fit:\n  " + "\n  ".join(problems))
 
 
 def check_part(part: tuple[int, int] | None, config: Config, world: World) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from sohes.errors import SohesError
+from sohes.utils.errors import SohesError
 
 Settings = TypeVar("Settings")
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from sohes.engine.estimate import Job, Rate, format_about, format_seconds
-from sohes.engine.status_line import Status
-from sohes.streams import say
+from sohes.utils.estimate import Job, Rate, format_about, format_seconds
+from sohes.utils.status_line import Status
+from sohes.utils.streams import say
 
 if TYPE_CHECKING:  # loads rich, which only terminals need
-    from sohes.engine.bar import Bar
+    from sohes.utils.bar import Bar
 
 
 def format_fields(fields: dict[str, object]) -> str:
@@ -176,7 +176,7 @@ class Progress:
     def _open_bar(self) -> None:
         from rich.console import Console
 
-        from sohes.engine.bar import Bar
+        from sohes.utils.bar import Bar
 
         console = Console(file=sys.stderr)
         if console.is_dumb_terminal:

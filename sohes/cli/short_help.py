@@ -8,8 +8,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sohes.errors import EXIT_BAD_INPUT
-from sohes.streams import say
+from sohes.utils.errors import EXIT_BAD_INPUT
+from sohes.utils.streams import say
 
 HELP, HELP_ALL = ("--help", "-h"), "--help-all"
 
@@ -45,7 +45,7 @@ COMMANDS: dict[str, Command] = {
             "--seed": "of everything random (default: 0)",
             "--device": _DEVICE,
         },
-        presets="sohes.presets",
+        presets="sohes.configs.presets",
     ),
     "segment": Command(
         summary="photos in; masks of entities and their parts, and pictures, out",
@@ -92,7 +92,7 @@ COMMANDS: dict[str, Command] = {
             "--pack": "train nothing: write the photos, shrunk, into this tar",
             "--device": _DEVICE,
         },
-        presets="sohes.pretrain_config",
+        presets="sohes.configs.pretrain",
     ),
     "env": Command(
         summary="what is installed; which backend each operator uses, and why",

@@ -20,11 +20,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sohes.engine.console import RunLog
-from sohes.engine.failures import Failures, PeerFailed, describe
-from sohes.engine.meeting import LaunchError, Patience, connect, find_room, meet, terminal_log
-from sohes.engine.slurm import first_host, typed_in_a_shell
-from sohes.errors import SohesError
+from sohes.utils.console import RunLog
+from sohes.utils.errors import SohesError
+from sohes.utils.failures import Failures, PeerFailed, describe
+from sohes.utils.rendezvous import LaunchError, Patience, connect, find_room, meet, terminal_log
+from sohes.utils.slurm import first_host, typed_in_a_shell
 
 Result = TypeVar("Result")
 

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from sohes.errors import SohesError
+from sohes.utils.errors import SohesError
+from sohes.utils.nearest import nearest
 
 Arguments = TypeVar("Arguments")
 
@@ -233,12 +234,6 @@ def pick(word: str, choices: Iterable[Any], name: str) -> Any:
     if word in known:
         return known[word]
     raise OptionError(f"{name} {word}: {nearest(word, known)}expected one of {', '.join(known)}")
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`did you mean X? `, or "" where nothing is near."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"did you mean {near[0]}? " if near else ""
 
 
 def _unknown(name: str, known: Sequence[str]) -> str:

@@ -17,8 +17,8 @@ from types import TracebackType
 
 import torch.distributed as dist
 
-from sohes.engine.console import RunLog
-from sohes.errors import EXIT_BAD_INPUT, SohesError
+from sohes.utils.console import RunLog
+from sohes.utils.errors import EXIT_BAD_INPUT, SohesError
 
 _LOOK = 1.0  # seconds between two looks into the store
 _GRACE = 5.0  # seconds for a main thread to end by itself, and for others to read of a failure

@@ -9,7 +9,7 @@ import shutil
 import textwrap
 from typing import Any
 
-from sohes.options import Option, list_options, metavar, show_default
+from sohes.cli.options import Option, list_options, metavar, show_default
 
 _WIDTH = 110  # columns at most; longer lines are hard to read
 _LABELS = (

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from sohes.config import EngineConfig, OptimConfig
-from sohes.config_io import pick_preset
+from sohes.configs.io import pick_preset
+from sohes.configs.run import EngineConfig, OptimConfig
 
 
 @dataclass

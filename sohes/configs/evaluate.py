@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of `sohes.evaluate` alone; see `sohes/config.py` for the labels that say where a value comes from."""
+"""Settings of `sohes.evaluate` alone; see `sohes/configs/run.py` for the labels that say where a value comes from."""
 
 from __future__ import annotations
 

@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The hint in an error about an unknown name: the known one that looks most like it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`did you mean X? `, or "" where nothing is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {near[0]}? " if near else ""
