@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from sohes.phases.explore import explore, prepare
 from sohes.configs.run import ExploreConfig
 from sohes.data.scenes import draw_scene
 from sohes.labels import refine
 from sohes.labels.features import build_extractor
+from sohes.phases.explore import explore, prepare
 from sohes.utils.devices import DeviceError, pick_device
 
 

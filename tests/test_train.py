@@ -25,8 +25,8 @@ from sohes.labels.refine import load_cascadepsp
 from sohes.models.segmenter import Segmenter
 from sohes.models.segmenter_model import build_model
 from sohes.phases.checks import check_needs
-from sohes.segment import main as segment_main
 from sohes.phases.pipeline import segmenter_of
+from sohes.segment import main as segment_main
 from sohes.train import main
 
 ROOT = Path(__file__).resolve().parents[1]

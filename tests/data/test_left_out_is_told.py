@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from sohes.phases import pipeline
 from sohes.configs.presets import get_preset
 from sohes.data.sources import list_images
+from sohes.phases import pipeline
 from sohes.pretrain import main as pretrain
 from sohes.segment import find_photos
 from sohes.utils.distributed import World
