@@ -26,7 +26,7 @@ from sohes.configs.run import ExploreConfig
 from sohes.data.photo_pack import write_pack
 from sohes.data.photos import PhotoSet
 from sohes.data.sources import ImageList, list_images
-from sohes.engine.run import CONFIG_FILE, Run, RunError, check_run, import_tensorboard, start_run, withdrawn_on_failure
+from sohes.engine.run import CONFIG_FILE, Run, RunError, check_run, import_tensorboard, remove_failed_start, start_run
 from sohes.labels.features import build_extractor
 from sohes.labels.photo_regions import cut_photos
 from sohes.phases.pretrain import pretrain
@@ -82,7 +82,7 @@ def pretrain_run(args: Arguments, device: torch.device, world: World) -> Run:
     if config.engine.tensorboard:
         import_tensorboard()
     is_new = on_main(lambda: start_run(args.out, config, args.resume, again))
-    with withdrawn_on_failure(args.out) if is_new and world.is_main else nullcontext():
+    with remove_failed_start(args.out) if is_new and world.is_main else nullcontext():
         return run_pretraining(args, found, device, world)
 
 

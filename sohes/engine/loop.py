@@ -24,7 +24,7 @@ from sohes.configs.run import EngineConfig, OptimConfig, Phase
 from sohes.data.dataset import Batch
 from sohes.engine.checkpoint import Checkpoints, list_checkpoints, load_checkpoint
 from sohes.engine.optim import build_optimizer, learning_rate_at, set_learning_rate
-from sohes.engine.parallel import averaging, join, prepare_model
+from sohes.engine.parallel import gradient_sync, prepare_model, wrap_model
 from sohes.engine.run import Run
 from sohes.losses.criterion import count_masks
 from sohes.structures.target import Target
@@ -43,7 +43,7 @@ class TrainingDiverged(SohesError, RuntimeError):
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class MicroBatch:
     """The part of a global batch that one process has at hand.
 
     model: what to call for a forward pass. targets: by branch of the loss, what `make_targets` gave. num_masks: scalar
@@ -71,7 +71,7 @@ class Trainer:
     phase: Phase
     modules: dict[str, nn.Module]
     make_batches: Callable[[int], Iterator[tuple[int, Any]]]
-    compute_loss: Callable[[int, Part], dict[str, Tensor]]
+    compute_loss: Callable[[int, MicroBatch], dict[str, Tensor]]
     num_steps: int
     seed: int
     optim: OptimConfig
@@ -89,7 +89,7 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, self.optim)
         # Summed over decoder layers, losses start near 50: torch's first scale of 65536 would waste a dozen steps.
         self.scaler = torch.amp.GradScaler(self.device.type, 256.0, enabled=self.optim.precision == "fp16")
-        self.joined = join(self.model)
+        self.joined = wrap_model(self.model)
 
     @property
     def model(self) -> nn.Module:
@@ -166,7 +166,7 @@ def _step(trainer: Trainer, step: int, batch: Any, save: bool) -> StepResult:
     sums: dict[str, Tensor] = {}
     parts = _make_parts(trainer, step, batch)
     for index, part in enumerate(parts):
-        with averaging(trainer.joined, wanted=index + 1 == len(parts)):
+        with gradient_sync(trainer.joined, wanted=index + 1 == len(parts)):
             with trainer.autocast():
                 losses = trainer.compute_loss(step, part)
             trainer.scaler.scale(losses["loss"] / engine.accumulate).backward()
@@ -194,7 +194,7 @@ def _step(trainer: Trainer, step: int, batch: Any, save: bool) -> StepResult:
     return StepResult(row, is_finite, is_bad, save)
 
 
-def _make_parts(trainer: Trainer, step: int, batch: Any) -> list[Part]:
+def _make_parts(trainer: Trainer, step: int, batch: Any) -> list[MicroBatch]:
     """This process's slice of the batch in parts, with what is to be learned from each and its share of the whole."""
     num_parts, num_images = trainer.engine.accumulate, len(batch.names)
     batches = batch.split(num_parts) if num_parts > 1 else [batch]
@@ -214,7 +214,7 @@ def _make_parts(trainer: Trainer, step: int, batch: Any) -> list[Part]:
     ]
     size = num_images // num_parts
     return [
-        Part(trainer.joined, part, part_targets, num_masks, generators[index * size : (index + 1) * size])
+        MicroBatch(trainer.joined, part, part_targets, num_masks, generators[index * size : (index + 1) * size])
         for index, (part, part_targets) in enumerate(zip(batches, targets, strict=True))
     ]
 

@@ -34,7 +34,7 @@ def prepare_model(model: nn.Module, config: EngineConfig) -> None:
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
 
 
-def join(model: nn.Module) -> nn.Module:
+def wrap_model(model: nn.Module) -> nn.Module:
     """What to call for a forward pass whose backward averages gradients over all processes."""
     if isinstance(model, FSDPModule) or not dist.is_initialized() or dist.get_world_size() == 1:
         return model
@@ -45,7 +45,7 @@ def join(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def averaging(joined: nn.Module, wanted: bool) -> Iterator[None]:
+def gradient_sync(joined: nn.Module, wanted: bool) -> Iterator[None]:
     """Whether backward passes inside average gradients; without, they add up locally until one that does."""
     if isinstance(joined, FSDPModule):
         joined.set_requires_gradient_sync(wanted)
@@ -57,6 +57,6 @@ def averaging(joined: nn.Module, wanted: bool) -> Iterator[None]:
         yield
 
 
-def full_state(model: nn.Module) -> dict[str, Tensor]:
+def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """All weights on the CPU, in the main process; parted ones are collected, so every process calls this."""
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))

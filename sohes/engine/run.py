@@ -85,7 +85,7 @@ class Run:
         clean = {key: None if value != value else value for key, value in scores.items()}
         write_json(self.results, {**self.read_results(), phase: clean})
 
-    def add_scoring(self, phase: Phase, num_images: int, seconds: float) -> None:
+    def add_scoring_time(self, phase: Phase, num_images: int, seconds: float) -> None:
         """Record how long it took to score a phase; a line of scoring.jsonl."""
         row = {"phase": phase, "images": num_images, "seconds": round(seconds, 3)}
         with (self.path / "scoring.jsonl").open("a", encoding="ascii") as file:
@@ -223,7 +223,7 @@ def start_run(path: Path, config: Config, resume: bool, again: bool) -> bool:
 
 
 @contextmanager
-def withdrawn_on_failure(path: Path) -> Iterator[None]:
+def remove_failed_start(path: Path) -> Iterator[None]:
     """Of a new run that fails before it has made anything, leave no run: the corrected command works in this folder.
 
     A kill and Ctrl-C do not count as failures: `--resume` goes on.

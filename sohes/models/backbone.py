@@ -12,8 +12,8 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor, nn
 
 from sohes.configs.run import ModelConfig
-from sohes.models.checkpoints import read_vit_state
 from sohes.models.vit_adapter import ViTAdapter
+from sohes.models.vit_weights import read_vit_state
 from sohes.models.weights import WEIGHTS_FILE, WeightsError, load_strictly
 
 STRIDES = (2, 4, 8, 16, 32)
@@ -48,7 +48,7 @@ class HierarchicalBackbone(nn.Module):
 
 
 def load_vit_weights(vit: VisionTransformer | eva.Eva, path: Path) -> None:
-    """Load weights of timm, DINO, DINOv2, DINOv3 or MAE from a local file; see `sohes.models.checkpoints`.
+    """Load weights of timm, DINO, DINOv2, DINOv3 or MAE from a local file; see `sohes.models.vit_weights`.
 
     Positions are resampled to the ViT's own grid, and patches to its size; classifier heads are ignored.
 

@@ -21,7 +21,7 @@ CHUNK_BYTES = 2**25
 """Of packed masks that exist beside those that stay."""
 
 
-def masks_at_a_time(size: tuple[int, int]) -> int:
+def masks_per_chunk(size: tuple[int, int]) -> int:
     """Packed masks of a size (H, W) that fit into CHUNK_BYTES, at least 1."""
     return max(1, CHUNK_BYTES // (8 * max(1, num_words(size))))
 
@@ -35,7 +35,7 @@ class DistinctMasks:
 
     def __init__(self, size: tuple[int, int], capacity: int, iou_threshold: float, device: torch.device) -> None:
         self.size, self.capacity, self.iou_threshold = size, capacity, iou_threshold
-        rows = capacity + masks_at_a_time(size)  # a chunk is compared with what stays in one block with it
+        rows = capacity + masks_per_chunk(size)  # a chunk is compared with what stays in one block with it
         if device.type == "cpu":
             self._words = zero_words(rows, size)
         else:
@@ -55,7 +55,7 @@ class DistinctMasks:
     def add(self, masks: PackedMasks) -> Tensor:
         """Offer masks none of which is better than one offered before, best first.
 
-        masks: at most `masks_at_a_time` of them, on the device of this set.
+        masks: at most `masks_per_chunk` of them, on the device of this set.
 
         Returns the indices of those that stay, int64 [k] on the CPU, increasing.
         """
@@ -79,7 +79,7 @@ class DistinctMasks:
         self._areas[rows], self._boxes[rows] = masks.areas[which], masks.boxes[which]
 
 
-def overlap_of_all(masks: PackedMasks) -> Tensor:
+def pairwise_overlap(masks: PackedMasks) -> Tensor:
     """Pixels that each pair of masks shares, int64 [N, N], exact: `mask_overlap` of the masks with themselves.
 
     That operator copies what lies in the boxes; here no more than CHUNK_BYTES at a time, twice.

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from sohes.configs.run import InferConfig
 from sohes.data.transforms import normalise
-from sohes.models.distinct import DistinctMasks, masks_at_a_time, overlap_of_all
+from sohes.models.distinct import DistinctMasks, masks_per_chunk, pairwise_overlap
 from sohes.models.outputs import Outputs
 from sohes.models.precision import no_autocast
 from sohes.models.segmenter_model import SohesModel
@@ -147,7 +147,7 @@ def _pack_distinct(
     logits_of: Callable[[Tensor], Tensor], queries: Tensor, step: int, size: tuple[int, int], config: InferConfig
 ) -> tuple[Tensor, PackedMasks]:
     """Packed masks of `queries` int64 [K], best first, without the small and without duplicates; and which of the K."""
-    step = min(step, masks_at_a_time(size))
+    step = min(step, masks_per_chunk(size))
     distinct, stays = None, []
     for start in range(0, len(queries), step):
         masks = PackedMasks.from_logits(logits_of(queries[start : start + step]), size)
@@ -181,7 +181,7 @@ def link_parents(masks: PackedMasks, scores: Tensor, ancestor_probability: Tenso
     N, areas = len(masks), masks.areas
     if N == 0:
         return torch.zeros(0, dtype=torch.int64, device=areas.device)
-    share = (overlap_of_all(masks).double() / areas[:, None].clamp(min=1)).float()  # [N, N]
+    share = (pairwise_overlap(masks).double() / areas[:, None].clamp(min=1)).float()  # [N, N]
     covered = share >= config.ancestor_cover  # [j, i]: j lies in i
     larger = (areas[None, :] > areas[:, None]) & (config.child_area * areas[None, :] >= areas[:, None])
     is_ancestor = (ancestor_probability > config.ancestor_threshold).T.to(areas.device)

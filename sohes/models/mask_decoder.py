@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sohes.models.ancestor_head import AncestorHead
 from sohes.models.layers import MLP, Attention, sine_position_map
-from sohes.models.mask_forms import AnchorMasks, ProjectedMasks
+from sohes.models.mask_heads import AnchorMasks, ProjectedMasks
 from sohes.models.outputs import Outputs
 from sohes.models.pixel_decoder import PixelFeatures, valid_cells
 from sohes.models.precision import no_autocast

@@ -23,7 +23,7 @@ from sohes.models.weights import CONFIG_FILE, WeightsError, find_weights, load_s
 from sohes.structures.forest import Forest
 from sohes.utils.errors import SohesError
 
-Picture = str | os.PathLike | Tensor | np.ndarray | Image.Image
+ImageInput = str | os.PathLike | Tensor | np.ndarray | Image.Image
 _PICTURES = (str, os.PathLike, Tensor, np.ndarray, Image.Image)
 _ACCEPTED = (
     "expected a path, a uint8 tensor [3, H, W] or [1, H, W], a uint8 array [H, W, 3] or [H, W], or a PIL image, none "
@@ -35,7 +35,7 @@ _MISFITS = (
 )
 
 
-class PictureError(SohesError, TypeError, ValueError):
+class ImageInputError(SohesError, TypeError, ValueError):
     """What was given is no picture; the message says what is one."""
 
 
@@ -81,7 +81,7 @@ class Segmenter:
         arguments |= self.model_config.backbone_kwargs
         save_vit(Path(folder), self.model.backbone.vit, self.model_config.backbone.split(".")[0], arguments)
 
-    def __call__(self, images: Picture | Sequence[Picture]) -> list[Forest]:
+    def __call__(self, images: ImageInput | Sequence[ImageInput]) -> list[Forest]:
         """One forest per image, at the image's own size, best scores first.
 
         Args:
@@ -90,12 +90,12 @@ class Segmenter:
 
         Raises:
             UnreadableImage: a file that is not an image.
-            PictureError: something else; the message says what is accepted.
+            ImageInputError: something else; the message says what is accepted.
         """
         if isinstance(images, _PICTURES):
             images = [images]
         elif isinstance(images, bytes | bytearray | Mapping) or not isinstance(images, Iterable):
-            raise PictureError(f"{_ACCEPTED}, or a list of those, got {_describe(images)}")
+            raise ImageInputError(f"{_ACCEPTED}, or a list of those, got {_describe(images)}")
         return predict(self.model, [to_tensor(image) for image in images], self.infer_config)
 
     def __repr__(self) -> str:
@@ -118,7 +118,7 @@ def _rebuild(
     return model
 
 
-def to_tensor(image: Picture) -> Tensor:
+def to_tensor(image: ImageInput) -> Tensor:
     """Any kind of picture as uint8 [3, H, W]."""
     if isinstance(image, str | os.PathLike):
         return read_image(image)
@@ -130,9 +130,9 @@ def to_tensor(image: Picture) -> Tensor:
     elif isinstance(image, Tensor):
         tensor = image
     else:
-        raise PictureError(f"{_ACCEPTED}, got {_describe(image)}")
+        raise ImageInputError(f"{_ACCEPTED}, got {_describe(image)}")
     if tensor.dtype != torch.uint8 or tensor.dim() != 3 or tensor.shape[0] not in (1, 3) or 0 in tensor.shape:
-        raise PictureError(f"{_ACCEPTED}, got {_describe(image)}")
+        raise ImageInputError(f"{_ACCEPTED}, got {_describe(image)}")
     return tensor.expand(3, -1, -1)
 
 

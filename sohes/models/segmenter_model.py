@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from sohes.configs.run import ModelConfig
 from sohes.models.backbone import build_backbone
 from sohes.models.mask_decoder import MaskDecoder
-from sohes.models.mask_forms import AnchorMasks, ProjectedMasks
+from sohes.models.mask_heads import AnchorMasks, ProjectedMasks
 from sohes.models.outputs import Outputs
 from sohes.models.pixel_decoder import PixelDecoder
 from sohes.models.queries import LearnedQueries, SeedQueries

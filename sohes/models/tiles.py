@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sohes.configs.run import InferConfig
-from sohes.models.distinct import DistinctMasks, masks_at_a_time
+from sohes.models.distinct import DistinctMasks, masks_per_chunk
 from sohes.ops._words import num_words, zero_words
 from sohes.structures.forest import Forest, build_forest
 from sohes.structures.masks import PackedMasks, mask_iou
@@ -130,7 +130,7 @@ def join_tiles(whole: View, tiles: Sequence[View], config: InferConfig) -> Fores
     order = score.argsort(descending=True, stable=True)
     distinct = DistinctMasks(size, min(config.max_masks, len(objects)), config.nms_iou, torch.device("cpu"))
     kept = [order[:0]]
-    for some in order.split(masks_at_a_time(size)):
+    for some in order.split(masks_per_chunk(size)):
         if len(distinct) == distinct.capacity:
             break
         kept.append(some[distinct.add(_draw([objects[k] for k in some.tolist()], views, whole.tile))])
@@ -169,7 +169,7 @@ def _agreeing(views: Sequence[View], cut: Sequence[Tensor], join_iou: float) -> 
             if not a or not b:
                 continue
             others = _draw([[(t, m)] for m in b], views, both)
-            step = masks_at_a_time(both.size)
+            step = masks_per_chunk(both.size)
             iou = torch.cat(
                 [
                     mask_iou(_draw([[(s, n)] for n in a[i : i + step]], views, both), others)

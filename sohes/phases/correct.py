@@ -13,9 +13,9 @@ from sohes.data.coco import LabelSet
 from sohes.data.dataset import Batch, LabelDataset
 from sohes.data.sampling import batches
 from sohes.engine.ema import ema_decay_at, make_teacher, update_teacher
-from sohes.engine.loop import Part, Targets, Trainer, train
+from sohes.engine.loop import MicroBatch, Targets, Trainer, train
 from sohes.engine.optim import cosine_between
-from sohes.engine.parallel import full_state
+from sohes.engine.parallel import full_state_dict
 from sohes.engine.run import Run
 from sohes.losses.criterion import Criterion
 from sohes.models.inference import score_masks
@@ -60,15 +60,19 @@ def correct(run: Run, config: Config, labels: LabelSet, device: torch.device, wo
             targets["teacher"] = teacher_targets(teacher(batch.images, batch.valid), batch, settings)
         return targets
 
-    def compute_loss(step: int, part: Part) -> dict[str, Tensor]:
-        batch = part.batch
-        outputs = part.model(batch.images if settings.student_view == "weak" else batch.strong_images, batch.valid)
+    def compute_loss(step: int, micro_batch: MicroBatch) -> dict[str, Tensor]:
+        batch = micro_batch.batch
+        outputs = micro_batch.model(
+            batch.images if settings.student_view == "weak" else batch.strong_images, batch.valid
+        )
         losses = {"loss": outputs.class_logits.new_zeros((), dtype=torch.float32)}
         for branch, weight in branch_weights(step).items():
-            parts = criteria[branch](outputs, part.targets[branch], part.generators, part.num_masks[branch])
+            parts = criteria[branch](
+                outputs, micro_batch.targets[branch], micro_batch.generators, micro_batch.num_masks[branch]
+            )
             losses["loss"] = losses["loss"] + weight * parts["loss"]
             losses |= {f"{branch}_{name}": value for name, value in parts.items()}
-        corrected = part.targets.get("teacher", [])
+        corrected = micro_batch.targets.get("teacher", [])
         return losses | {"teacher_masks": torch.tensor(sum(len(t.masks) for t in corrected) / len(batch.names))}
 
     def after_step(step: int) -> None:
@@ -100,7 +104,7 @@ def correct(run: Run, config: Config, labels: LabelSet, device: torch.device, wo
             after_step=after_step,
         )
     )
-    weights = full_state(teacher)
+    weights = full_state_dict(teacher)
     on_main(lambda: save_weights(run.weights("correct"), weights, config.model, config.infer))
 
 

@@ -10,8 +10,8 @@ from sohes.configs.run import Config
 from sohes.data.coco import LabelSet
 from sohes.data.dataset import Batch, LabelDataset
 from sohes.data.sampling import batches
-from sohes.engine.loop import Part, Targets, Trainer, train
-from sohes.engine.parallel import full_state
+from sohes.engine.loop import MicroBatch, Targets, Trainer, train
+from sohes.engine.parallel import full_state_dict
 from sohes.engine.run import Run
 from sohes.losses.criterion import Criterion
 from sohes.models.segmenter_model import build_model
@@ -33,9 +33,9 @@ def instruct(run: Run, config: Config, labels: LabelSet, device: torch.device, w
     def make_targets(step: int, batch: Batch) -> Targets:
         return {"label": batch.targets}
 
-    def compute_loss(step: int, part: Part) -> dict[str, Tensor]:
-        outputs = part.model(part.batch.images, part.batch.valid)
-        return criterion(outputs, part.targets["label"], part.generators, part.num_masks["label"])
+    def compute_loss(step: int, micro_batch: MicroBatch) -> dict[str, Tensor]:
+        outputs = micro_batch.model(micro_batch.batch.images, micro_batch.batch.valid)
+        return criterion(outputs, micro_batch.targets["label"], micro_batch.generators, micro_batch.num_masks["label"])
 
     train(
         Trainer(
@@ -62,5 +62,5 @@ def instruct(run: Run, config: Config, labels: LabelSet, device: torch.device, w
             world=world,
         )
     )
-    weights = full_state(model)
+    weights = full_state_dict(model)
     on_main(lambda: save_weights(run.weights("instruct"), weights, config.model, config.infer))

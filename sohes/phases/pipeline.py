@@ -15,7 +15,7 @@ from sohes.configs.run import PHASES, Config, Phase
 from sohes.data.coco import LabelSet
 from sohes.data.scenes import write_scenes
 from sohes.data.sources import ImageList, list_images
-from sohes.engine.run import CONFIG_FILE, Run, RunError, check_run, start_run, withdrawn_on_failure
+from sohes.engine.run import CONFIG_FILE, Run, RunError, check_run, remove_failed_start, start_run
 from sohes.evaluation.datasets.convert import convert_dataset
 from sohes.evaluation.datasets.registry import open_dataset
 from sohes.evaluation.tables import format_results
@@ -65,7 +65,7 @@ def train_run(job: TrainJob, device: torch.device, world: World) -> Run:
     extractor = prepare(config.explore, device) if "explore" in config.phases else None
     is_new = on_main(lambda: start_run(job.out, config, job.resume, again))
     alone = world.is_main and job.part is None  # a run of other jobs is not this one's to withdraw
-    with withdrawn_on_failure(job.out) if is_new and alone else nullcontext():
+    with remove_failed_start(job.out) if is_new and alone else nullcontext():
         return run_phases(job, given, extractor, device, world)
 
 

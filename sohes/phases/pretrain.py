@@ -16,7 +16,7 @@ from sohes.data.crops import cut_crops, cut_labels, distort, draw_boxes, draw_pa
 from sohes.data.photos import PhotoBatch, PhotoSet, photo_batches
 from sohes.data.transforms import normalise
 from sohes.engine.ema import make_teacher, update_teacher
-from sohes.engine.loop import Part, Trainer, train
+from sohes.engine.loop import MicroBatch, Trainer, train
 from sohes.engine.optim import cosine_between
 from sohes.engine.run import Run
 from sohes.losses.distillation import class_loss, koleo_loss, patch_loss, region_loss, sinkhorn
@@ -35,12 +35,12 @@ def pretrain(run: Run, config: PretrainConfig, photos: PhotoSet, device: torch.d
     teacher = make_teacher(student)
     settings = config.distill
 
-    def compute_loss(step: int, part: Part) -> dict[str, Tensor]:
-        batch, generator = part.batch, part.generators[0]
+    def compute_loss(step: int, micro_batch: MicroBatch) -> dict[str, Tensor]:
+        batch, generator = micro_batch.batch, micro_batch.generators[0]
         large, small, regions = draw_views(batch, config, generator)
         grid = (config.crops.global_size // config.vit.patch,) * 2
         hidden = draw_patch_masks(len(large), grid, settings.mask_share, settings.mask_probability, generator)
-        seen = part.model(large, hidden, small, regions, is_student=True)
+        seen = micro_batch.model(large, hidden, small, regions, is_student=True)
         with torch.no_grad():
             taught = teacher(large, hidden, regions=regions)
         with torch.autocast(device.type, enabled=False):

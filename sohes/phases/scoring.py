@@ -88,7 +88,7 @@ def score_phase(
         evaluator = score_files(ground_truth.annotations, run.predictions(phase))
         scores = evaluator.summary()
         run.add_result(phase, none_for_nan(scores | {"granularity": evaluator.granularity()}))
-        run.add_scoring(phase, len(photos), time.monotonic() - started)
+        run.add_scoring_time(phase, len(photos), time.monotonic() - started)
         return scores
 
     return on_main(join_and_measure)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sohes.configs.run import InferConfig
 from sohes.models import distinct
-from sohes.models.distinct import DistinctMasks, masks_at_a_time, overlap_of_all
+from sohes.models.distinct import DistinctMasks, masks_per_chunk, pairwise_overlap
 from sohes.models.inference import extract_forest, predict
 from sohes.models.outputs import Outputs
 from sohes.ops._binary import find_binary
@@ -65,7 +65,7 @@ def small_chunks(monkeypatch):
 def test_what_stays_is_what_nms_keeps(size, capacity, small_chunks):
     masks = random_masks(30, size)
     best = nms_masks(masks, 0.7, -torch.arange(len(masks)))[:capacity]
-    step = masks_at_a_time(size)
+    step = masks_per_chunk(size)
     kept = DistinctMasks(size, capacity, 0.7, torch.device("cpu"))
     stays = [start + kept.add(masks[start : start + step]) for start in range(0, len(masks), step)]
     assert torch.equal(torch.cat(stays), best)
@@ -77,8 +77,8 @@ def test_what_stays_is_what_nms_keeps(size, capacity, small_chunks):
 
 def test_overlaps_of_parts_are_those_of_all(small_chunks):
     masks = random_masks(30, (130, 90))
-    assert torch.equal(overlap_of_all(masks), mask_overlap(masks, masks))
-    assert overlap_of_all(masks[:0]).shape == (0, 0)
+    assert torch.equal(pairwise_overlap(masks), mask_overlap(masks, masks))
+    assert pairwise_overlap(masks[:0]).shape == (0, 0)
 
 
 def test_a_forest_does_not_depend_on_the_chunk(monkeypatch):

@@ -19,7 +19,7 @@ from sohes.losses.matcher import pairwise_cost
 from sohes.models import mask_decoder
 from sohes.models.distillation import ProjectionHead
 from sohes.models.inference import extract_forest
-from sohes.models.mask_forms import AnchorMasks
+from sohes.models.mask_heads import AnchorMasks
 from sohes.models.outputs import Outputs
 from sohes.models.pixel_decoder import PixelFeatures
 from sohes.models.queries import sample_map

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import torch
 
-from sohes.models.mask_forms import OUTPUT_GAIN, AnchorMasks
+from sohes.models.mask_heads import OUTPUT_GAIN, AnchorMasks
 from sohes.models.pixel_decoder import PixelFeatures
 from sohes.models.queries import find_seeds, sample_map
 

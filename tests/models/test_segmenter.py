@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from sohes.configs.presets import cpu
 from sohes.configs.run import InferConfig
 from sohes.models.backbone import PACKAGED
-from sohes.models.segmenter import PictureError, Segmenter
+from sohes.models.segmenter import ImageInputError, Segmenter
 from sohes.models.segmenter_model import build_model
 from sohes.models.weights import WeightsError, find_weights
 from sohes.utils.errors import SohesError
@@ -126,7 +126,7 @@ def test_every_kind_of_picture_is_accepted(segmenter, picture, tmp_path):
 )
 @pytest.mark.parametrize("in_a_list", [True, False])
 def test_other_things_are_refused(segmenter, image, got, in_a_list):
-    with pytest.raises(PictureError, match=r"^expected a path, a uint8 tensor \[3, H, W\] .*, got ") as caught:
+    with pytest.raises(ImageInputError, match=r"^expected a path, a uint8 tensor \[3, H, W\] .*, got ") as caught:
         segmenter([image] if in_a_list else image)
     assert isinstance(caught.value, SohesError | TypeError | ValueError)
     assert str(caught.value).endswith(f", got {got}")
@@ -136,7 +136,7 @@ def test_other_things_are_refused(segmenter, image, got, in_a_list):
 def test_any_iterable_of_pictures(segmenter, picture):
     assert len(segmenter(picture for _ in range(3))) == len(segmenter((picture, picture, picture))) == 3
     assert segmenter([]) == []
-    with pytest.raises(PictureError, match=r"or a list of those, got dict$"):
+    with pytest.raises(ImageInputError, match=r"or a list of those, got dict$"):
         segmenter({"image": picture})
     assert repr(segmenter) == f"Segmenter('vit_tiny_patch16_224', {segmenter.model.num_queries} queries, cpu)"
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sohes.models.mask_decoder import MaskDecoder
-from sohes.models.mask_forms import ProjectedMasks
+from sohes.models.mask_heads import ProjectedMasks
 from sohes.models.ms_deform_attn_module import MSDeformAttn, reference_points
 from sohes.models.pixel_decoder import PixelDecoder
 from sohes.models.queries import LearnedQueries
