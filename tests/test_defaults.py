@@ -287,13 +287,12 @@ def test_networks(works, what):
             same_elsewhere(work)
 
 
-@pytest.mark.parametrize("folder", ["ops", "losses"])
-def test_every_new_tensor_says_where_it_lives(folder):
-    """For what the calls above do not reach, CUDA among it: no factory of torch without a device."""
+@pytest.mark.parametrize("folder", ["ops", "structures", "losses"])
+def test_every_new_tensor_has_a_device(folder):
+    """Covers what the calls above do not reach, such as CUDA: every factory of torch is called with a device."""
     factories = {f.__name__ for f in torch.utils._device._device_constructors()}
     missing = []
-    root = Path(sohes.__file__).parent
-    for path in [*(root / folder).rglob("*.py"), root / "masks.py", root / "forest.py"]:
+    for path in (Path(sohes.__file__).parent / folder).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             function = getattr(node, "func", None)
             if not isinstance(function, ast.Attribute) or getattr(function.value, "id", "") != "torch":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operators as such; what they keep and relate is tested in tests/test_masks.py and tests/test_forest.py."""
+"""The operators alone; which masks they keep and relate is tested in tests/structures/."""
 
 import pytest
 import torch

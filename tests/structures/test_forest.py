@@ -227,7 +227,7 @@ def resident_megabytes(field):
 
 
 @pytest.mark.skipif(find_binary().module is None, reason="the references take most of a minute")
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells the peak of a stretch")
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux to reset the peak memory")
 def test_the_whole_way_from_logits_to_labels_adds_less_than_200_megabytes():
     """1000 masks of 480 x 640: 38 MB packed, 307 MB as bool, 1.2 GB as upsampled logits."""
     logits = object_logits(1000, 120, 160)
