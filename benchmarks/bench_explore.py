@@ -31,12 +31,12 @@ from sohes.data.coco import LabelledImage, LabelSet
 from sohes.data.images import read_annotated
 from sohes.data.scenes import draw_scene
 from sohes.evaluation import Evaluator
+from sohes.labels.basin_candidates import find_basin_candidates
 from sohes.labels.basins import find_basins
-from sohes.labels.draw import make_forest, select_masks
+from sohes.labels.draw import draw_candidates, make_forest, select_masks
 from sohes.labels.features import build_extractor
 from sohes.labels.pipeline import label_image
 from sohes.labels.refine import refine_masks
-from sohes.labels.regions import draw_regions, find_regions
 from sohes.ops import merge_borders
 from sohes.structures.forest import Forest
 from sohes.structures.masks import PackedMasks
@@ -52,8 +52,8 @@ def steps():
     image = draw_scene(0, 480).image
     view = extractor.view(image)
     basins = find_basins(view, None, config)
-    regions = find_regions(basins, view.photo_size, config)
-    drawn = draw_regions(regions, basins.labels)
+    candidates = find_basin_candidates(basins, view.photo_size, config)
+    drawn = draw_candidates(candidates, basins.labels)
     masks, scores = select_masks(*drawn, view.photo_size, config)
     forest = make_forest(masks, scores, config)
     patches = ExploreConfig(start="patches")
@@ -61,8 +61,8 @@ def steps():
     calls = {
         "view": lambda: extractor.view(image),
         "basins": lambda: find_basins(view, None, config),
-        "trees": lambda: find_regions(basins, view.photo_size, config),
-        "draw": lambda: draw_regions(regions, basins.labels),
+        "trees": lambda: find_basin_candidates(basins, view.photo_size, config),
+        "draw": lambda: draw_candidates(candidates, basins.labels),
         "select": lambda: select_masks(*drawn, view.photo_size, config),
         "forest": lambda: make_forest(masks, scores, config),
         "encode": lambda: forest.to_coco(1),

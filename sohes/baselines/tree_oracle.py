@@ -20,7 +20,7 @@ from torch import Tensor
 from sohes.evaluation.protocol import COCO_THRESHOLDS
 from sohes.labels.draw import draw_nodes
 from sohes.labels.features import FeatureExtractor
-from sohes.labels.regions import photo_tree
+from sohes.labels.photo_regions import photo_tree
 from sohes.ops.merge_tree import MergeTree
 from sohes.structures.forest import Forest, build_forest
 from sohes.structures.masks import PackedMasks

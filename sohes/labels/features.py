@@ -19,7 +19,8 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sohes.configs.run import ConfigError, ExploreConfig
+from sohes.configs.io import ConfigError
+from sohes.configs.run import ExploreConfig
 from sohes.labels.descriptor import describe
 from sohes.labels.view import View, fit_area, make_view
 from sohes.models.backbone import load_vit_weights, packaged_folder, packaged_names

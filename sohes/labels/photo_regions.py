@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Photos cut into a given number of regions, for training that compares regions: the weight-free tree of phase 1."""
+"""The merge tree of one photo, and photos cut into a given number of regions, for pretraining on regions."""
 
 from __future__ import annotations
 
@@ -10,17 +10,33 @@ from torch import Tensor
 
 from sohes.configs.run import ExploreConfig
 from sohes.data.photos import PhotoSet
-from sohes.labels.features import build_extractor
-from sohes.labels.regions import photo_tree
+from sohes.labels.basin_candidates import grow_tree, has_feature_tree
+from sohes.labels.basins import find_basins
+from sohes.labels.features import FeatureExtractor, build_extractor
+from sohes.ops.merge_regions import merge_regions
+from sohes.ops.merge_tree import MergeTree
 from sohes.utils.workers import worker_pool
 
-_SHRINK = 2  # regions are kept at this fraction of the canvas: patches are far larger than a pixel
+_SHRINK = 2  # regions are stored at 1 / _SHRINK of the canvas size, as patches are far larger than a pixel
+
+
+def photo_tree(image: Tensor, extractor: FeatureExtractor) -> tuple[MergeTree, Tensor]:
+    """The (first) merge tree of a photo uint8 [3, H, W], and the leaf of every pixel, int64 [H, W]."""
+    config = extractor.config
+    view = extractor.view(image)
+    if config.start == "patches":
+        return merge_regions(extractor([view]), schedule=config.schedule)[0], view.at_photo_size(view.patches)
+    # Basins have colours of their own: only the features of a network are pooled into them.
+    features = None if config.features == "descriptor" else extractor([view])[0]
+    basins = find_basins(view, features, config)
+    border_weight = config.feature_border_weight if has_feature_tree(config) else config.border_weight
+    return grow_tree(basins, border_weight, config.size_exponent)[0], view.at_photo_size(basins.labels)
 
 
 def cut_photos(photos: PhotoSet, counts: Sequence[int], num_threads: int) -> Tensor:
-    """Regions of every photo's canvas, uint8 [N, len(counts), S // 2, S // 2]: about counts[k] of them in cut k.
+    """Region number of every pixel of each photo's canvas, uint8 [N, len(counts), S // 2, S // 2].
 
-    What lies beyond the photo itself repeats its last row and column, as the canvas does.
+    Cut k has about counts[k] regions. Padding repeats the last row and column of the photo, as in the canvas.
     """
     side = photos.images.shape[-1] // _SHRINK
     extractor = build_extractor(ExploreConfig())

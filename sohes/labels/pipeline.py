@@ -1,5 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From photos to forests of pseudo-labels: features, a merge tree, masks, a closer look at small ones, a forest."""
+"""From photos to forests of pseudo-labels, the steps of phase 1 in order:
+
+1. features: the photo at working size (a view), and one feature per patch of it (`features`, `descriptor`).
+2. clustering: the most similar adjacent regions are merged until one is left; the nodes of the merge tree are the
+   candidates, the best of which are drawn as masks (`basins`, `basin_candidates`, `patch_candidates`, `draw`).
+3. refinement: masks are sharpened to the pixel (`refine`), and those of bad size or shape removed.
+4. duplicates: of two masks that overlap too much the better one stays (`draw.select_masks`).
+5. local re-clustering: steps 1 to 4 again in enlarged crops around small masks (`recluster`).
+6. hierarchy: the parent of a mask is the smallest mask that covers it (`draw.make_forest`).
+"""
 
 from __future__ import annotations
 
@@ -9,25 +18,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from sohes.configs.run import ExploreConfig
+from sohes.labels.basin_candidates import find_basin_candidates
 from sohes.labels.basins import find_basins
-from sohes.labels.candidates import find_candidates
-from sohes.labels.draw import draw_candidates, make_forest, select_masks
+from sohes.labels.draw import ScoredMasks, draw_candidates, make_forest, select_masks
 from sohes.labels.features import FeatureExtractor
-from sohes.labels.local import look_closer
+from sohes.labels.patch_candidates import find_patch_candidates
+from sohes.labels.recluster import recluster_small_masks
 from sohes.labels.refine import refine_masks
-from sohes.labels.regions import draw_regions, find_regions
 from sohes.labels.view import View
 from sohes.ops.merge_regions import merge_regions
 from sohes.structures.forest import Forest
-from sohes.structures.masks import PackedMasks
 
 
 class StageClock:
-    """The seconds spent in each stage of labelling one image."""
+    """Seconds per stage of labelling, added up: `with clock("merge"): ...`."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -49,24 +56,23 @@ def label_image(
 def label_images(
     images: Sequence[Tensor], extractor: FeatureExtractor, config: ExploreConfig, clock: StageClock | None = None
 ) -> list[Forest]:
-    """The pseudo-labels of several photos, each as of `label_image`.
+    """The pseudo-labels of several photos, the same as `label_image` of each.
 
-    They go through the network together, and so do the crops of all of them.
+    All photos go through the network in one batch per grid, and so do the crops of all photos.
     """
     clock = clock or StageClock()
     found = find_masks(images, extractor, config, clock)
     with clock("masks"):
-        found = [
-            (masks if masks.size == image.shape[1:] else masks.resize((image.shape[1], image.shape[2])), scores)
-            for image, (masks, scores) in zip(images, found, strict=True)
-        ]
+        found = [_at_size(one, (image.shape[1], image.shape[2])) for one, image in zip(found, images, strict=True)]
     if config.theta_small > 0:
-        with clock("local"):  # all that is done for crops counts as local
-            found = look_closer(
-                images, found, lambda crops, inner: find_masks(crops, extractor, inner, StageClock()), config
-            )
+        with clock("local"):  # everything done for crops counts as local
+
+            def find_in_crops(crops: Sequence[Tensor], crop_config: ExploreConfig) -> list[ScoredMasks]:
+                return find_masks(crops, extractor, crop_config, StageClock())
+
+            found = recluster_small_masks(images, found, find_in_crops, config)
         with clock("masks"):
-            # What was seen enlarged may be smaller than what was not.
+            # Masks from crops may be smaller than those of the whole photo.
             finer = replace(config, min_area=config.min_area / config.local_min_area)
             found = [select_masks(masks, scores, masks.size, finer) for masks, scores in found]
     with clock("forest"):
@@ -75,37 +81,36 @@ def label_images(
 
 def find_masks(
     images: Sequence[Tensor], extractor: FeatureExtractor, config: ExploreConfig, clock: StageClock
-) -> list[tuple[PackedMasks, Tensor]]:
-    """Masks of each image at its working size, and their scores, best first.
-
-    The images, uint8 [3, H, W] each, go through the network together.
-    """
+) -> list[ScoredMasks]:
+    """Steps 1 to 4: the masks of each image uint8 [3, H, W] at its working size, best first."""
     with clock("features"):
         views = [extractor.view(image) for image in images]
-        pooled_only = config.start == "basins" and config.features == "descriptor"
-        features = [None] * len(views) if pooled_only else extractor(views)  # [h, w, C] each
-    return [
-        _cluster(view, feature, config, clock, extractor.device) for view, feature in zip(views, features, strict=True)
-    ]
+        needs_features = config.start == "patches" or config.features != "descriptor"  # basins have their own colours
+        features: Sequence[Tensor | None] = extractor(views) if needs_features else [None] * len(views)
+    found = []
+    for view, feature in zip(views, features, strict=True):
+        masks, scores = _cluster(view, feature, config, clock)
+        if config.refiner != "none":
+            with clock("refine"):
+                masks, is_kept = refine_masks(masks, view, config, extractor.device)
+                masks, scores = select_masks(masks[is_kept], scores[is_kept], view.photo_size, config)
+        found.append(ScoredMasks(masks, scores))
+    return found
 
 
-def _cluster(
-    view: View, features: Tensor | None, config: ExploreConfig, clock: StageClock, device: torch.device
-) -> tuple[PackedMasks, Tensor]:
-    if config.start == "basins":
-        with clock("merge"):
+def _cluster(view: View, features: Tensor | None, config: ExploreConfig, clock: StageClock) -> ScoredMasks:
+    """Step 2, and the selection of masks, for one view. features: float32 [h, w, C]; None only for basins."""
+    with clock("merge"):
+        if config.start == "basins":
             basins = find_basins(view, features, config)
-            regions = find_regions(basins, view.photo_size, config)
-        with clock("masks"):
-            masks, scores = select_masks(*draw_regions(regions, basins.labels), view.photo_size, config)
-    else:
-        with clock("merge"):
+            candidates, leaves = find_basin_candidates(basins, view.photo_size, config), basins.labels
+        else:
+            assert features is not None
             (tree,) = merge_regions(features, schedule=config.schedule)
-            candidates = find_candidates(tree, view, config)
-        with clock("masks"):
-            masks, scores = draw_candidates(tree, candidates, view.patches, view.photo_size, config)
-    if config.refiner != "none":
-        with clock("refine"):
-            masks, kept = refine_masks(masks, view, config, device)
-            masks, scores = select_masks(masks[kept], scores[kept], view.photo_size, config)
-    return masks, scores
+            candidates, leaves = [find_patch_candidates(tree, view, config)], view.patches
+    with clock("masks"):
+        return select_masks(*draw_candidates(candidates, leaves), view.photo_size, config)
+
+
+def _at_size(found: ScoredMasks, size: tuple[int, int]) -> ScoredMasks:
+    return found if found.masks.size == size else ScoredMasks(found.masks.resize(size), found.scores)

@@ -43,10 +43,6 @@ class View:
         sums.index_add_(1, self.patches.flatten(), values.flatten(1))
         return (sums / self.patch_sizes).T.contiguous()
 
-    def photo_patches(self) -> Tensor:
-        """`patches` at the photo's own size, int64 [H, W]."""
-        return self.at_photo_size(self.patches)
-
     def at_photo_size(self, labels: Tensor) -> Tensor:
         """Labels [H, W] of the view's pixels at the photo's own size: each pixel takes the nearest one by centres."""
         height, width = self.photo_size

@@ -22,8 +22,8 @@ from sohes.configs.run import ExploreConfig
 from sohes.data.coco import LabelSet
 from sohes.data.images import read_image
 from sohes.labels.features import FeatureExtractor, build_extractor
+from sohes.labels.photo_regions import photo_tree
 from sohes.labels.pipeline import label_image
-from sohes.labels.regions import photo_tree
 from sohes.ops.merge_tree import MergeTree
 from sohes.report.photos import TILE, choose_evenly, image_uri, png_uri, training_root
 from sohes.report.record import RunRecord

@@ -17,7 +17,7 @@ from sohes.configs.run import ExploreConfig
 from sohes.evaluate import main
 from sohes.labels.draw import draw_nodes
 from sohes.labels.features import build_extractor
-from sohes.labels.regions import photo_tree
+from sohes.labels.photo_regions import photo_tree
 from sohes.structures.masks import PackedMasks, mask_iou
 
 

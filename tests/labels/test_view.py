@@ -49,7 +49,8 @@ def test_patches_of_the_photo_and_of_the_view_agree():
     view = make_view(image, (20, 30), (5, 6), rounds=2, compactness=5.0)
     assert view.photo_size == (60, 90)
     # 3x3 pixels of the photo per pixel of the view
-    torch.testing.assert_close(view.photo_patches(), view.patches.repeat_interleave(3, 0).repeat_interleave(3, 1))
+    patches = view.at_photo_size(view.patches)
+    torch.testing.assert_close(patches, view.patches.repeat_interleave(3, 0).repeat_interleave(3, 1))
 
 
 def test_pool_is_the_mean_over_each_patch():

@@ -13,7 +13,7 @@ import torch
 from sohes.configs.run import ExploreConfig, to_dict
 from sohes.data.scenes import draw_scene, write_scenes
 from sohes.labels.features import build_extractor
-from sohes.labels.regions import photo_tree
+from sohes.labels.photo_regions import photo_tree
 from sohes.ops.merge_regions import merge_regions
 from sohes.phases.explore import explore
 from sohes.report import write_report
@@ -78,7 +78,7 @@ def test_a_tree_of_a_photo():
     threshold, merges, _ = picture.cuts[len(picture.cuts) // 2]
     shown = np.concatenate([[0], np.cumsum(joined >= merges)])[places].reshape(height, width)
     scale = height // 96
-    true = tree.cut(threshold).flatten()[view.photo_patches()].numpy()
+    true = tree.cut(threshold).flatten()[view.at_photo_size(view.patches)].numpy()
     assert same_partition(shown[scale // 2 :: scale, scale // 2 :: scale], true)
     assert picture.closeup is not None
     assert 0 < picture.closeup.iou <= 1

@@ -1,46 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From basins to scored masks: two merge trees, statistics of their nodes, a ranking, and drawing."""
+"""Candidates from the merge trees of a photo's basins: trees, statistics of their nodes, scores, duplicates."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sohes.configs.run import ExploreConfig
-from sohes.labels.basins import Basins, by_color, find_basins
-from sohes.labels.candidates import area_limits, drop_nested_duplicates, num_drawn
-from sohes.labels.draw import draw_nodes
-from sohes.labels.features import FeatureExtractor
+from sohes.labels.basins import Basins, by_color
+from sohes.labels.candidates import Candidates, drop_nested_duplicates, has_allowed_area, num_drawn
 from sohes.ops.merge_borders import merge_borders
-from sohes.ops.merge_regions import merge_regions
 from sohes.ops.merge_tree import MergeTree
-from sohes.structures.masks import PackedMasks
 
 # Exponents of the score's factors, measured on photos: contrast, rank, area, roundness, stability, inside, variety,
 # sibling. [ours]
 _EXPONENTS = (2.0, 1.2, 0.25, 0.5, 0.4, 0.6, 0.4, 0.4)
-# Variance of Lab that counts as one more shade; this many shades are the most that count. [ours]
+# The factor variety is (1 + variance of Lab / _VARIETY) / _VARIETY, at most 1. [ours]
 _VARIETY = 100.0
 # Exponent of sizes that makes merging by distance alone Ward's criterion.
 _WARD = 0.5
 
 
-@dataclass(frozen=True, eq=False)
-class Regions:
-    """Nodes worth drawing of one tree, best first. ids: int64 [n]. scores: float32 [n] in (0, 1]."""
+def find_basin_candidates(basins: Basins, photo_size: tuple[int, int], config: ExploreConfig) -> list[Candidates]:
+    """The best nodes of every merge tree of the basins, at most `num_drawn` in all trees together.
 
-    tree: MergeTree
-    ids: Tensor
-    scores: Tensor
-
-
-def find_regions(basins: Basins, photo_size: tuple[int, int], config: ExploreConfig) -> list[Regions]:
-    """The best nodes of all trees, a little more than can be kept; nested duplicates are left out."""
-    settings = []
-    if _has_own_tree(config):
+    Up to three trees: by a network's features (`has_feature_tree`), by colours and borders, by colours alone (Ward).
+    """
+    settings = []  # basins, border weight, size exponent, weight of the scores
+    if has_feature_tree(config):
         settings.append((basins, config.feature_border_weight, config.size_exponent, config.feature_weight))
         basins = by_color(basins, config)
     settings.append((basins, config.border_weight, config.size_exponent, 1.0))
@@ -52,11 +40,16 @@ def find_regions(basins: Basins, photo_size: tuple[int, int], config: ExploreCon
     if len(scores) <= limit:
         return found
     worst = scores.sort(descending=True).values[limit]
-    return [Regions(part.tree, part.ids[part.scores > worst], part.scores[part.scores > worst]) for part in found]
+    return [Candidates(part.tree, part.ids[part.scores > worst], part.scores[part.scores > worst]) for part in found]
+
+
+def has_feature_tree(config: ExploreConfig) -> bool:
+    """Whether a ViT's features have a merge tree of their own, beside those of colours."""
+    return config.features != "descriptor" and config.color_trees
 
 
 def grow_tree(basins: Basins, border_weight: float, size_exponent: float) -> tuple[MergeTree, Tensor]:
-    """The tree of a photo's basins and the border of each merge, see `merge_borders`."""
+    """The merge tree of a photo's basins, and the border each merge removed, float32 [M, 2]; see `merge_borders`."""
     return merge_borders(
         basins.means,
         basins.sizes,
@@ -67,24 +60,6 @@ def grow_tree(basins: Basins, border_weight: float, size_exponent: float) -> tup
     )
 
 
-def photo_tree(image: Tensor, extractor: FeatureExtractor) -> tuple[MergeTree, Tensor]:
-    """The (first) merge tree of a photo uint8 [3, H, W], and the leaf of every pixel, int64 [H, W]."""
-    config = extractor.config
-    view = extractor.view(image)
-    if config.start == "patches":
-        return merge_regions(extractor([view]), schedule=config.schedule)[0], view.photo_patches()
-    # Basins have colours of their own; only what a network knows has to be pooled into them.
-    features = None if config.features == "descriptor" else extractor([view])[0]
-    basins = find_basins(view, features, config)
-    border_weight = config.feature_border_weight if _has_own_tree(config) else config.border_weight
-    return grow_tree(basins, border_weight, config.size_exponent)[0], view.at_photo_size(basins.labels)
-
-
-def _has_own_tree(config: ExploreConfig) -> bool:
-    """Do a ViT's features make a tree of their own, beside those of colours?"""
-    return config.features != "descriptor" and config.color_trees
-
-
 def _best_nodes(
     basins: Basins,
     border_weight: float,
@@ -92,37 +67,40 @@ def _best_nodes(
     weight: float,
     photo_size: tuple[int, int],
     config: ExploreConfig,
-) -> Regions:
+) -> Candidates:
+    """The best nodes of one tree of the basins; `weight` scales their scores."""
     tree, shared = grow_tree(basins, border_weight, size_exponent)
-    pixels = tree.areas.numpy()
-    smallest, largest = area_limits(photo_size, config)
-    to_photo = photo_size[0] * photo_size[1] / basins.labels.numel()
+    size = (basins.labels.shape[0], basins.labels.shape[1])
     scores = weight * score_nodes(tree, shared, basins)
-    ids = np.flatnonzero((pixels * to_photo >= smallest) & (pixels * to_photo <= largest))
+    ids = np.flatnonzero(has_allowed_area(tree.areas.numpy(), size, photo_size, config))
     ids = ids[np.argsort(-scores[ids], kind="stable")]
     kept = drop_nested_duplicates(tree, ids, config.nms_iou, limit=num_drawn(config))
-    return Regions(tree, torch.from_numpy(kept), torch.from_numpy(scores[kept].astype(np.float32)))
+    return Candidates(tree, torch.from_numpy(kept), torch.from_numpy(scores[kept].astype(np.float32)))
 
 
 def score_nodes(tree: MergeTree, shared: Tensor, basins: Basins) -> np.ndarray:
-    """Score in (0, 1] of every node, float64 [R]: a geometric mean of factors in 0..1.
+    """Score in (0, 1] of every node, float64 [R]: a weighted geometric mean of these factors, each in 0..1.
 
-    An entity has a strong border (contrast), is among the last to be swallowed (rank: 1 - the logarithm of the number
-    of regions left then, relative to all), is not tiny, is round rather than thread-like, was made much more cheaply
-    than it is swallowed (stability), is not mostly bounded by the edge of the image (inside), has more than one shade
-    in it (variety), and was not swallowed by something far smaller, which would be a speck of it (sibling).
+    - contrast: mean edge strength along the border.
+    - rank: 1 - log(regions left when the node was merged into its parent) / log(all).
+    - area: as a share of the image.
+    - roundness: 4 pi area / perimeter^2, low for thin regions.
+    - stability: 1 - cost of the merge that made the node / cost of the merge that ended it.
+    - inside: the share of the perimeter that is not the edge of the image.
+    - variety: variance of Lab inside the node, so that parts can differ.
+    - sibling: area of the sibling as a share of the parent's: low where the sibling is a speck of the node.
     """
     num_leaves = tree.num_leaves
     length, strength = border_sums(tree, shared, basins)  # [R], [R]
     frame = _sum_over_nodes(tree, _frame_sides(basins.labels))  # [R]
     pixels = tree.areas.numpy()
-    highest = np.maximum.accumulate(-tree.similarity.double().numpy())  # [M]: costs need not rise
+    highest = np.maximum.accumulate(-tree.similarity.double().numpy())  # [M], as costs may fall again
     parents = tree.parents.numpy()
     has_parent = parents >= 0
     born, died = np.zeros(tree.num_nodes), np.full(tree.num_nodes, highest[-1] if len(highest) else 1.0)
     born[num_leaves:] = highest
     died[has_parent] = highest[parents[has_parent] - num_leaves]
-    left = np.ones(tree.num_nodes)  # regions in the image after the node was swallowed
+    left = np.ones(tree.num_nodes)  # regions in the image after the merge that ended the node
     left[has_parent] = 2 * num_leaves - 1 - parents[has_parent]
 
     sibling = np.where(has_parent, pixels[parents] - pixels, 0)
@@ -148,10 +126,11 @@ def score_nodes(tree: MergeTree, shared: Tensor, basins: Basins) -> np.ndarray:
 def border_sums(tree: MergeTree, shared: Tensor, basins: Basins) -> tuple[np.ndarray, np.ndarray]:
     """Length of every node's border inside the image, and edge strength summed along it; float64 [R] each.
 
-    The borders of all leaves inside, minus twice what lies between two of them: the borders of the merges below.
+    The sum of the borders of the leaves inside, minus twice those between two of them: the borders that the merges
+    below the node removed.
     """
     starts, counts, _ = (array.numpy() for array in tree.intervals)
-    separator = starts[tree.merges.numpy()].max(1)  # [M], where the right child begins: inside the merged node alone
+    separator = starts[tree.merges.numpy()].max(1)  # [M], where the right child begins: inside no node below the merge
     sums = []
     for column in (0, 1):
         ends = sum(
@@ -164,19 +143,13 @@ def border_sums(tree: MergeTree, shared: Tensor, basins: Basins) -> tuple[np.nda
 
 
 def _sum_over_nodes(tree: MergeTree, leaves: np.ndarray) -> np.ndarray:
-    """Sums of a value of the leaves [N] over every node, float64 [R]."""
+    """Sum over each node of a value of the leaves [N], float64 [R]."""
     starts, counts, order = (array.numpy() for array in tree.intervals)
     total = np.concatenate([[0.0], np.cumsum(leaves[order])])
     return total[starts + counts] - total[starts]
 
 
 def _frame_sides(labels: Tensor) -> np.ndarray:
-    """Pixel sides of each region on the edge of the image, float64 [N]."""
+    """Pixel sides of each basin on the edge of the image, float64 [N]."""
     frame = torch.cat([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
     return torch.bincount(frame, minlength=int(labels.max()) + 1).double().numpy()
-
-
-def draw_regions(regions: list[Regions], labels: Tensor) -> tuple[PackedMasks, Tensor]:
-    """Masks of the nodes of all trees at the size of labels int64 [H, W], and their scores float32 [n]."""
-    masks = PackedMasks.cat([draw_nodes(part.tree, part.ids, labels) for part in regions])
-    return masks, torch.cat([part.scores for part in regions])

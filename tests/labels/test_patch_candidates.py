@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from sohes.configs.run import ExploreConfig
-from sohes.labels.candidates import area_limits, cut_thresholds, drop_nested_duplicates, find_candidates
-from sohes.labels.draw import draw_candidates, draw_nodes
+from sohes.labels.candidates import area_limits, drop_nested_duplicates
+from sohes.labels.draw import draw_candidates, draw_nodes, select_masks
 from sohes.labels.features import build_extractor
 from sohes.labels.node_statistics import node_statistics
+from sohes.labels.patch_candidates import cut_thresholds, find_patch_candidates
+from sohes.labels.photo_regions import photo_tree
 from sohes.labels.pipeline import label_image
-from sohes.labels.regions import photo_tree
 from sohes.ops.merge_regions import merge_regions
 from sohes.ops.reference.merge_regions import grid_edges
 from sohes.structures.masks import PackedMasks, mask_iou
@@ -87,10 +88,10 @@ def test_finds_a_whole_and_its_part(two_discs):
     extractor = build_extractor(config)
     view = extractor.view(image)
     (tree,) = merge_regions(extractor([view])[0])
-    candidates = find_candidates(tree, view, config)
+    candidates = find_patch_candidates(tree, view, config)
     assert (candidates.scores[:-1] >= candidates.scores[1:]).all()
     assert ((candidates.scores > 0) & (candidates.scores <= 1)).all()
-    masks, scores = draw_candidates(tree, candidates, view.patches, view.photo_size, config)
+    masks, scores = select_masks(*draw_candidates([candidates], view.patches), view.photo_size, config)
     assert 2 <= len(masks) <= 10
     assert len(scores) == len(masks)
     iou = mask_iou(PackedMasks.from_dense(torch.stack([outer, inner])), masks)

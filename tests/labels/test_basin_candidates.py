@@ -7,10 +7,10 @@ import torch
 from scipy import ndimage
 
 from sohes.configs.run import ExploreConfig
+from sohes.labels.basin_candidates import border_sums, find_basin_candidates, grow_tree, score_nodes
 from sohes.labels.basins import blur, catchment_basins, find_basins, pool_features, region_borders
-from sohes.labels.draw import draw_nodes, select_masks
+from sohes.labels.draw import draw_candidates, draw_nodes, select_masks
 from sohes.labels.features import build_extractor
-from sohes.labels.regions import border_sums, draw_regions, find_regions, grow_tree, score_nodes
 from sohes.structures.masks import PackedMasks, mask_iou
 
 
@@ -122,9 +122,9 @@ def test_finds_a_whole_and_its_part(two_discs, ward_weight):
     image, outer, inner = two_discs
     config = ExploreConfig(max_masks=10, ward_weight=ward_weight)
     basins = basins_of(image, config)
-    regions = find_regions(basins, (64, 96), config)
-    assert len(regions) == 1 + (ward_weight > 0)
-    masks, scores = select_masks(*draw_regions(regions, basins.labels), (64, 96), config)
+    candidates = find_basin_candidates(basins, (64, 96), config)
+    assert len(candidates) == 1 + (ward_weight > 0)
+    masks, scores = select_masks(*draw_candidates(candidates, basins.labels), (64, 96), config)
     assert 2 <= len(masks) <= 10
     assert (scores[:-1] >= scores[1:]).all()
     iou = mask_iou(PackedMasks.from_dense(torch.stack([outer, inner])), masks)
@@ -164,17 +164,19 @@ def test_trees_of_colors_stand_beside_that_of_a_network(two_discs):
     config = ExploreConfig(features="a ViT", color_trees=True, max_masks=20)
     view = build_extractor(ExploreConfig()).view(image)
     basins = find_basins(view, torch.ones(*view.grid, 2), config)
-    regions = find_regions(basins, (64, 96), config)
-    plain = find_regions(find_basins(view, None, ExploreConfig()), (64, 96), replace(config, features="descriptor"))
-    assert (len(regions), len(plain)) == (3, 2)
-    for part, other in zip(regions[1:], plain, strict=True):
+    candidates = find_basin_candidates(basins, (64, 96), config)
+    plain = find_basin_candidates(
+        find_basins(view, None, ExploreConfig()), (64, 96), replace(config, features="descriptor")
+    )
+    assert (len(candidates), len(plain)) == (3, 2)
+    for part, other in zip(candidates[1:], plain, strict=True):
         assert torch.equal(part.tree.merges, other.tree.merges)
         torch.testing.assert_close(part.scores[:1], other.scores[:1])
-    less = find_regions(basins, (64, 96), replace(config, feature_weight=0.5))
-    torch.testing.assert_close(less[0].scores[:1], regions[0].scores[:1] * 0.5 / 0.93)
-    other = find_regions(basins, (64, 96), replace(config, feature_border_weight=0.0))
-    assert not torch.equal(other[0].tree.merges, regions[0].tree.merges)
-    masks, _ = draw_regions(regions, basins.labels)
+    less = find_basin_candidates(basins, (64, 96), replace(config, feature_weight=0.5))
+    torch.testing.assert_close(less[0].scores[:1], candidates[0].scores[:1] * 0.5 / 0.93)
+    other = find_basin_candidates(basins, (64, 96), replace(config, feature_border_weight=0.0))
+    assert not torch.equal(other[0].tree.merges, candidates[0].tree.merges)
+    masks, _ = draw_candidates(candidates, basins.labels)
     iou = mask_iou(PackedMasks.from_dense(torch.stack([outer, inner])), masks)
     assert iou.max(1).values.min() > 0.9
-    assert len(find_regions(basins, (64, 96), replace(config, color_trees=False))) == 2
+    assert len(find_basin_candidates(basins, (64, 96), replace(config, color_trees=False))) == 2

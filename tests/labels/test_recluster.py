@@ -4,9 +4,10 @@ from dataclasses import replace
 import torch
 
 from sohes.configs.run import ExploreConfig
+from sohes.labels.draw import ScoredMasks
 from sohes.labels.features import build_extractor
-from sohes.labels.local import look_closer, make_crops
 from sohes.labels.pipeline import label_image
+from sohes.labels.recluster import make_crops, recluster_small_masks
 from sohes.structures.masks import PackedMasks, mask_coverage, mask_iou
 
 
@@ -37,7 +38,7 @@ def test_masks_of_a_crop_are_placed_and_filtered(two_discs):
         local = PackedMasks.from_dense(torch.stack([upper, ~inner])[:, y0:y1, x0:x1]).resize(size)
         return [(local, torch.tensor([0.8, 0.9]))]
 
-    ((joined, joined_scores),) = look_closer([image], [(masks, scores)], cluster, config)
+    ((joined, joined_scores),) = recluster_small_masks([image], [(masks, scores)], cluster, config)
     # What lies outside of the candidate is gone; it was the best of the crop, and would have scored 0.5.
     torch.testing.assert_close(joined_scores, torch.tensor([0.5, 0.5 * 0.8 / 0.9]))
     upper = inner.clone()
@@ -51,7 +52,7 @@ def test_crops_of_several_photos_are_clustered_together(two_discs):
     whole = torch.ones_like(outer)
     photos = [image, image.flip(2), image]
     found = [
-        (PackedMasks.from_dense(torch.stack(masks)), torch.tensor([0.5, 0.25])[: len(masks)])
+        ScoredMasks(PackedMasks.from_dense(torch.stack(masks)), torch.tensor([0.5, 0.25])[: len(masks)])
         for masks in ([whole, inner], [whole], [outer & ~inner, inner.flip(1)])
     ]
     numbers = [len(make_crops(photo, masks, config)) for photo, (masks, _) in zip(photos, found, strict=True)]
@@ -65,7 +66,7 @@ def test_crops_of_several_photos_are_clustered_together(two_discs):
             for i, crop in enumerate(images)
         ]
 
-    joined = look_closer(photos, found, cluster, replace(config, local_cover=0.0))
+    joined = recluster_small_masks(photos, found, cluster, replace(config, local_cover=0.0))
     assert calls == [sum(numbers)]
     assert [len(masks) for masks, _ in joined] == [3, 1, 3]
     torch.testing.assert_close(joined[0][1], torch.tensor([0.5, 0.25, 0.25]))
