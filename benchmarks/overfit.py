@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 
-from sohes.configs.checks import check_config
 from sohes.configs.presets import get_preset
 from sohes.configs.run import Config, from_dict, to_dict
 from sohes.data.coco import LabelSet
@@ -27,6 +26,7 @@ from sohes.data.scenes import write_scenes
 from sohes.engine.run import Run
 from sohes.evaluation.tables import format_results
 from sohes.models.segmenter import Segmenter
+from sohes.phases.checks import check_config
 from sohes.phases.instruct import instruct
 from sohes.phases.scoring import find_ground_truth, score_phase
 from sohes.utils.distributed import World

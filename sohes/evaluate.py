@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Literal
+from typing import Annotated, Literal
 
 from sohes.cli.short_help import answer_help
 
@@ -20,7 +20,9 @@ if __name__ == "__main__":
 import torch
 
 from sohes.cli.command import fail_clearly, parse
+from sohes.cli.options import check_ranges
 from sohes.configs.evaluate import BaselineConfig, CompareConfig
+from sohes.configs.ranges import at_least, between
 from sohes.configs.run import BaselineName, DataSetName, ExploreConfig, load
 from sohes.evaluation import BadInput, Plan, score
 from sohes.evaluation.datasets.base import DataSet
@@ -41,9 +43,6 @@ from sohes.utils.distributed import World, find_world, on_main, process_group
 from sohes.utils.files import write_whole
 from sohes.utils.streams import say
 
-MOST_THREADS = 1024
-MOST_RESAMPLES = 100_000
-
 
 @dataclass
 class Arguments:
@@ -60,8 +59,8 @@ class Arguments:
     once, into a file beside --pred. Predictions of photos that are not in it are left out."""
     root: Path | None = None
     """Folder of --dataset."""
-    num_images: int | None = None
-    """Take only so many images of --dataset, at equal distances, >= 1. Default: all."""
+    num_images: Annotated[int | None, at_least(1)] = None
+    """Take only so many images of --dataset, at equal distances. Default: all."""
     baseline: BaselineName | None = None
     """Predict with a classical segmenter, or with the best nodes of phase 1's merge tree (an oracle that sees the
     truth: the ceiling of phase 1), and score that."""
@@ -76,15 +75,15 @@ class Arguments:
     a comparison: the page, by default compare.html."""
     per_image: Path | None = None
     """Write a table with one line for each image here: JSON lines where the name ends in .jsonl, else CSV."""
-    max_dets: tuple[int, ...] = (1, 10, 100, 1000)
-    """How many of an image's best predictions count, each at least 1; AP and AR by size use the largest."""
+    max_dets: Annotated[tuple[int, ...], between(1, MOST_DETS)] = (1, 10, 100, 1000)
+    """How many of an image's best predictions count: different numbers, of which AP and AR by size use the largest."""
     iou_type: Literal["mask", "box", "both"] = "mask"
     """What is compared. Metrics of boxes have names that begin with box-."""
     class_aware: bool = False
     """Match within categories (category_id), as COCO's detection metrics do, and take the mean over them. Default:
     categories are not looked at."""
-    threads: int | None = None
-    """Images scored at a time, 1 to 1024. Default: as many as torch uses (OMP_NUM_THREADS)."""
+    threads: Annotated[int | None, between(1, 1024)] = None
+    """Images scored at a time. Default: as many as torch uses (OMP_NUM_THREADS)."""
     shards: Path | None = None
     """Folder that keeps what is scored, 64 images a file: the same command goes on from there after a kill. Several
     processes must have one that all can reach."""
@@ -102,13 +101,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def check_options(args: Arguments, world: World) -> None:
-    """Raises BadInput for the first option that cannot be, or that does not go with the others."""
-    if not args.max_dets or min(args.max_dets) < 1 or len(set(args.max_dets)) < len(args.max_dets):
-        raise BadInput(f"--max-dets: expected different numbers from 1 up, got {list(args.max_dets)}")
-    if max(args.max_dets) > MOST_DETS:
-        raise BadInput(f"--max-dets {max(args.max_dets)}: expected at most {MOST_DETS}")
-    if args.threads is not None and not 1 <= args.threads <= MOST_THREADS:
-        raise BadInput(f"--threads {args.threads}: expected 1 to {MOST_THREADS}")
+    """Raises BadInput or OptionError for the first option that does not fit, or that does not go with the others."""
+    check_ranges(args)
+    if not args.max_dets or len(set(args.max_dets)) < len(args.max_dets):
+        raise BadInput(f"--max-dets: expected different numbers, got {list(args.max_dets)}")
     if world.size > 1 and args.shards is None:
         raise BadInput(f"{world.size} processes need --shards, a folder that all can reach")
     if (args.pred is None) == (not args.compare):
@@ -132,13 +128,6 @@ def check_options(args: Arguments, world: World) -> None:
     ):
         if value is not None and needed is None:
             raise BadInput(f"{option} goes with {other}")
-    if args.num_images is not None and args.num_images < 1:
-        raise BadInput(f"--num-images {args.num_images}: expected at least 1")
-    settings = args.bootstrap
-    if settings.resamples < 1 or not 0 < settings.level < 1 or min(settings.photos, settings.misses, settings.seed) < 0:
-        raise BadInput(f"--bootstrap: expected resamples >= 1, level above 0 and below 1, others >= 0, got {settings}")
-    if settings.resamples > MOST_RESAMPLES:
-        raise BadInput(f"--bootstrap.resamples {settings.resamples}: expected at most {MOST_RESAMPLES}")
     if world.is_main:
         others = {"--gt": args.gt, "--pred": args.pred} | {f"--compare {path}": path for path in args.compare}
         for option, path in (("--out", args.out), ("--per-image", args.per_image)):

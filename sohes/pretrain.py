@@ -119,6 +119,7 @@ def report(run: Run, photos: PhotoSet, device: torch.device) -> None:
 def pack_photos(args: Arguments) -> None:
     """Write the pack and say how large it is."""
     config = args.config
+    check_pretrain_config(config)
     found = _find_photos(config)
     if len(found.left_out):
         say(str(found.left_out), "stderr")

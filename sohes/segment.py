@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 from sohes.cli.short_help import answer_help
 
@@ -19,8 +20,9 @@ if __name__ == "__main__":
 import torch
 
 from sohes.cli.command import fail_clearly, parse
-from sohes.cli.options import POSITIONAL
+from sohes.cli.options import POSITIONAL, check_ranges
 from sohes.configs.presets import photo_labels
+from sohes.configs.ranges import Range, at_least, between
 from sohes.data.errors import DataNotFoundError
 from sohes.data.images import UnreadableImage, read_image
 from sohes.data.sources import list_images
@@ -74,17 +76,17 @@ class Arguments:
     format: Format = "coco"
     """coco: one segments.json for all photos; sam: one JSON a photo, in the form of SAM's mask generator; png: one
     16-bit label map a photo, 0 where there is no mask, else 1 + the mask's place by score."""
-    depth: int | None = None
-    """Deepest level to keep, >= 0: 0 keeps whole entities only, 1 their parts too. Default: every level."""
-    min_score: float | None = None
-    """Drop masks that score less, 0 to 1. Default: as the weights were saved with; 0 without."""
-    max_masks: int | None = None
-    """At most so many masks a photo, >= 1, best scores first. Default: as saved with the weights, or as in phase 1."""
-    tile: int | None = None
-    """Segment photos with a longer side than this also in overlapping tiles of this side, in pixels, >= 32, and join
+    depth: Annotated[int | None, at_least(0)] = None
+    """Deepest level to keep: 0 keeps whole entities only, 1 their parts too. Default: every level."""
+    min_score: Annotated[float | None, between(0, 1)] = None
+    """Drop masks that score less. Default: as the weights were saved with; 0 without."""
+    max_masks: Annotated[int | None, at_least(1)] = None
+    """At most so many masks a photo, best scores first. Default: as saved with the weights, or as in phase 1."""
+    tile: Annotated[int | None, Range(ge=32, also=0)] = None
+    """Segment photos with a longer side than this also in overlapping tiles of this side, in pixels, and join
     the objects that tile borders cut; 0: never. Default: as the weights were saved with."""
-    max_failures: int = 0
-    """Exit with 1 when more photos than this could not be segmented, >= 0. All others are segmented anyway."""
+    max_failures: Annotated[int, at_least(0)] = 0
+    """Exit with 1 when more photos than this could not be segmented. All others are segmented anyway."""
     device: DeviceName = "auto"
     """Where to run: auto takes a GPU if there is one."""
 
@@ -126,18 +128,10 @@ def segment_photos(args: Arguments) -> int:
 
 
 def check_options(args: Arguments) -> None:
-    """Raises UsageError for the first option that cannot be."""
+    """Raises UsageError or OptionError for the first option that does not fit."""
     if not args.photos:
         raise UsageError("name at least one photo or folder of photos")
-    for option, value, low, high in (
-        ("--depth", args.depth, 0, None),
-        ("--min-score", args.min_score, 0, 1),
-        ("--max-masks", args.max_masks, 1, None),
-        ("--tile", args.tile or None, 32, None),
-        ("--max-failures", args.max_failures, 0, None),
-    ):
-        if value is not None and not (low <= value and (high is None or value <= high)):
-            raise UsageError(f"{option} {value}: expected {f'{low} to {high}' if high is not None else f'>= {low}'}")
+    check_ranges(args)
     if args.tile and args.weights is None:
         raise UsageError("--tile needs --weights: photos are clustered as a whole")
 

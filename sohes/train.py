@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import Annotated
 
 from sohes.cli.short_help import answer_help
 
@@ -17,6 +18,7 @@ if __name__ == "__main__":
 from sohes.cli.command import base_config, fail_clearly, parse
 from sohes.cli.options import FLAT
 from sohes.configs.presets import get_preset
+from sohes.configs.ranges import at_least
 from sohes.configs.run import Config
 from sohes.phases.pipeline import TrainJob, train_run
 from sohes.utils.devices import DeviceName, pick_device
@@ -36,7 +38,7 @@ class Arguments:
     resume: bool = False
     """Go on with the run in --out, from its files. Its settings are taken from there; of them, `phases` and `engine`
     may change, and the number of processes. Jobs that torchrun or SLURM start again go on by themselves."""
-    part: tuple[int, int] | None = None
+    part: Annotated[tuple[int, int] | None, at_least(0)] = None
     """K N, with --phases explore: make the Kth of N parts of the labels, K from 0 to N - 1, as in an array job. Jobs
     share nothing but --out and run in any order, also one after the other; the last one finishes the phase."""
     device: DeviceName = "auto"

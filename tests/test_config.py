@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configs survive JSON, and a setting that does not exist is an error naming the nearest."""
 
-import ast
 import dataclasses
 import inspect
-import itertools
+import math
 import re
 import typing
 
 import pytest
 
+from sohes import evaluate, pretrain, segment, train
+from sohes.cli.options import field_texts
 from sohes.configs import evaluate as config_evaluate
 from sohes.configs import pretrain as pretrain_config
 from sohes.configs import run as configuration
 from sohes.configs.presets import PRESETS, get_preset
+from sohes.configs.ranges import Range, above, at_least, between, field_ranges, out_of_range
 from sohes.configs.run import Config, ConfigError, from_dict, to_dict
 from sohes.phases.checks import check_config
 
@@ -25,33 +27,90 @@ def test_presets_survive_json(name):
     assert from_dict(Config, to_dict(preset)) == preset
 
 
-def docstrings(cls):
-    """Field -> the docstring below it."""
-    body = ast.parse(inspect.getsource(cls)).body[0].body
-    return {
-        field.target.id: inspect.cleandoc(text.value.value)
-        for field, text in itertools.pairwise(body)
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
-    }
-
-
 MODULES = (configuration, config_evaluate, pretrain_config)
 CONFIGS = list(dict.fromkeys(c for module in MODULES for c in vars(module).values() if dataclasses.is_dataclass(c)))
+CONFIGS = [cls for cls in CONFIGS if cls is not Range]
+COMMANDS = (train.Arguments, pretrain.Arguments, segment.Arguments, evaluate.Arguments)
 
 
-@pytest.mark.parametrize("cls", CONFIGS, ids=lambda cls: cls.__name__)
-def test_every_field_says_what_it_means_and_its_range(cls):
-    """`--help` is made of the docstrings."""
-    told, hints = docstrings(cls), typing.get_type_hints(cls)
+def is_number(hint):
+    """An int or float, also one that may be None, or several of them."""
+    return hint in (int, float) or any(map(is_number, typing.get_args(hint)))
+
+
+@pytest.mark.parametrize("cls", [*CONFIGS, *COMMANDS], ids=lambda cls: f"{cls.__module__}.{cls.__name__}")
+def test_every_field_has_a_text_and_every_number_a_range(cls):
+    texts, hints, ranges = field_texts(cls), typing.get_type_hints(cls), field_ranges(cls)
     assert inspect.getdoc(cls)
     for field in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(hints[field.name]):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
             continue
-        assert len(told[field.name]) > 10, field.name
-        kinds = {hints[field.name], *typing.get_args(hints[field.name])} - {Ellipsis, tuple}
-        if kinds & {int, float}:
-            has_range = r"[<>]=? ?-?\d|\d\.\.\d|\d.*\b(to|or)\b.*\d|\b0 (leaves|takes)"
-            assert re.search(has_range, told[field.name], re.DOTALL), f"{cls.__name__}.{field.name} names no range"
+        assert len(texts[field.name]) > 10, field.name
+        assert (field.name in ranges) == (typing.get_origin(hint) is not typing.Literal and is_number(hint)), field.name
+        assert not re.search(r"[<>]=? ?-?\d|\d\.\.\d", texts[field.name]), f"{field.name}: the range stands in the type"
+
+
+@pytest.mark.parametrize(
+    ("allowed", "text", "inside", "outside"),
+    [
+        (at_least(1), ">= 1", (1, 2, math.inf), (0, 0.999, math.nan)),
+        (above(0), "> 0", (1e-9,), (0, -1, math.nan)),
+        (between(-1, 1), "-1 to 1", (-1, 0, 1), (-1.001, 1.001, math.nan, -math.inf)),
+        (Range(gt=0, le=1), "> 0 to 1", (0.1, 1), (0, 1.1)),
+        (Range(ge=0, lt=1), "0 to below 1", (0, 0.999), (-0.1, 1, math.nan)),
+        (Range(gt=0, lt=1), "> 0 to below 1", (0.5,), (0, 1)),
+        (Range(ge=32, also=0), "0 or >= 32", (0, 32, 100), (1, 31, -1)),
+    ],
+)
+def test_a_range_says_what_it_holds(allowed, text, inside, outside):
+    assert str(allowed) == text
+    assert all(value in allowed for value in inside)
+    assert not any(value in allowed for value in outside)
+
+
+@pytest.mark.parametrize("limits", [{}, {"le": 1}, {"ge": 0, "gt": 0}, {"ge": 0, "le": 1, "lt": 1}])
+def test_a_range_has_one_lower_limit_and_at_most_one_upper(limits):
+    with pytest.raises(ValueError, match=r"^expected ge or gt, and at most one of le and lt$"):
+        Range(**limits)
+
+
+def numbers_of(config, prefix=""):
+    """Dotted name, object, field and range of every number of a config."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from numbers_of(value, f"{prefix}{field.name}.")
+        elif field.name in field_ranges(type(config)):
+            yield prefix + field.name, config, field.name, field_ranges(type(config))[field.name]
+
+
+@pytest.mark.parametrize("config", [Config(), pretrain_config.PretrainConfig()], ids=["run", "pretrain"])
+def test_every_number_is_checked(config):
+    """Also the last one of several."""
+    assert list(out_of_range(config)) == []
+    for name, owner, field, allowed in numbers_of(config):
+        kept = getattr(owner, field)
+        low = allowed.gt if allowed.ge is None else allowed.ge
+        for wrong in (low - 1, math.nan, *([] if allowed.le is None else [allowed.le + 1])):
+            setattr(owner, field, (*kept[:-1], wrong) if isinstance(kept, tuple) else wrong)
+            (line,) = out_of_range(config)
+            shown = " ".join(map(str, getattr(owner, field))) if isinstance(kept, tuple) else wrong
+            assert line == f"{name} = {shown}, expected {allowed}"
+        setattr(owner, field, kept)
+
+
+def test_several_numbers_out_of_range_are_all_named():
+    config = get_preset("tiny")
+    config.infer.ancestor_cover, config.loss.class_weight, config.seed, config.explore.thresholds = 7, -1, -3, (9,)
+    with pytest.raises(ConfigError) as caught:
+        check_config(config)
+    assert str(caught.value).splitlines()[1:] == [
+        "  seed = -3, expected >= 0",
+        "  explore.thresholds = 9, expected -1 to 1",
+        "  loss.class_weight = -1, expected >= 0",
+        "  infer.ancestor_cover = 7, expected 0 to 1",
+    ]
 
 
 def test_unknown_setting_names_the_nearest():
@@ -105,7 +164,7 @@ def test_presets_fit(name):
             {"infer.grid_size": 9, "model.query_init": "learned"},
             "infer.grid_size = 9 is for model.query_init seeds, expected 0",
         ),
-        ({"views.scale": (2.0, 1.0)}, "views.scale = 2.0 1.0, expected 0 < low <= high"),
+        ({"views.scale": (2.0, 1.0)}, "views.scale = 2.0 1.0, expected low <= high"),
         (
             {"explore.feature_side": 500},
             "explore.feature_side = 500 is more than explore.side = 480, expected at most that",

@@ -77,7 +77,8 @@ def test_the_long_help_has_every_option_with_its_whole_text_and_default(command,
     for option in list_options(default):
         assert len(option.text) > 10, option.name
         assert (option.name.upper() if option.positional else option.name) in flat
-        assert f"{option.text} (default: {show_default(option)})" in flat
+        allowed = "" if option.range is None else f"{option.range}; "
+        assert f"{option.text} ({allowed}default: {show_default(option)})" in flat
     loose = [line for line in shown.splitlines() if len(line) > min(width, 110) and " " in line.strip()]
     assert loose == []
 

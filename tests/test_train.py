@@ -312,7 +312,7 @@ def test_phases_are_scored_on_a_data_set_by_name(finished, tmp_path):
         (["--eval", "{tmp}/empty"], r"--eval {tmp}/empty: no ground truth there \(expected .*annotations.json"),
         (["--eval-dataset", "coco"], "--eval-dataset coco goes with --eval, the folder it lies in"),
         (["--eval", "{tmp}/empty", "--eval-dataset", "coco"], "empty/annotations/instances_val2017.json is missing"),
-        (["--eval-num-images", "3"], "--eval-num-images 3: expected at least 1, with --eval-dataset NAME"),
+        (["--eval-num-images", "3"], "--eval-num-images 3 goes with --eval-dataset NAME"),
         (["--preset", "tinny"], r"unknown preset 'tinny': did you mean 'tiny'"),
         (["--resume"], r"run/config.json does not exist"),
         (["--phases", "correct"], r"has no labels yet: add explore to --phases"),

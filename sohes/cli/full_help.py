@@ -38,7 +38,7 @@ def _entry(option: Option, width: int) -> str:
         group, dot, last = name[2:].rpartition(".")
         name = f"{name}, --{group}{dot}no-{last}"
     head = f"  {name} {metavar(option)}".rstrip()
-    text = f"{option.text} (default: {show_default(option)})"
+    text = f"{option.text} ({'' if option.range is None else f'{option.range}; '}default: {show_default(option)})"
     indent = " " * 6
     lines = textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
     return "\n".join([*textwrap.wrap(head, width, subsequent_indent=indent, break_long_words=False), *lines])

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from sohes.configs.ranges import Range, field_ranges, fits
 from sohes.utils.errors import SohesError
 from sohes.utils.nearest import nearest
 
@@ -41,7 +42,8 @@ class OptionError(SohesError):
 @dataclass(frozen=True)
 class Option:
     """One option. path: the fields, and for one entry of a dictionary its key, that lead to the value. hint: its type
-    without None. optional: it may be None. group: title and summary of the dataclass it is in, "" for the command's."""
+    without None. optional: it may be None. group: title and summary of the dataclass it is in, "" for the command's.
+    range: of its number or numbers."""
 
     name: str
     path: tuple[str, ...]
@@ -51,6 +53,7 @@ class Option:
     text: str
     group: tuple[str, str] = ("", "")
     positional: bool = False
+    range: Range | None = None
 
     @property
     def is_many(self) -> bool:
@@ -74,7 +77,7 @@ def list_options(arguments: Any) -> list[Option]:
 
 def _walk(value: Any, path: tuple[str, ...], prefix: tuple[str, ...], group: tuple[str, str]) -> Iterable[Option]:
     cls = type(value)
-    hints, texts = typing.get_type_hints(cls), field_texts(cls)
+    hints, texts, ranges = typing.get_type_hints(cls), field_texts(cls), field_ranges(cls)
     for field in dataclasses.fields(cls):
         one, here = getattr(value, field.name), (*path, field.name)
         shown = (*prefix, field.name.replace("_", "-"))
@@ -86,7 +89,8 @@ def _walk(value: Any, path: tuple[str, ...], prefix: tuple[str, ...], group: tup
         hint, optional = _without_none(hints[field.name])
         positional = "sohes.positional" in field.metadata
         name = field.name if positional else "--" + ".".join(shown)
-        yield Option(name, here, hint, optional, one, texts.get(field.name, ""), group, positional)
+        allowed = ranges.get(field.name)
+        yield Option(name, here, hint, optional, one, texts.get(field.name, ""), group, positional, allowed)
         if typing.get_origin(hint) is dict:
             for key, entry in one.items():
                 text = f"`{key}` of {name}."
@@ -161,6 +165,13 @@ def read_options(default: Arguments, given: Sequence[str]) -> Arguments:
     for path in sorted(found, key=len):  # a whole dictionary before its entries
         result = _replaced(result, path, found[path])
     return result
+
+
+def check_ranges(arguments: Any) -> None:
+    """Raises OptionError for the first option of a dataclass whose value is out of its range."""
+    for option in list_options(arguments):
+        if option.range is not None and not fits(option.default, option.range):
+            raise OptionError(f"{option.name} {show_default(option)}: expected {option.range}")
 
 
 def _is_name(word: str) -> bool:

@@ -4,43 +4,46 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from sohes.configs.ranges import Range, above, at_least, between
 
 
 @dataclass
 class BaselineConfig:
     """The classical segmenters that stand beside a score as its floor."""
 
-    felzenszwalb_scales: tuple[float, ...] = (50, 100, 200, 400, 800, 1600)
-    """Scales of Felzenszwalb and Huttenlocher's segments, each > 0; larger gives larger segments. [ours]"""
-    felzenszwalb_sigma: float = 0.8
-    """Width in pixels of the smoothing before it, >= 0. [scikit-image, and Felzenszwalb and Huttenlocher 2004]"""
-    felzenszwalb_min_size: int = 50
-    """Its smallest segment in pixels, >= 1. [ours]"""
-    slic_segments: int = 1000
-    """SLIC superpixels that the colour tree begins with, about, >= 1. [ours]"""
-    slic_compactness: float = 10.0
-    """Weight of place against colour in SLIC, > 0. [scikit-image]"""
-    box_grid_sides: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10)
-    """The photo is tiled by k x k boxes for every k, each >= 1, and again shifted by half a box. [ours]"""
-    min_pixels: int = 100
-    """Smaller masks are dropped, >= 0. [sibling: phase 1 does at 480 x 480]"""
-    nms_iou: float = 0.9
-    """Of two masks with a higher IoU only the larger stays, 0..1. [sibling]"""
-    max_masks: int = 1000
-    """Masks kept per image, the largest first, >= 1. [paper: AR@1000]"""
+    felzenszwalb_scales: Annotated[tuple[float, ...], above(0)] = (50, 100, 200, 400, 800, 1600)
+    """Scales of Felzenszwalb and Huttenlocher's segments; larger gives larger segments. [ours]"""
+    felzenszwalb_sigma: Annotated[float, at_least(0)] = 0.8
+    """Width in pixels of the smoothing before it. [scikit-image, and Felzenszwalb and Huttenlocher 2004]"""
+    felzenszwalb_min_size: Annotated[int, at_least(1)] = 50
+    """Its smallest segment in pixels. [ours]"""
+    slic_segments: Annotated[int, at_least(1)] = 1000
+    """SLIC superpixels that the colour tree begins with, about. [ours]"""
+    slic_compactness: Annotated[float, above(0)] = 10.0
+    """Weight of place against colour in SLIC. [scikit-image]"""
+    box_grid_sides: Annotated[tuple[int, ...], at_least(1)] = (1, 2, 3, 4, 5, 6, 8, 10)
+    """The photo is tiled by k x k boxes for every k, and again shifted by half a box. [ours]"""
+    min_pixels: Annotated[int, at_least(0)] = 100
+    """Smaller masks are dropped. [sibling: phase 1 does at 480 x 480]"""
+    nms_iou: Annotated[float, between(0, 1)] = 0.9
+    """Of two masks with a higher IoU only the larger stays. [sibling]"""
+    max_masks: Annotated[int, at_least(1)] = 1000
+    """Masks kept per image, the largest first. [paper: AR@1000]"""
 
 
 @dataclass
 class CompareConfig:
     """The comparison of several evaluated runs."""
 
-    resamples: int = 2000
-    """Bootstrap resamples of the photos, 1 to 100000. [ours]"""
-    level: float = 0.95
-    """Confidence of the intervals, > 0 and < 1. [ours]"""
-    seed: int = 0
-    """Of the resamples, >= 0. [ours]"""
-    photos: int = 3
-    """Photos shown of each kind (gains, losses, best, worst), >= 0. [ours]"""
-    misses: int = 6
-    """True masks shown that no run finds, of each size, >= 0. [ours]"""
+    resamples: Annotated[int, between(1, 100000)] = 2000
+    """Bootstrap resamples of the photos. [ours]"""
+    level: Annotated[float, Range(gt=0, lt=1)] = 0.95
+    """Confidence of the intervals. [ours]"""
+    seed: Annotated[int, at_least(0)] = 0
+    """Of the resamples. [ours]"""
+    photos: Annotated[int, at_least(0)] = 3
+    """Photos shown of each kind (gains, losses, best, worst). [ours]"""
+    misses: Annotated[int, at_least(0)] = 6
+    """True masks shown that no run finds, of each size. [ours]"""

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 from sohes.configs.io import pick_preset
+from sohes.configs.ranges import Range, above, at_least, between
 from sohes.configs.run import EngineConfig, OptimConfig
 
 
@@ -18,101 +20,101 @@ from sohes.configs.run import EngineConfig, OptimConfig
 class VitConfig:
     """The backbone: a plain ViT as timm builds it."""
 
-    patch: int = 8
-    """Side of a patch in pixels, >= 1. [ours: small patches cluster into sharper masks]"""
-    width: int = 192
-    """Channels of a token, >= 1; a multiple of `heads`. [DeiT-Ti]"""
-    depth: int = 12
-    """Transformer blocks, >= 1. [DeiT-Ti]"""
-    heads: int = 3
-    """Attention heads, >= 1. [DeiT-Ti]"""
-    register_tokens: int = 4
-    """Tokens without a place, which keep global traces out of the patches' features, >= 0. [DINOv2 with registers]"""
-    drop_path: float = 0.1
-    """Stochastic depth of the student, 0..1. [DINO]"""
+    patch: Annotated[int, at_least(1)] = 8
+    """Side of a patch in pixels. [ours: small patches cluster into sharper masks]"""
+    width: Annotated[int, at_least(1)] = 192
+    """Channels of a token; a multiple of `heads`. [DeiT-Ti]"""
+    depth: Annotated[int, at_least(1)] = 12
+    """Transformer blocks. [DeiT-Ti]"""
+    heads: Annotated[int, at_least(1)] = 3
+    """Attention heads. [DeiT-Ti]"""
+    register_tokens: Annotated[int, at_least(0)] = 4
+    """Tokens without a place, which keep global traces out of the patches' features. [DINOv2 with registers]"""
+    drop_path: Annotated[float, between(0, 1)] = 0.1
+    """Stochastic depth of the student. [DINO]"""
 
 
 @dataclass
 class CropConfig:
     """The views of a photo: large crops that teacher and student see, small ones for the student alone."""
 
-    photo_side: int = 192
-    """Photos are shrunk to this long side, in pixels, before crops are cut, >= 1. [ours]"""
-    global_size: int = 128
-    """Side of a large crop in pixels, >= 1; a multiple of the patch. [ours]"""
-    global_scale: tuple[float, float] = (0.32, 1.0)
-    """Range of its area as a share of the photo, > 0 to 1. [DINOv2]"""
-    local_size: int = 64
-    """Side of a small crop in pixels, >= 1; a multiple of the patch. [ours]"""
-    local_scale: tuple[float, float] = (0.05, 0.32)
-    """Range of its area as a share of the photo, > 0 to 1. [DINOv2]"""
-    num_locals: int = 6
-    """Small crops of a photo, >= 0. [ours; DINO: 8]"""
-    aspect: tuple[float, float] = (0.75, 4 / 3)
-    """Range of width over height of a crop's box, > 0. [DINO]"""
+    photo_side: Annotated[int, at_least(1)] = 192
+    """Photos are shrunk to this long side, in pixels, before crops are cut. [ours]"""
+    global_size: Annotated[int, at_least(1)] = 128
+    """Side of a large crop in pixels; a multiple of the patch. [ours]"""
+    global_scale: Annotated[tuple[float, float], Range(gt=0, le=1)] = (0.32, 1.0)
+    """Range of its area as a share of the photo. [DINOv2]"""
+    local_size: Annotated[int, at_least(1)] = 64
+    """Side of a small crop in pixels; a multiple of the patch. [ours]"""
+    local_scale: Annotated[tuple[float, float], Range(gt=0, le=1)] = (0.05, 0.32)
+    """Range of its area as a share of the photo. [DINOv2]"""
+    num_locals: Annotated[int, at_least(0)] = 6
+    """Small crops of a photo. [ours; DINO: 8]"""
+    aspect: Annotated[tuple[float, float], above(0)] = (0.75, 4 / 3)
+    """Range of width over height of a crop's box. [DINO]"""
 
 
 @dataclass
 class DistortConfig:
     """How far the colours of two crops of one photo may differ."""
 
-    jitter_probability: float = 0.8
-    """Share of the crops whose brightness, contrast, saturation and hue change, 0..1. [DINO]"""
-    brightness: float = 0.4
-    """Its factor is drawn from 1 - value to 1 + value, 0..1. [DINO]"""
-    contrast: float = 0.4
-    """Its factor is drawn from 1 - value to 1 + value, 0..1. [DINO]"""
-    saturation: float = 0.2
-    """Its factor is drawn from 1 - value to 1 + value, 0..1. [DINO]"""
-    hue: float = 0.1
-    """Its shift is drawn from -value to value, in turns of the colour circle, 0..0.5. [DINO]"""
-    gray_probability: float = 0.2
-    """Share of the crops that lose all colour, 0..1. [DINO]"""
-    blur_sigma: tuple[float, float] = (0.1, 1.2)
-    """Range of the sigma of a Gaussian blur, in pixels of the crop, > 0. [ours: DINO's, for crops half as large]"""
-    blur_probability: tuple[float, float, float] = (1.0, 0.1, 0.5)
-    """Share of the crops that are blurred, 0..1 each: first large crop, second, small ones. [DINO]"""
-    solarize_probability: float = 0.2
-    """Share of the second large crops whose bright values turn dark, 0..1. [DINO]"""
+    jitter_probability: Annotated[float, between(0, 1)] = 0.8
+    """Share of the crops whose brightness, contrast, saturation and hue change. [DINO]"""
+    brightness: Annotated[float, between(0, 1)] = 0.4
+    """Its factor is drawn from 1 - value to 1 + value. [DINO]"""
+    contrast: Annotated[float, between(0, 1)] = 0.4
+    """Its factor is drawn from 1 - value to 1 + value. [DINO]"""
+    saturation: Annotated[float, between(0, 1)] = 0.2
+    """Its factor is drawn from 1 - value to 1 + value. [DINO]"""
+    hue: Annotated[float, between(0, 0.5)] = 0.1
+    """Its shift is drawn from -value to value, in turns of the colour circle. [DINO]"""
+    gray_probability: Annotated[float, between(0, 1)] = 0.2
+    """Share of the crops that lose all colour. [DINO]"""
+    blur_sigma: Annotated[tuple[float, float], above(0)] = (0.1, 1.2)
+    """Range of the sigma of a Gaussian blur, in pixels of the crop. [ours: DINO's, for crops half as large]"""
+    blur_probability: Annotated[tuple[float, float, float], between(0, 1)] = (1.0, 0.1, 0.5)
+    """Share of the crops that are blurred: first large crop, second, small ones. [DINO]"""
+    solarize_probability: Annotated[float, between(0, 1)] = 0.2
+    """Share of the second large crops whose bright values turn dark. [DINO]"""
 
 
 @dataclass
 class DistillConfig:
     """What the student learns from the teacher."""
 
-    prototypes: int = 4096
-    """Outputs of both heads, over which teacher and student compare, >= 1. [ours; DINO: 65536, for 1.3 M photos]"""
-    head_hidden: int = 512
-    """Hidden channels of the heads, >= 1. [ours; DINO: 2048]"""
-    head_bottleneck: int = 128
-    """Channels before the prototypes, >= 1. [ours; DINO: 256]"""
-    student_temperature: float = 0.1
-    """Softmax temperature of the student, > 0: lower is sharper. [DINO]"""
-    teacher_temperature: tuple[float, float] = (0.04, 0.07)
-    """Softmax temperature of the teacher, from start to the end of the warm-up, > 0. [DINO]"""
-    teacher_warmup: float = 0.3
-    """Share of the steps over which the teacher's temperature rises, 0..1. [DINO: 30 of 100 epochs]"""
-    momentum: tuple[float, float] = (0.992, 1.0)
-    """The teacher's EMA decay, from start to end by cosine, 0..1. [DINOv2: 0.992]"""
-    mask_probability: float = 0.5
-    """Share of the large crops in which patches are hidden from the student, 0..1. [iBOT]"""
-    mask_share: tuple[float, float] = (0.1, 0.5)
-    """Range of the share of a crop's patches that are hidden, 0..1. [iBOT]"""
-    class_weight: float = 1.0
-    """Weight of the image-level loss, >= 0. [DINOv2]"""
-    patch_weight: float = 1.0
-    """Weight of the loss on hidden patches, >= 0. [iBOT]"""
-    koleo_weight: float = 0.1
-    """Weight of the term that keeps photos apart, >= 0. [DINOv2]"""
-    region_weight: float = 1.0
-    """Weight of the contrast of regions seen in both large crops, >= 0. Regions are those of phase 1's tree of colours;
+    prototypes: Annotated[int, at_least(1)] = 4096
+    """Outputs of both heads, over which teacher and student compare. [ours; DINO: 65536, for 1.3 M photos]"""
+    head_hidden: Annotated[int, at_least(1)] = 512
+    """Hidden channels of the heads. [ours; DINO: 2048]"""
+    head_bottleneck: Annotated[int, at_least(1)] = 128
+    """Channels before the prototypes. [ours; DINO: 256]"""
+    student_temperature: Annotated[float, above(0)] = 0.1
+    """Softmax temperature of the student: lower is sharper. [DINO]"""
+    teacher_temperature: Annotated[tuple[float, float], above(0)] = (0.04, 0.07)
+    """Softmax temperature of the teacher, from start to the end of the warm-up. [DINO]"""
+    teacher_warmup: Annotated[float, between(0, 1)] = 0.3
+    """Share of the steps over which the teacher's temperature rises. [DINO: 30 of 100 epochs]"""
+    momentum: Annotated[tuple[float, float], between(0, 1)] = (0.992, 1.0)
+    """The teacher's EMA decay, from start to end by cosine. [DINOv2: 0.992]"""
+    mask_probability: Annotated[float, between(0, 1)] = 0.5
+    """Share of the large crops in which patches are hidden from the student. [iBOT]"""
+    mask_share: Annotated[tuple[float, float], between(0, 1)] = (0.1, 0.5)
+    """Range of the share of a crop's patches that are hidden. [iBOT]"""
+    class_weight: Annotated[float, at_least(0)] = 1.0
+    """Weight of the image-level loss. [DINOv2]"""
+    patch_weight: Annotated[float, at_least(0)] = 1.0
+    """Weight of the loss on hidden patches. [iBOT]"""
+    koleo_weight: Annotated[float, at_least(0)] = 0.1
+    """Weight of the term that keeps photos apart. [DINOv2]"""
+    region_weight: Annotated[float, at_least(0)] = 1.0
+    """Weight of the contrast of regions seen in both large crops. Regions are those of phase 1's tree of colours;
     0: none are made. [DetCon, with other regions]"""
-    region_counts: tuple[int, ...] = (8, 16, 40)
-    """A photo is cut into one of these numbers of regions, another one each time it is seen; 1..255 each. [ours]"""
-    region_samples: int = 1024
-    """Regions that are told apart at a time in each process, at most, >= 2. [ours]"""
-    region_temperature: float = 0.1
-    """Softmax temperature of the contrast, > 0. [DetCon]"""
+    region_counts: Annotated[tuple[int, ...], between(1, 255)] = (8, 16, 40)
+    """A photo is cut into one of these numbers of regions, another one each time it is seen. [ours]"""
+    region_samples: Annotated[int, at_least(2)] = 1024
+    """Regions that are told apart at a time in each process, at most. [ours]"""
+    region_temperature: Annotated[float, above(0)] = 0.1
+    """Softmax temperature of the contrast. [DetCon]"""
 
 
 def _default_optim() -> OptimConfig:
@@ -129,20 +131,20 @@ class PretrainConfig:
     """The preset that the other defaults come from; `--help` lists them."""
     images: tuple[Path, ...] = ()
     """Photos to learn from: folders, tars, lists; several are joined."""
-    num_steps: int = 2000
-    """Optimiser steps, >= 1."""
-    batch_size: int = 32
-    """Photos a step, over all processes, >= 2 for each."""
-    num_threads: int = 4
-    """Threads that decode photos, once, before the first step, >= 1."""
-    cache_gb: float = 8.0
-    """Decoded photos are kept in memory; a set that needs more than this, in GB, is refused, > 0."""
-    pack_quality: int = 60
-    """WebP quality of `--pack`, 0..100: 60 makes about 4 kB of a photo of 192 px. [ours]"""
+    num_steps: Annotated[int, at_least(1)] = 2000
+    """Optimiser steps."""
+    batch_size: Annotated[int, at_least(2)] = 32
+    """Photos a step, over all processes; at least 2 for each."""
+    num_threads: Annotated[int, at_least(1)] = 4
+    """Threads that decode photos, once, before the first step."""
+    cache_gb: Annotated[float, above(0)] = 8.0
+    """Decoded photos are kept in memory; a set that needs more than this, in GB, is refused."""
+    pack_quality: Annotated[int, between(0, 100)] = 60
+    """WebP quality of `--pack`: 60 makes about 4 kB of a photo of 192 px. [ours]"""
     half_weights: bool = False
     """Store the finished backbone as float16: half the bytes, and the same features but for their last digits."""
-    seed: int = 0
-    """Of everything random, >= 0."""
+    seed: Annotated[int, at_least(0)] = 0
+    """Of everything random."""
     vit: VitConfig = field(default_factory=VitConfig)
     crops: CropConfig = field(default_factory=CropConfig)
     distort: DistortConfig = field(default_factory=DistortConfig)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sohes.configs.checks import misfits
+from sohes.configs.checks import find_conflicts
 from sohes.configs.run import PHASES, Config, ConfigError
 from sohes.data.sources import ImageList, list_images
 from sohes.data.tars import split_member
@@ -22,7 +22,7 @@ from sohes.utils.distributed import World
 
 def check_config(config: Config, num_processes: int = 1) -> None:
     """Raises ConfigError with every setting that does not fit, one a line."""
-    problems = misfits(config, num_processes)
+    problems = find_conflicts(config, num_processes)
     if not problems and "instruct" in config.phases:
         # Built without memory and without fetching weights.
         try:
@@ -49,8 +49,8 @@ def check_inputs(config: Config) -> ImageList | None:
     """Find paths that are wrong. Returns the photos to learn from, if any are given. Raises SohesError."""
     if not config.phases:
         raise RunError(f"--phases: name at least one of {', '.join(PHASES)}")
-    if config.eval_num_images is not None and (config.eval_dataset is None or config.eval_num_images < 1):
-        raise RunError(f"--eval-num-images {config.eval_num_images}: expected at least 1, with --eval-dataset NAME")
+    if config.eval_num_images is not None and config.eval_dataset is None:
+        raise RunError(f"--eval-num-images {config.eval_num_images} goes with --eval-dataset NAME")
     if config.eval_dataset is not None:
         if config.eval is None:
             raise RunError(f"--eval-dataset {config.eval_dataset} goes with --eval, the folder it lies in")

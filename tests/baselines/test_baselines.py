@@ -175,7 +175,7 @@ def test_missing_scikit_image_is_one_line(folder, capsys, monkeypatch):
     ("options", "message"),
     [
         ([], "p.json: no such file"),
-        (["--baseline", "box-grid", "--num-images", "0"], "--num-images 0: expected at least 1"),
+        (["--baseline", "box-grid", "--num-images", "0"], "--num-images 0: expected >= 1"),
         (["--baseline", "box-grid", "--explore", "x"], "--explore goes with --baseline tree-oracle"),
         (["--gt", "x.json"], "expected either --gt FILE or --dataset NAME --root FOLDER"),
     ],

@@ -79,9 +79,9 @@ def test_bad_files_are_one_line_and_exit_code_2(files, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--max-dets", "0"], "--max-dets: expected different numbers from 1 up, got [0]"),
-        (["--max-dets", str(2**31)], "--max-dets 2147483648: expected at most 2147483647"),
-        (["--max-dets", "5", "5"], "--max-dets: expected different numbers from 1 up, got [5, 5]"),
+        (["--max-dets", "0"], "--max-dets 0: expected 1 to 2147483647"),
+        (["--max-dets", str(2**31)], "--max-dets 2147483648: expected 1 to 2147483647"),
+        (["--max-dets", "5", "5"], "--max-dets: expected different numbers, got [5, 5]"),
         (["--threads", "0"], "--threads 0: expected 1 to 1024"),
         (["--out", "nowhere/results.json"], "--out nowhere/results.json: the folder nowhere does not exist"),
     ],

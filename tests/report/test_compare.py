@@ -147,7 +147,7 @@ def test_run_folders_bring_their_truth(data):
         (["--compare", "bad.json", "bad.json", "--gt", "annotations.json"], "expected different runs"),
         (["--compare", "bad.json", "--pred", "good.json"], "expected either --pred FILE or --compare RUN RUN"),
         (["--compare", "bad.json", "--per-image", "x.csv"], "--per-image goes with --pred"),
-        (["--compare", "bad.json", "--bootstrap.level", "2"], "level above 0 and below 1"),
+        (["--compare", "bad.json", "--bootstrap.level", "2"], "--bootstrap.level 2.0: expected > 0 to below 1"),
         (["--compare", "bad.json", "--dataset", "coco"], "--dataset goes with --root"),
     ],
 )
