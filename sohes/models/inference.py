@@ -167,8 +167,8 @@ def link_parents(masks: PackedMasks, scores: Tensor, ancestor_probability: Tenso
     """Parent of each mask: of the masks that the head calls its ancestors, that cover it and are clearly larger (see
     `ancestor_threshold`, `ancestor_cover`, `child_area`), the smallest, or one nearly as small that scores better.
 
-    Parents are strictly larger than their children, so there are no cycles. With near-duplicates as each other's
-    parents, forests were chains of dozens of levels.
+    Parents are strictly larger than their children, so there are no cycles. With `child_area` 1, near-duplicates form
+    chains, mostly among masks of low score.
 
     Args:
         masks: N of them.
