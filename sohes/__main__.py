@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m sohes`: the commands, a line each; `python -m sohes COMMAND ...` runs one."""
+"""The command `sohes`, also `python -m sohes`: lists the commands, one a line; `sohes COMMAND ...` runs one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from sohes.utils.streams import say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command that the first argument names. Returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in HELP:
         print_help(overview(), "sohes")

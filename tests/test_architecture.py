@@ -28,8 +28,8 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("__main__",),
 )
 LEVELS = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
-# sohes/__init__.py offers classes of these rooms, imported when they are asked for.
-LAZY = {"sohes": {"_version", "structures", "models"}}
+# sohes/__init__.py offers names of these rooms, imported at their first use.
+LAZY = {"sohes": {"_version", "utils", "structures", "data", "models"}}
 NOT_IMPORTED = {"__init__", "weights", "py.typed", "_build.json"}
 
 

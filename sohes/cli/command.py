@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands share: typed arguments from a dataclass, and one clear line for an error a person can mend."""
+"""What all commands share: typed arguments from a dataclass, and errors of the user as one line."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from typing import TypeVar
 from sohes.cli.full_help import help_all
 from sohes.cli.options import read_options
 from sohes.cli.short_help import COMMANDS, answer_help, wants_all
-from sohes.configs import run as configuration
+from sohes.configs.pretrain import PretrainConfig
+from sohes.configs.run import Config, load
 from sohes.utils.errors import EXIT_BAD_INPUT, SohesError
 from sohes.utils.streams import say, standing_streams
 
 Arguments = TypeVar("Arguments")
-Settings = TypeVar("Settings")
+Settings = TypeVar("Settings", Config, PretrainConfig)
 
 EXIT_INTERRUPTED = 130
 
@@ -27,7 +28,7 @@ EXIT_INTERRUPTED = 130
 def parse(cls: type[Arguments], given: Sequence[str], prog: str, default: Arguments | None = None) -> Arguments:
     """Command-line arguments as the dataclass `cls`; --help and --help-all print and end the program.
 
-    default: what holds where nothing is given; its values are shown as the defaults. Raises OptionError.
+    default: the values of options that are not given. Raises OptionError.
     """
     default = cls() if default is None else default
     name = prog.rpartition(".")[2]
@@ -41,22 +42,22 @@ def parse(cls: type[Arguments], given: Sequence[str], prog: str, default: Argume
 def base_config(
     given: Sequence[str], cls: type[Settings], out: Path, get_preset: Callable[[str], Settings]
 ) -> Settings:
-    """What the other options change: the preset, or with --resume the stored settings of the run.
+    """The settings that the other options change: the preset, or with --resume the stored settings of the run.
 
     Args:
-        cls: of the settings; the default of its field `preset` names the preset to take where none is given.
-        out: where the run is when --out does not say.
+        cls: of the settings; the default of its field `preset` is the preset without --preset.
+        out: folder of the run without --out.
 
     Raises:
         ConfigError: no such preset, or no run to resume.
     """
     if _last(given, "--resume", "--no-resume") == "--resume":
-        return configuration.load(Path(_value(given, "--out", str(out))) / "config.json", cls)
+        return load(Path(_value(given, "--out", str(out))) / "config.json", cls)
     return get_preset(_value(given, "--preset", cls.preset))
 
 
 def _value(given: Sequence[str], option: str, default: str) -> str:
-    """What is given for an option of one value, before all options are read: the last one counts."""
+    """The value of one option, before all options are read; the last one counts."""
     value = default
     for place, word in enumerate(given):
         if word == option and place + 1 < len(given) and not given[place + 1].startswith("--"):
@@ -72,10 +73,10 @@ def _last(given: Sequence[str], *options: str) -> str | None:
 
 @contextmanager
 def fail_clearly(command: str) -> Iterator[None]:
-    """Turn what a person can mend into one line on stderr and an exit code: a SohesError into its own, 1 or 2; an
-    error of the system (no such folder, a read-only or full disk), with the path it is about, into 2.
+    """Turn errors that the user can fix into one line on stderr and an exit code: that of a SohesError, 1 or 2, and 2
+    for an error of the system (no such folder, a read-only or full disk), with its path.
 
-    Any other error is a bug and keeps its traceback. Standard streams that are closed or broken do no harm.
+    Any other error is a bug and keeps its traceback. Standard streams may be closed or broken.
     """
     with standing_streams():
         try:
@@ -92,7 +93,7 @@ def fail_clearly(command: str) -> Iterator[None]:
 
 
 def describe_os_error(error: OSError) -> str:
-    """One line: the path, where the system told it, and the reason."""
+    """One line: the path, if the system named one, and the reason."""
     reason = " ".join((error.strerror or str(error) or type(error).__name__).split())
     paths = [os.fsdecode(path) for path in (error.filename, error.filename2) if isinstance(path, str | bytes)]
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

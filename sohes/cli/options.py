@@ -99,11 +99,13 @@ def _walk(value: Any, path: tuple[str, ...], prefix: tuple[str, ...], group: tup
 
 def field_texts(cls: type) -> dict[str, str]:
     """Field -> the docstring below it, as one line a paragraph."""
-    body = ast.parse(inspect.getsource(cls)).body[0].body
+    definition = ast.parse(inspect.getsource(cls)).body[0]
+    assert isinstance(definition, ast.ClassDef)
     return {
         field.target.id: " ".join(text.value.value.split())
-        for field, text in itertools.pairwise(body)
+        for field, text in itertools.pairwise(definition.body)
         if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
         and isinstance(text, ast.Expr)
         and isinstance(text.value, ast.Constant)
         and isinstance(text.value.value, str)

@@ -105,11 +105,11 @@ COMMANDS: dict[str, Command] = {
 
 
 def overview() -> str:
-    """What `python -m sohes` says: the commands, a line each."""
+    """The help of `sohes`: the commands, one a line."""
     width = max(map(len, COMMANDS))
-    lines = ["usage: python -m sohes COMMAND [options]", ""]
+    lines = ["usage: sohes COMMAND [options]", ""]
     lines += [f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()]
-    return "\n".join([*lines, "", "python -m sohes COMMAND --help says more."])
+    return "\n".join([*lines, "", "sohes COMMAND --help says more. python -m sohes is the same command."])
 
 
 def short_help(name: str) -> str:

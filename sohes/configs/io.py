@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings as JSON and back, strictly: an unknown key or a value of another type is an error that names it."""
+"""Reads and writes settings as JSON. An unknown key or a value of another type is an error that names it."""
 
 from __future__ import annotations
 
@@ -10,24 +10,29 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from sohes.utils.errors import SohesError
+from sohes.utils.nearest import nearest
 
-Settings = TypeVar("Settings")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Settings = TypeVar("Settings", bound="DataclassInstance")
 
 
 class ConfigError(SohesError, ValueError):
-    """A setting that does not exist or does not fit; the message names it and what was expected."""
+    """A setting that does not exist or has a wrong value; the message names it and what was expected."""
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """A config as JSON-ready nested dictionaries."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))  # Path -> str
+def to_dict(config: DataclassInstance) -> dict[str, Any]:
+    """A config as nested dictionaries of what JSON has; paths become strings."""
+    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    return values
 
 
-def from_dict(cls: type, values: dict[str, Any], where: str = "config") -> Any:
-    """The inverse of `to_dict`. Raises ConfigError for an unknown key, naming the nearest known one."""
+def from_dict(cls: type[Settings], values: dict[str, Any], where: str = "config") -> Settings:
+    """A config from what `to_dict` returned. Raises ConfigError for an unknown key, with the nearest known one."""
     hints = typing.get_type_hints(cls)
     known = {f.name for f in dataclasses.fields(cls)}
     arguments = {}
@@ -41,8 +46,8 @@ def from_dict(cls: type, values: dict[str, Any], where: str = "config") -> Any:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    """JSON knows no tuples and no paths; everything else must already have the declared type."""
-    if dataclasses.is_dataclass(hint):
+    """A JSON value as the declared type: lists become tuples, strings paths, whole numbers floats; no other changes."""
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
             raise ConfigError(f"{where} = {value!r}, expected settings by name")
         return from_dict(hint, value, where)
@@ -62,10 +67,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         )
     if origin is Literal:
         if not any(value == one and type(value) is type(one) for one in typing.get_args(hint)):
-            near = difflib.get_close_matches(str(value), list(map(str, typing.get_args(hint))), n=1)
-            asked = f"did you mean {near[0]}? " if near else ""
-            choices = ", ".join(map(str, sorted(typing.get_args(hint))))
-            raise ConfigError(f"{where} = {value!r}: {asked}expected one of {choices}")
+            choices = [str(one) for one in sorted(typing.get_args(hint))]
+            raise ConfigError(
+                f"{where} = {value!r}: {nearest(str(value), choices)}expected one of {', '.join(choices)}"
+            )
         return value
     if origin is dict:
         return value
@@ -79,7 +84,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def pick_preset(presets: Mapping[str, Callable[[], Settings]], name: str) -> Settings:
-    """The settings of the preset called `name`. Raises ConfigError naming the nearest one."""
+    """The settings of the preset `name`. Raises ConfigError that names the nearest one."""
     if name not in presets:
         near = difflib.get_close_matches(name, presets, n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from sohes.configs.io import pick_preset
+from sohes.configs.packaged import packaged_vit
 from sohes.configs.run import (
     Config,
     CorrectConfig,
@@ -105,16 +106,7 @@ def cpu() -> Config:
         preset="cpu",
         explore=replace(photo_labels(), max_masks=100),
         model=ModelConfig(
-            backbone="vit_tiny_patch16_224",
-            backbone_kwargs={
-                "img_size": 160,
-                "patch_size": 8,
-                "embed_dim": 128,
-                "depth": 6,
-                "num_heads": 4,
-                "reg_tokens": 4,
-            },
-            backbone_weights="sohes-micro",
+            **packaged_vit("sohes-micro", image_size=160),
             vit_stride=8,
             adapter_heads=4,
             adapter_stem=32,

@@ -29,9 +29,10 @@ class VitConfig:
     heads: Annotated[int, at_least(1)] = 3
     """Attention heads. [DeiT-Ti]"""
     register_tokens: Annotated[int, at_least(0)] = 4
-    """Tokens without a place, which keep global traces out of the patches' features. [DINOv2 with registers]"""
+    """Register tokens: tokens without a position, which keep global information out of the patches' features. [DINOv2
+    with registers]"""
     drop_path: Annotated[float, between(0, 1)] = 0.1
-    """Stochastic depth of the student. [DINO]"""
+    """Stochastic depth rate of the student. [DINO]"""
 
 
 @dataclass
@@ -43,15 +44,15 @@ class CropConfig:
     global_size: Annotated[int, at_least(1)] = 128
     """Side of a large crop in pixels; a multiple of the patch. [ours]"""
     global_scale: Annotated[tuple[float, float], Range(gt=0, le=1)] = (0.32, 1.0)
-    """Range of its area as a share of the photo. [DINOv2]"""
+    """Area of a large crop as a share of the photo, smallest and largest. [DINOv2]"""
     local_size: Annotated[int, at_least(1)] = 64
     """Side of a small crop in pixels; a multiple of the patch. [ours]"""
     local_scale: Annotated[tuple[float, float], Range(gt=0, le=1)] = (0.05, 0.32)
-    """Range of its area as a share of the photo. [DINOv2]"""
+    """Area of a small crop as a share of the photo, smallest and largest. [DINOv2]"""
     num_locals: Annotated[int, at_least(0)] = 6
-    """Small crops of a photo. [ours; DINO: 8]"""
+    """Small crops per photo. [ours; DINO: 8]"""
     aspect: Annotated[tuple[float, float], above(0)] = (0.75, 4 / 3)
-    """Range of width over height of a crop's box. [DINO]"""
+    """Width over height of a crop's box, smallest and largest. [DINO]"""
 
 
 @dataclass
@@ -59,23 +60,24 @@ class DistortConfig:
     """How far the colours of two crops of one photo may differ."""
 
     jitter_probability: Annotated[float, between(0, 1)] = 0.8
-    """Share of the crops whose brightness, contrast, saturation and hue change. [DINO]"""
+    """Probability that brightness, contrast, saturation and hue of a crop change. [DINO]"""
     brightness: Annotated[float, between(0, 1)] = 0.4
-    """Its factor is drawn from 1 - value to 1 + value. [DINO]"""
+    """The factor on brightness is drawn from 1 - value to 1 + value. [DINO]"""
     contrast: Annotated[float, between(0, 1)] = 0.4
-    """Its factor is drawn from 1 - value to 1 + value. [DINO]"""
+    """The factor on contrast is drawn from 1 - value to 1 + value. [DINO]"""
     saturation: Annotated[float, between(0, 1)] = 0.2
-    """Its factor is drawn from 1 - value to 1 + value. [DINO]"""
+    """The factor on saturation is drawn from 1 - value to 1 + value. [DINO]"""
     hue: Annotated[float, between(0, 0.5)] = 0.1
-    """Its shift is drawn from -value to value, in turns of the colour circle. [DINO]"""
+    """The shift of hue is drawn from -value to value, in turns of the colour circle. [DINO]"""
     gray_probability: Annotated[float, between(0, 1)] = 0.2
-    """Share of the crops that lose all colour. [DINO]"""
+    """Probability that a crop becomes gray. [DINO]"""
     blur_sigma: Annotated[tuple[float, float], above(0)] = (0.1, 1.2)
-    """Range of the sigma of a Gaussian blur, in pixels of the crop. [ours: DINO's, for crops half as large]"""
+    """Sigma of the Gaussian blur in pixels of the crop, smallest and largest. [ours: DINO's, for crops half as
+    large]"""
     blur_probability: Annotated[tuple[float, float, float], between(0, 1)] = (1.0, 0.1, 0.5)
-    """Share of the crops that are blurred: first large crop, second, small ones. [DINO]"""
+    """Probability of a blur: first large crop, second large crop, small crops. [DINO]"""
     solarize_probability: Annotated[float, between(0, 1)] = 0.2
-    """Share of the second large crops whose bright values turn dark. [DINO]"""
+    """Probability that the second large crop is solarised: bright values are inverted. [DINO]"""
 
 
 @dataclass
@@ -83,38 +85,38 @@ class DistillConfig:
     """What the student learns from the teacher."""
 
     prototypes: Annotated[int, at_least(1)] = 4096
-    """Outputs of both heads, over which teacher and student compare. [ours; DINO: 65536, for 1.3 M photos]"""
+    """Outputs of both heads. [ours; DINO: 65536, for 1.3 M photos]"""
     head_hidden: Annotated[int, at_least(1)] = 512
     """Hidden channels of the heads. [ours; DINO: 2048]"""
     head_bottleneck: Annotated[int, at_least(1)] = 128
-    """Channels before the prototypes. [ours; DINO: 256]"""
+    """Channels of the heads' last hidden layer. [ours; DINO: 256]"""
     student_temperature: Annotated[float, above(0)] = 0.1
-    """Softmax temperature of the student: lower is sharper. [DINO]"""
+    """Softmax temperature of the student; lower is sharper. [DINO]"""
     teacher_temperature: Annotated[tuple[float, float], above(0)] = (0.04, 0.07)
     """Softmax temperature of the teacher, from start to the end of the warm-up. [DINO]"""
     teacher_warmup: Annotated[float, between(0, 1)] = 0.3
-    """Share of the steps over which the teacher's temperature rises. [DINO: 30 of 100 epochs]"""
+    """Share of the steps in which the teacher's temperature rises. [DINO: 30 of 100 epochs]"""
     momentum: Annotated[tuple[float, float], between(0, 1)] = (0.992, 1.0)
     """The teacher's EMA decay, from start to end by cosine. [DINOv2: 0.992]"""
     mask_probability: Annotated[float, between(0, 1)] = 0.5
-    """Share of the large crops in which patches are hidden from the student. [iBOT]"""
+    """Probability that a large crop has patches hidden from the student. [iBOT]"""
     mask_share: Annotated[tuple[float, float], between(0, 1)] = (0.1, 0.5)
-    """Range of the share of a crop's patches that are hidden. [iBOT]"""
+    """Share of such a crop's patches that are hidden, smallest and largest. [iBOT]"""
     class_weight: Annotated[float, at_least(0)] = 1.0
     """Weight of the image-level loss. [DINOv2]"""
     patch_weight: Annotated[float, at_least(0)] = 1.0
     """Weight of the loss on hidden patches. [iBOT]"""
     koleo_weight: Annotated[float, at_least(0)] = 0.1
-    """Weight of the term that keeps photos apart. [DINOv2]"""
+    """Weight of the KoLeo term, which spreads the features of different photos. [DINOv2]"""
     region_weight: Annotated[float, at_least(0)] = 1.0
-    """Weight of the contrast of regions seen in both large crops. Regions are those of phase 1's tree of colours;
-    0: none are made. [DetCon, with other regions]"""
+    """Weight of the contrastive loss between regions seen in both large crops. The regions are cut from phase 1's tree
+    of colours; 0: none are made. [DetCon, with other regions]"""
     region_counts: Annotated[tuple[int, ...], between(1, 255)] = (8, 16, 40)
-    """A photo is cut into one of these numbers of regions, another one each time it is seen. [ours]"""
+    """Numbers of regions that a photo is cut into, a different one each time it is seen. [ours]"""
     region_samples: Annotated[int, at_least(2)] = 1024
-    """Regions that are told apart at a time in each process, at most. [ours]"""
+    """Most regions per process in one contrastive loss. [ours]"""
     region_temperature: Annotated[float, above(0)] = 0.1
-    """Softmax temperature of the contrast. [DetCon]"""
+    """Softmax temperature of the contrastive loss. [DetCon]"""
 
 
 def _default_optim() -> OptimConfig:
@@ -128,23 +130,23 @@ class PretrainConfig:
     """A pretraining run."""
 
     preset: str = "tiny-cpu"
-    """The preset that the other defaults come from; `--help` lists them."""
+    """The preset that gives the other defaults; `--help` lists them."""
     images: tuple[Path, ...] = ()
     """Photos to learn from: folders, tars, lists; several are joined."""
     num_steps: Annotated[int, at_least(1)] = 2000
     """Optimiser steps."""
     batch_size: Annotated[int, at_least(2)] = 32
-    """Photos a step, over all processes; at least 2 for each."""
+    """Photos per step, over all processes; at least 2 in each."""
     num_threads: Annotated[int, at_least(1)] = 4
     """Threads that decode photos, once, before the first step."""
     cache_gb: Annotated[float, above(0)] = 8.0
-    """Decoded photos are kept in memory; a set that needs more than this, in GB, is refused."""
+    """Largest set of decoded photos kept in memory, in GB; a larger set is an error."""
     pack_quality: Annotated[int, between(0, 100)] = 60
-    """WebP quality of `--pack`: 60 makes about 4 kB of a photo of 192 px. [ours]"""
+    """WebP quality of `--pack`. 60: about 4 kB for a photo of 192 px. [ours]"""
     half_weights: bool = False
-    """Store the finished backbone as float16: half the bytes, and the same features but for their last digits."""
+    """Store the trained backbone as float16: half the bytes, features equal up to the last digits."""
     seed: Annotated[int, at_least(0)] = 0
-    """Of everything random."""
+    """Seed of all random numbers."""
     vit: VitConfig = field(default_factory=VitConfig)
     crops: CropConfig = field(default_factory=CropConfig)
     distort: DistortConfig = field(default_factory=DistortConfig)

@@ -7,11 +7,13 @@ The range of a tuple holds for each item. None, where a field may be None, has n
 from __future__ import annotations
 
 import dataclasses
-import functools
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True)
@@ -61,15 +63,14 @@ def between(low: float, high: float) -> Range:
     return Range(ge=low, le=high)
 
 
-@functools.cache
-def field_ranges(cls: type) -> dict[str, Range]:
+def field_ranges(cls: type[DataclassInstance]) -> Mapping[str, Range]:
     """The range of each field of a dataclass that has one."""
     hints = typing.get_type_hints(cls, include_extras=True)
     metadata = {field.name: getattr(hints[field.name], "__metadata__", ()) for field in dataclasses.fields(cls)}
     return {name: entry for name, entries in metadata.items() for entry in entries if isinstance(entry, Range)}
 
 
-def out_of_range(config: Any, prefix: str = "") -> Iterator[str]:
+def out_of_range(config: DataclassInstance, prefix: str = "") -> Iterator[str]:
     """A line `name = value, expected RANGE` for each number of a dataclass, and of those in it, out of its range."""
     ranges = field_ranges(type(config))
     for field in dataclasses.fields(config):

@@ -11,14 +11,13 @@ from timm.models import eva
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
+from sohes.configs.packaged import PACKAGED
 from sohes.configs.run import ModelConfig
 from sohes.models.vit_adapter import ViTAdapter
 from sohes.models.vit_weights import read_vit_state
 from sohes.models.weights import WEIGHTS_FILE, WeightsError, load_strictly
 
 STRIDES = (2, 4, 8, 16, 32)
-PACKAGED = Path(__file__).resolve().parents[1] / "weights"
-"""Backbones that come with the package, a folder each in timm's form, with a model card."""
 
 
 def packaged_names() -> list[str]:

@@ -36,19 +36,19 @@ def whole_file(path: str | os.PathLike, mode: str = "w", encoding: str | None = 
         OSError: as the system says, with `path` as its file name. IsADirectoryError: before anything is written.
     """
     given, path = path, Path(path)
-    options = {} if "b" in mode else {"encoding": encoding}
+    encoding = None if "b" in mode else encoding
     temporary = None
     try:
         if (kind := _kind(path)) is not None and not stat.S_ISREG(kind):
             if stat.S_ISDIR(kind):
                 raise IsADirectoryError(errno.EISDIR, "a folder, expected a file", str(path))
-            with open(path, mode, **options) as file:
+            with open(path, mode, encoding=encoding) as file:
                 yield file
             return
         path = Path(os.path.realpath(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{_stem(path.name)}.{socket.gethostname()[:40]}.{os.getpid()}.tmp")
-        with open(temporary, mode, **options) as file:
+        with open(temporary, mode, encoding=encoding) as file:
             yield file
         os.replace(temporary, path)
     except OSError as error:

@@ -13,8 +13,8 @@ _PROC = Path("/proc")
 
 def first_host(hosts: str) -> str:
     """The first name of a SLURM host list: `gpu[003-005,9],login` -> `gpu003`."""
-    first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", hosts).group()
-    return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", first)
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", hosts)
+    return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", first.group() if first else "")
 
 
 def typed_in_a_shell(env: Mapping[str, str], proc: Path = _PROC) -> bool:

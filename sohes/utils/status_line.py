@@ -50,7 +50,7 @@ def fit(status: Status, width: int, characters: str = "━─") -> str:
         return text
 
     left = take(status.left)
-    has_bar = bool(status.total and take("." * _SHORTEST_BAR))
+    has_bar = bool(status.total) and bool(take("." * _SHORTEST_BAR))
     share = take(share)
     fields = [take(text) for text in status.fields[:1]]
     if left and status.in_all and take(f"{status.in_all},"):
@@ -58,7 +58,7 @@ def fit(status: Status, width: int, characters: str = "━─") -> str:
     rate = take(status.rate)
     fields += [take(text) for text in status.fields[1:]]
     bar = ""
-    if has_bar:
+    if has_bar and status.total:
         length = min(_LONGEST_BAR, _SHORTEST_BAR + room)
         filled = min(length, length * status.done // status.total)
         bar = characters[0] * filled + characters[1] * (length - filled)

@@ -14,9 +14,9 @@ from micro import no_file_beyond
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from sohes.configs.packaged import PACKAGED
 from sohes.configs.presets import cpu
 from sohes.configs.run import InferConfig
-from sohes.models.backbone import PACKAGED
 from sohes.models.segmenter import ImageInputError, Segmenter
 from sohes.models.segmenter_model import build_model
 from sohes.models.weights import WeightsError, find_weights

@@ -190,3 +190,11 @@ def test_settings_that_do_not_fit_are_named(changes, message):
         setattr(getattr(config, group), field, value)
     with pytest.raises(ConfigError, match=re.escape(message)):
         check_config(config, num_processes=2)
+
+
+@pytest.mark.parametrize(("name", "side"), [("cpu", 160), ("photos", 384)])
+def test_presets_take_the_shape_of_the_packaged_backbone(name, side):
+    model = get_preset(name).model
+    assert (model.backbone, model.backbone_weights) == ("vit_tiny_patch16_224", "sohes-micro")
+    shape = {"img_size": side, "patch_size": 8, "embed_dim": 128, "depth": 6, "num_heads": 4, "reg_tokens": 4}
+    assert model.backbone_kwargs == shape

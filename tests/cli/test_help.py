@@ -241,6 +241,20 @@ def test_the_command_that_lists_the_commands(capsys):
     )
 
 
+def test_the_console_command_needs_no_torch_to_list_the_commands():
+    """As pip's script calls it."""
+    project = (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text()
+    (target,) = re.findall(r'^\[project\.scripts\]\nsohes = "(.*)"$', project, re.MULTILINE)
+    code = (
+        "import sys; from importlib.metadata import EntryPoint; sys.argv = ['sohes', '--help']\n"
+        f"code = EntryPoint('sohes', {target!r}, 'console_scripts').load()()\n"
+        "assert 'torch' not in sys.modules\nsys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == overview() + "\n"
+    assert re.findall(r"^  (\w+) ", done.stdout, re.MULTILINE) == list(COMMANDS)
+
+
 def test_the_command_that_lists_the_commands_runs_them(capsys):
     assert sohes_main(["env", "--json"]) == 0
     assert '"operators"' in capsys.readouterr().out

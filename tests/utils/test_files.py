@@ -15,7 +15,7 @@ from micro import no_file_beyond
 from sohes.cli.command import describe_os_error, fail_clearly
 from sohes.utils.files import fitting_name, whole_file, write_whole
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, ValueError, OSError(errno.EIO, "bad disk"), SystemExit])

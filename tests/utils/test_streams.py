@@ -12,7 +12,7 @@ from sohes.cli.command import fail_clearly
 from sohes.utils.errors import SohesError
 from sohes.utils.streams import say
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def shell(script, *arguments, cwd=ROOT):
