@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sohes.configs.run import ExploreConfig
 from sohes.labels.basins import Basins, by_color
-from sohes.labels.candidates import Candidates, drop_nested_duplicates, has_allowed_area, num_drawn
+from sohes.labels.candidates import Candidates, best_candidates, geometric_mean, has_allowed_area, num_drawn
 from sohes.ops.merge_borders import merge_borders
 from sohes.ops.merge_tree import MergeTree
 
@@ -73,9 +73,7 @@ def _best_nodes(
     size = (basins.labels.shape[0], basins.labels.shape[1])
     scores = weight * score_nodes(tree, shared, basins)
     ids = np.flatnonzero(has_allowed_area(tree.areas.numpy(), size, photo_size, config))
-    ids = ids[np.argsort(-scores[ids], kind="stable")]
-    kept = drop_nested_duplicates(tree, ids, config.nms_iou, limit=num_drawn(config))
-    return Candidates(tree, torch.from_numpy(kept), torch.from_numpy(scores[kept].astype(np.float32)))
+    return best_candidates(tree, ids, scores, config)
 
 
 def score_nodes(tree: MergeTree, shared: Tensor, basins: Basins) -> np.ndarray:
@@ -103,7 +101,7 @@ def score_nodes(tree: MergeTree, shared: Tensor, basins: Basins) -> np.ndarray:
     left = np.ones(tree.num_nodes)  # regions in the image after the merge that ended the node
     left[has_parent] = 2 * num_leaves - 1 - parents[has_parent]
 
-    sibling = np.where(has_parent, pixels[parents] - pixels, 0)
+    sibling = np.where(has_parent, pixels[parents] - pixels, 0)  # [R], pixels of the sibling
     colors = basins.colors.numpy() * basins.sizes.numpy()[:, None]  # [N, 4]
     *lab, squared = (_sum_over_nodes(tree, channel) / pixels for channel in colors.T)
     variance = np.maximum(squared - sum(mean**2 for mean in lab), 0)  # of Lab inside the node
@@ -119,8 +117,7 @@ def score_nodes(tree: MergeTree, shared: Tensor, basins: Basins) -> np.ndarray:
         (1 + variance / _VARIETY) / _VARIETY,
         sibling / (sibling + pixels),
     )
-    logarithm = sum(e * np.log(np.clip(f, 1e-3, 1)) for e, f in zip(_EXPONENTS, factors, strict=True))
-    return np.exp(logarithm / sum(_EXPONENTS))
+    return geometric_mean(factors, _EXPONENTS)
 
 
 def border_sums(tree: MergeTree, shared: Tensor, basins: Basins) -> tuple[np.ndarray, np.ndarray]:
@@ -133,12 +130,11 @@ def border_sums(tree: MergeTree, shared: Tensor, basins: Basins) -> tuple[np.nda
     separator = starts[tree.merges.numpy()].max(1)  # [M], where the right child begins: inside no node below the merge
     sums = []
     for column in (0, 1):
-        ends = sum(
-            np.bincount(basins.edges[:, side], basins.borders[:, column].numpy(), tree.num_leaves) for side in (0, 1)
-        )
+        weights = basins.borders[:, column].numpy()
+        a, b = (np.bincount(basins.edges[:, side], weights, tree.num_leaves) for side in (0, 1))
         inner = np.bincount(separator, shared[:, column].numpy(), tree.num_leaves)
         below = np.concatenate([[0.0], np.cumsum(inner)])
-        sums.append(_sum_over_nodes(tree, ends) - 2 * (below[starts + counts] - below[starts + 1]))
+        sums.append(_sum_over_nodes(tree, a + b) - 2 * (below[starts + counts] - below[starts + 1]))
     return np.maximum(sums[0], 0), np.maximum(sums[1], 0)
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starting regions that are sharp to the pixel: catchment basins of the colour gradient, and how they adjoin.
+"""Starting regions that are sharp to the pixel: catchment basins of the colour gradient, and their borders.
 
-Every pixel flows to the lowest of its 4 neighbours; pixels that end in one minimum are one basin (the watershed by
-steepest descent, Vincent and Soille 1991 in spirit). Borders of basins lie on ridges of the gradient, where edges are.
+Every pixel flows to the lowest of its 4 neighbours; pixels that end in the same minimum are one basin (a watershed by
+steepest descent, after Vincent and Soille, 1991). Borders of basins lie on ridges of the gradient, where edges are.
 """
 
 from __future__ import annotations
@@ -21,9 +21,12 @@ from sohes.labels.view import View
 
 @dataclass(frozen=True, eq=False)
 class Basins:
-    """labels: int64 [H, W] of the view, 0..N-1. means: float32 [N, C] of features. colors: float64 [N, 4], mean Lab and
-    the mean of its squared length. sizes: int64 [N]. edges: int64 [E, 2], each adjacent pair once. borders: float32
-    [E, 2], pixel sides between the two and summed edge strength along them."""
+    """N regions of one view.
+
+    labels: int64 [H, W] of the view, 0..N-1. means: float32 [N, C], mean features. colors: float64 [N, 4], mean Lab and
+    mean squared length of Lab. sizes: int64 [N], in pixels. edges: int64 [E, 2], each adjacent pair once. borders:
+    float32 [E, 2], the number of pixel sides between the two and the sum of edge strength along them.
+    """
 
     labels: Tensor
     means: Tensor
@@ -34,8 +37,11 @@ class Basins:
 
 
 def find_basins(view: View, features: Tensor | None, config: ExploreConfig) -> Basins:
-    """Basins of a view. Their features are those of a ViT, [h, w, C], pooled, of which `color_share` is replaced by
-    their mean colours'; colours alone for None."""
+    """The basins of a view.
+
+    features: of a ViT, float32 [h, w, C], pooled over each basin, of which `color_share` is replaced by features of the
+    mean colour; None: colours only.
+    """
     labels = catchment_basins(color_gradient(view.lab, config.basin_sigma))  # [H, W]
     flat = labels.flatten()
     sizes = torch.bincount(flat)  # [N]
@@ -45,7 +51,7 @@ def find_basins(view: View, features: Tensor | None, config: ExploreConfig) -> B
     parts = []
     if share > 0:
         parts.append(sqrt(share) * _embed_means(colors, config))
-    if share < 1:
+    if features is not None and share < 1:
         pooled = pool_features(flat, sizes, view.patches.flatten(), features.flatten(0, 1))
         parts.append(sqrt(1 - share) * pooled)  # [N, C]
     means = torch.cat(parts, 1)
@@ -55,19 +61,20 @@ def find_basins(view: View, features: Tensor | None, config: ExploreConfig) -> B
 
 
 def by_color(basins: Basins, config: ExploreConfig) -> Basins:
-    """The same basins with their mean colours as their only features."""
+    """The same basins with features of their mean colour only."""
     return replace(basins, means=_embed_means(basins.colors, config))
 
 
 def _embed_means(colors: Tensor, config: ExploreConfig) -> Tensor:
-    """`Basins.colors` as features, float32 [N, 32] of length 1."""
+    """`Basins.colors` -> features, float32 [N, 32] of length 1."""
     return embed_color(colors[:, :3].float(), config)
 
 
 def pool_features(labels: Tensor, sizes: Tensor, patches: Tensor, features: Tensor) -> Tensor:
-    """Mean over the pixels of each region, float32 [N, C], of unit-length features [h*w, C] of their patches.
+    """Mean feature of each region, float32 [N, C]: every pixel has the normalised feature [h*w, C] of its patch.
 
-    labels, patches: int64 [P], of each pixel. Regions of few patches each make this a sparse product.
+    labels, patches: int64 [P], region and patch of each pixel. A region has pixels of few patches, so this is a sparse
+    product.
     """
     num_patches = len(features)
     pairs, counts = torch.unique(labels * num_patches + patches, return_counts=True)
@@ -82,7 +89,7 @@ def pool_features(labels: Tensor, sizes: Tensor, patches: Tensor, features: Tens
 
 
 def color_gradient(lab: Tensor, sigma: float) -> Tensor:
-    """Length of the gradient of lab [3, H, W] after a Gaussian blur, per pixel, float32 [H, W]."""
+    """Gradient magnitude of lab [3, H, W] after a Gaussian blur, float32 [H, W]."""
     blurred = F.pad(blur(lab, sigma)[None], (1, 1, 1, 1), mode="replicate")[0]  # [3, H+2, W+2]
     dx = (blurred[:, 1:-1, 2:] - blurred[:, 1:-1, :-2]) / 2
     dy = (blurred[:, 2:, 1:-1] - blurred[:, :-2, 1:-1]) / 2
@@ -90,7 +97,7 @@ def color_gradient(lab: Tensor, sigma: float) -> Tensor:
 
 
 def blur(values: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of [C, H, W], cut off at 3 sigma, the image's edge repeated beyond it."""
+    """Gaussian blur of [C, H, W], the kernel cut off at 3 sigma, edges repeated."""
     radius = max(1, round(3 * sigma))
     offsets = torch.arange(-radius, radius + 1, dtype=torch.float32, device=values.device)
     kernel = torch.exp(-offsets.square() / (2 * sigma**2))
@@ -104,7 +111,8 @@ def blur(values: Tensor, sigma: float) -> Tensor:
 def catchment_basins(height: Tensor) -> Tensor:
     """Basin of every pixel of height [H, W], int64 [H, W], numbered 0..N-1 in the order of their minima.
 
-    Lower means a smaller height, or of equal heights the smaller flat index: no cycles, and few basins on a plateau.
+    Of equal heights the pixel of smaller flat index is the lower one: this excludes cycles and gives few basins on a
+    plateau.
     """
     rows, columns = height.shape
     index = torch.arange(rows * columns, device=height.device).view(rows, columns)  # [H, W]
@@ -127,9 +135,10 @@ def catchment_basins(height: Tensor) -> Tensor:
 
 
 def region_borders(labels: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
-    """Pairs of regions of labels int64 [H, W] that adjoin, int64 [E, 2], sorted; their borders, float32 [E, 2].
+    """Adjacent pairs of regions, int64 [E, 2], sorted, and their borders, float32 [E, 2] as in `Basins`.
 
-    strength: float32 [H, W]; a pixel side between two regions has the larger strength of its two pixels.
+    labels: int64 [H, W]. strength: edge strength, float32 [H, W]; a pixel side between two regions has the larger one
+    of its two pixels.
     """
     a = torch.cat([labels[:, :-1].flatten(), labels[:-1].flatten()])
     b = torch.cat([labels[:, 1:].flatten(), labels[1:].flatten()])

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sohes.configs.run import ExploreConfig
@@ -44,6 +46,22 @@ def has_allowed_area(
     return (scaled >= smallest) & (scaled <= largest)
 
 
+def geometric_mean(factors: Sequence[np.ndarray], exponents: Sequence[float]) -> np.ndarray:
+    """Weighted geometric mean of factors [R] in 0..1, float64 [R]; factors below 0.001 count as that."""
+    logarithm = sum(e * np.log(np.clip(f, 1e-3, 1)) for e, f in zip(exponents, factors, strict=True))
+    return np.exp(logarithm / sum(exponents))
+
+
+def best_candidates(tree: MergeTree, ids: np.ndarray, scores: np.ndarray, config: ExploreConfig) -> Candidates:
+    """The best of the nodes `ids` [n], ascending, without nested duplicates, at most `num_drawn`.
+
+    scores: float64 [R], of all nodes; of equal ones the lower id is first.
+    """
+    ids = ids[np.argsort(-scores[ids], kind="stable")]
+    kept = drop_nested_duplicates(tree, ids, config.nms_iou, limit=num_drawn(config))
+    return Candidates(tree, torch.from_numpy(kept), torch.from_numpy(scores[kept].astype(np.float32)))
+
+
 def drop_nested_duplicates(tree: MergeTree, ids: np.ndarray, iou: float, limit: int | None = None) -> np.ndarray:
     """The first `limit` of `ids` [n], best first, whose IoU with every better one is at most `iou`.
 
@@ -53,7 +71,7 @@ def drop_nested_duplicates(tree: MergeTree, ids: np.ndarray, iou: float, limit: 
     areas, parents = tree.areas.tolist(), tree.parents.tolist()
     children, num_leaves = tree.merges.tolist(), tree.num_leaves
     dropped = bytearray(tree.num_nodes)
-    kept = []
+    kept: list[int] = []
     for node in ids.tolist():
         if dropped[node]:
             continue

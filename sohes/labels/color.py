@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RGB to CIE Lab, in which equal distances look about equally different."""
+"""RGB to CIE Lab, where the distance of two colours is close to the difference that humans see."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The weight-free descriptor of patches: colour, texture and place, mapped so that the cosine of sums means something.
+"""The descriptor: patch features without weights, from colour, texture and position.
 
-Merging compares the cosine of *summed* features. Raw statistics do badly there: their signs and scales decide. Each
-statistic s is therefore mapped to random Fourier features (Rahimi and Recht, 2007), whose inner product approximates
-the Gaussian kernel exp(-|s - t|^2 / 2 sigma^2). A sum over a region stands for the distribution of s in it, and the
-cosine of two sums for how much two distributions overlap. The frequencies are drawn from a fixed seed.
+Merging compares the cosine of *summed* features, which for raw statistics depends mostly on their signs and scales. So
+each statistic s is mapped to random Fourier features (Rahimi and Recht, 2007), whose inner product approximates the
+Gaussian kernel exp(-|s - t|^2 / 2 sigma^2). A sum over a region then represents the distribution of s in it, and the
+cosine of two sums the overlap of two distributions. The frequencies are drawn from a fixed seed.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from sohes.configs.run import ExploreConfig
 from sohes.labels.view import View
 
 _NUM_ORIENTATIONS = 4
-_COLOR_FREQUENCIES, _TEXTURE_FREQUENCIES, _PLACE_FREQUENCIES = 32, 16, 16
-# Of colours that are compared as they are, not summed up to distributions.
+_COLOR_FREQUENCIES, _TEXTURE_FREQUENCIES, _POSITION_FREQUENCIES = 32, 16, 16
+# For colours that are compared one by one, not summed to distributions.
 _PLAIN_FREQUENCIES = 16
-# Lightness varies more than hue within one surface (shading), so its kernel is wider by this.
+# Within one surface lightness varies more than hue (shading), so its kernel is wider by this factor.
 _LIGHTNESS_WIDTH = 1.5
 
 
 def describe(view: View, config: ExploreConfig) -> Tensor:
-    """Descriptor of each patch, float32 [h, w, C]; a constant image gives features that differ by place only."""
+    """Descriptor of each patch, float32 [h, w, C]; in a constant image features differ by position only."""
     h, w = view.grid
     lab = view.pool(view.lab)  # [h*w, 3]
     color = _embed(lab, _color_widths(config), _COLOR_FREQUENCIES, seed=0)  # [h*w, 64]
@@ -37,8 +37,9 @@ def describe(view: View, config: ExploreConfig) -> Tensor:
     texture = _embed(texture, widths, _TEXTURE_FREQUENCIES, seed=1)  # [h*w, 32]
     features = torch.cat([color, config.texture_weight * texture], 1)  # [h*w, 96]
     features = diffuse(features.T.view(-1, h, w), lab.T.view(-1, h, w), config)  # [96, h, w]
-    place = _embed(_place(view), lab.new_full((2,), config.place_width), _PLACE_FREQUENCIES, seed=2)  # [h*w, 32]
-    return torch.cat([features.flatten(1).T, config.place_weight * place], 1).view(h, w, -1)
+    widths = lab.new_full((2,), config.place_width)
+    position = _embed(_positions(view), widths, _POSITION_FREQUENCIES, seed=2)  # [h*w, 32]
+    return torch.cat([features.flatten(1).T, config.place_weight * position], 1).view(h, w, -1)
 
 
 def orientation_energy(lightness: Tensor) -> Tensor:
@@ -53,9 +54,9 @@ def orientation_energy(lightness: Tensor) -> Tensor:
 
 
 def diffuse(features: Tensor, lab: Tensor, config: ExploreConfig) -> Tensor:
-    """Even features [C, h, w] out inside surfaces but not across edges (Perona and Malik, 1990).
+    """Features [C, h, w] smoothed inside surfaces but not across edges (anisotropic diffusion, Perona and Malik, 1990).
 
-    Neighbours exchange a share exp(-|difference of lab|^2 / diffusion_contrast^2) / 4 of their difference per step.
+    In each step two neighbours exchange exp(-|difference of lab|^2 / diffusion_contrast^2) / 4 of their difference.
     """
     across = _conductance(lab[:, :, 1:] - lab[:, :, :-1], config.diffusion_contrast)  # [h, w-1]
     down = _conductance(lab[:, 1:] - lab[:, :-1], config.diffusion_contrast)  # [h-1, w]
@@ -71,7 +72,7 @@ def diffuse(features: Tensor, lab: Tensor, config: ExploreConfig) -> Tensor:
 
 
 def embed_color(lab: Tensor, config: ExploreConfig) -> Tensor:
-    """Colours float32 [P, 3] in Lab -> [P, 32] of norm 1: the distance of two says whether the colours differ."""
+    """Colours in Lab, float32 [P, 3] -> features [P, 32] of norm 1, whose distance grows with that of the colours."""
     return _embed(lab, _color_widths(config), _PLAIN_FREQUENCIES, seed=0)
 
 
@@ -83,8 +84,8 @@ def _color_widths(config: ExploreConfig) -> Tensor:
     return config.color_width * torch.tensor([_LIGHTNESS_WIDTH, 1.0, 1.0], dtype=torch.float32, device="cpu")
 
 
-def _place(view: View) -> Tensor:
-    """(y, x) of patch centres, in units of the square root of the image's area, float32 [h*w, 2]."""
+def _positions(view: View) -> Tensor:
+    """(y, x) of patch centres, float32 [h*w, 2], in units of the square root of the image's area."""
     h, w = view.grid
     height, width = view.lab.shape[1:]
     unit = (height * width) ** 0.5
@@ -94,7 +95,7 @@ def _place(view: View) -> Tensor:
 
 
 def _embed(values: Tensor, widths: Tensor, num_frequencies: int, seed: int) -> Tensor:
-    """Random Fourier features [P, 2 * num_frequencies], of norm 1, of values [P, S] for kernels of `widths` [S]."""
+    """Random Fourier features of values [P, S], [P, 2 * num_frequencies] of norm 1; `widths` [S] are the kernels'."""
     generator = torch.Generator().manual_seed(seed)
     shape = (len(widths), num_frequencies)
     drawn = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(widths.device)

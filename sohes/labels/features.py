@@ -8,7 +8,7 @@ import json
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import timm
 import torch
@@ -31,22 +31,22 @@ _NOT_OF_TIMM = (
     *(OSError, AssertionError, AttributeError, LookupError, RecursionError, RuntimeError, SafetensorError),
     *(ValueError, pickle.UnpicklingError),
 )
-"""What timm and the readers of files raise for a folder that is not as timm writes it."""
+"""Raised by timm and file readers for a folder that is not in timm's format."""
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class FeatureExtractor(Protocol):
-    """Turns photos into views on a grid of patches, and views into one feature per patch.
+    """Turns photos into views with a grid of patches, and views into one feature per patch.
 
-    device: where networks run, its own and that of a refiner; what it returns is on the CPU.
+    device: where networks run, its own and a refiner's; results are on the CPU.
     """
 
     config: ExploreConfig
     device: torch.device
 
     def view(self, image: Tensor) -> View:
-        """uint8 [3, H, W] -> the photo at working size; aspect ratio kept."""
+        """A photo uint8 [3, H, W] at working size, aspect ratio kept."""
         ...
 
     def __call__(self, views: Sequence[View]) -> list[Tensor]:
@@ -55,12 +55,12 @@ class FeatureExtractor(Protocol):
 
 
 def snap_rounds(config: ExploreConfig) -> int:
-    """Rounds in which pixels choose their patch: none where the regions are basins, which are sharp themselves."""
+    """Rounds of the assignment of pixels to patches; 0 for basins, whose borders are sharp already."""
     return config.snap_rounds if config.start == "patches" else 0
 
 
 class DescriptorExtractor:
-    """The descriptor of `sohes.labels.descriptor`. Photos are shrunk to the working area, never enlarged."""
+    """The descriptor of `sohes.labels.descriptor`. Photos are reduced to the working area, never enlarged."""
 
     def __init__(self, config: ExploreConfig, device: torch.device) -> None:
         self.config, self.device = config, device
@@ -76,19 +76,22 @@ class DescriptorExtractor:
 
 
 class ViTExtractor:
-    """One facet of a ViT's last attention; class and register tokens are dropped. Threads may share it.
+    """One facet of a ViT's last attention, without class and register tokens. Threads may share it.
 
-    vit: a plain ViT, or timm's Eva with rotary positions, as DINOv3 is; positions follow each view's grid. facet: key,
-    query, value (before any norm or rotation), or output (the normalised output of the network). mean, std: of the
-    weights' own preprocessing. Runs on `device` in `config.precision`; features come back to the CPU as float32.
+    vit: a plain ViT, or timm's Eva with rotary positions, such as DINOv3; positions are resampled to each view's grid.
+    The facet of the config is key, query or value (before any norm or rotation), or output (the normalised output of
+    the network). Images are normalised by the weights' own mean and std. Runs on `device` in `config.precision`;
+    features are float32 on the CPU.
     """
 
     def __init__(self, vit: VisionTransformer | Eva, config: ExploreConfig, device: torch.device) -> None:
         self.device = device
         self.dtype = _DTYPES[config.precision]
         self.vit, self.config = vit.eval().requires_grad_(False).to(self.device, self.dtype), config
-        self.patch: int = vit.patch_embed.feat_ratio()
-        settings = vit.pretrained_cfg
+        patch = vit.patch_embed.feat_ratio()
+        assert isinstance(patch, int)
+        self.patch = patch
+        settings = cast("dict[str, Any]", vit.pretrained_cfg)
         self.mean, self.std = (
             torch.tensor(settings.get(name, (0.5, 0.5, 0.5)), dtype=torch.float32, device="cpu")[:, None, None]
             for name in ("mean", "std")
@@ -102,23 +105,23 @@ class ViTExtractor:
             grid = (size[0] // self.patch, size[1] // self.patch)
         else:
             size = fit_area(photo_size, config.side**2, 1, enlarge=False)
-            seen = fit_area(photo_size, config.feature_side**2, self.patch, enlarge=True)
-            grid = (min(seen[0] // self.patch, size[0]), min(seen[1] // self.patch, size[1]))
+            input_size = fit_area(photo_size, config.feature_side**2, self.patch, enlarge=True)
+            grid = (min(input_size[0] // self.patch, size[0]), min(input_size[1] // self.patch, size[1]))
         return make_view(image, size, grid, snap_rounds(config), config.compactness)
 
     def __call__(self, views: Sequence[View]) -> list[Tensor]:
-        """Views of one grid go through the network together."""
+        """Views of equal grid are one batch."""
         features: list[Tensor] = [torch.empty(0, device="cpu")] * len(views)
         for grid in dict.fromkeys(view.grid for view in views):
             group = [i for i, view in enumerate(views) if view.grid == grid]
-            images = torch.stack([(self._seen(views[i]) / 255 - self.mean) / self.std for i in group])  # [B, 3, H, W]
+            images = torch.stack([(self._input(views[i]) / 255 - self.mean) / self.std for i in group])  # [B, 3, H, W]
             tokens = self._forward(images.to(self.device, self.dtype)).float().cpu()  # [B, h*w, C]
             for i, feature in zip(group, tokens, strict=True):
                 features[i] = feature.reshape(*grid, -1)
         return features
 
-    def _seen(self, view: View) -> Tensor:
-        """What the network sees of a view: float32 [3, h*patch, w*patch], 0..255."""
+    def _input(self, view: View) -> Tensor:
+        """A view as the network's input, float32 [3, h*patch, w*patch] in 0..255."""
         size = (view.grid[0] * self.patch, view.grid[1] * self.patch)
         if view.image.shape[1:] == size:
             return view.image.float()
@@ -126,39 +129,43 @@ class ViTExtractor:
 
     @torch.no_grad()
     def _forward(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, h*w, C]."""
+        """Normalised images [B, 3, H, W] -> patch features [B, h*w, C]."""
         prefix = self.vit.num_prefix_tokens
         if self.config.facet == "output":
             return self.vit.forward_features(images)[:, prefix:]
-        # Tokens that enter the last block. Norm and projection act on each token alone, so the others are not needed.
+        # The input of the last block. Its norm and projection act on each token alone, so only patch tokens are needed.
         depth = len(self.vit.blocks)
-        (tokens,) = self.vit.forward_intermediates(
+        intermediates = self.vit.forward_intermediates(
             images, indices=[depth - 2], output_fmt="NLC", stop_early=True, intermediates_only=True
-        )  # [B, h*w, D]
+        )
+        assert isinstance(intermediates, list)
+        (tokens,) = intermediates  # [B, h*w, D]
         last = self.vit.blocks[-1]
+        assert isinstance(last, Block | EvaBlock)  # as _check_facet has seen to
         return _project(last.attn, last.norm1(tokens), self.config.facet)
 
 
 def _project(attention: nn.Module, tokens: Tensor, facet: str) -> Tensor:
-    """What an attention of timm makes of tokens [B, L, D] as its query, key or value, [B, L, C].
+    """Query, key or value of tokens [B, L, D] in an attention of timm, [B, L, C].
 
-    Its three projections are one matrix, whose biases may be kept apart, or three.
+    The attention has three projections, or one joint matrix `qkv`, with joint or separate biases.
     """
-    if attention.qkv is None:
+    qkv = attention.qkv
+    if not isinstance(qkv, nn.Linear):
         return getattr(attention, f"{facet[0]}_proj")(tokens)
-    part = ("query", "key", "value").index(facet)
-    bias = attention.qkv.bias
-    if bias is not None:
-        bias = bias.chunk(3)[part]
+    index = ("query", "key", "value").index(facet)
+    bias = None
+    if qkv.bias is not None:
+        bias = qkv.bias.chunk(3)[index]
     elif getattr(attention, "q_bias", None) is not None:
         bias = getattr(attention, f"{facet[0]}_bias")
-    return F.linear(tokens, attention.qkv.weight.chunk(3)[part], bias)
+    return F.linear(tokens, qkv.weight.chunk(3)[index], bias)
 
 
 def build_extractor(config: ExploreConfig, device: torch.device | None = None) -> FeatureExtractor:
-    """The extractor a config names, weights loaded.
+    """The feature extractor of a config, with its weights loaded.
 
-    device: with its number where it is a GPU. Default: the current GPU if there is one.
+    device: for a GPU with its index. Default: the current GPU if there is one.
 
     Raises:
         WeightsError: weights are missing, do not fit, or cannot be fetched.
@@ -170,30 +177,31 @@ def build_extractor(config: ExploreConfig, device: torch.device | None = None) -
     name = config.features
     fetch = config.weights == "timm"
     folder = packaged_folder(name) or Path(name)
-    with torch.device("cpu"):  # whatever the default of the program around is
-        # What sohes.pretrain writes, or a download of a timm model: settings and weights in one folder.
-        vit = _create_local(folder, fetch) if (folder / "config.json").is_file() else _create_named(name, fetch)
-    _check_kind(vit, config)
+    with torch.device("cpu"):  # the calling program may have set another default device
+        # A folder with settings and weights, from sohes.pretrain or a download of a timm model, or a name of timm.
+        network = _create_local(folder, fetch) if (folder / "config.json").is_file() else _create_named(name, fetch)
+    vit = _check_facet(network, config)
     if config.weights not in ("timm", "random"):
         load_vit_weights(vit, Path(config.weights))
     return ViTExtractor(vit, config, device)
 
 
-def _check_kind(vit: nn.Module, config: ExploreConfig) -> None:
-    """Raises ConfigError for a network that has no such facet."""
+def _check_facet(vit: nn.Module, config: ExploreConfig) -> VisionTransformer | Eva:
+    """The same network. Raises ConfigError if it is no ViT, or does not have the facet of the config."""
     name = config.features
     if not isinstance(vit, VisionTransformer | Eva):
         raise ConfigError(f"features {name!r} is a {type(vit).__name__}, expected a plain VisionTransformer or an Eva")
-    # Blocks of other kinds norm after attention, or have several attentions at once.
+    # Other kinds of blocks normalize after attention, or have several attentions in parallel.
     if config.facet != "output" and (len(vit.blocks) < 2 or type(vit.blocks[-1]) not in (Block, EvaBlock)):
         raise ConfigError(
             f"features {name!r} has {len(vit.blocks)} blocks of kind {type(vit.blocks[-1]).__name__}, of which facet "
-            f"{config.facet!r} cannot be had: expected at least two of kind Block or EvaBlock, or facet 'output'"
+            f"{config.facet!r} cannot be taken: expected at least two of kind Block or EvaBlock, or facet 'output'"
         )
+    return vit
 
 
 def _create_local(folder: Path, fetch: bool) -> nn.Module:
-    """The network of a folder in timm's form. Raises as `build_extractor`."""
+    """The network of a folder in timm's format. Raises as `build_extractor`."""
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         architecture = settings.get("architecture") if isinstance(settings, dict) else None
@@ -202,8 +210,8 @@ def _create_local(folder: Path, fetch: bool) -> nn.Module:
         return timm.create_model(f"local-dir:{folder}", pretrained=fetch, num_classes=0, dynamic_img_size=True)
     except WeightsError:
         raise
-    except TypeError as error:  # networks of other kinds do not know `dynamic_img_size`
-        reason = f"{architecture!r} is no ViT for images of any size, or does not know its settings ({error})"
+    except TypeError as error:  # other kinds of networks have no argument `dynamic_img_size`
+        reason = f"{architecture!r} is no ViT for images of any size, or has unknown settings ({error})"
         raise ConfigError(f"features: {folder}: {reason}") from error
     except _NOT_OF_TIMM as error:
         reason = " ".join(str(error).split())
@@ -218,15 +226,15 @@ def _create_named(name: str, fetch: bool) -> nn.Module:
             f"features {name!r}: expected 'descriptor', {', '.join(map(repr, packaged_names()))}, a folder with a timm "
             f"model, or a ViT of timm (vit_*); near: {near or 'none'}"
         )
-    if fetch and not timm.models.is_model_pretrained(name):  # timm itself would go on with random weights
+    if fetch and not timm.models.is_model_pretrained(name):  # timm itself would continue with random weights
         known = ", ".join(timm.list_pretrained(name.split(".")[0] + ".*"))
         raise WeightsError(
-            f"timm publishes no weights of {name!r}, but of: {known or 'none of that architecture'}; set weights to a "
+            f"timm has no weights for {name!r}, only for: {known or 'none of that architecture'}; set weights to a "
             "local file, or to 'random' for untrained features"
         )
     try:
         return timm.create_model(name, pretrained=fetch, num_classes=0, dynamic_img_size=True)
-    except TypeError as error:  # relative positions, for instance, are made for one size
+    except TypeError as error:  # for instance with relative positions, which are for one size
         raise ConfigError(f"features {name!r} cannot take images of any size: {error}") from error
     except (OSError, HfHubHTTPError) as error:
         raise WeightsError(

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known about every node of a merge tree without drawing a mask: size, border length, contrast, life.
+"""Statistics of every node of a merge tree of patches, without drawing masks: size, border, contrast, separation.
 
-In the depth-first layout of the tree a node is one interval of leaves, so sums over it are differences of running
-sums. The border of a node consists of the edges between neighbouring patches with one end inside: all edge ends inside
-minus twice the edges with both ends inside, and the latter are those whose lowest common ancestor lies below the node.
+In the depth-first layout of the tree a node is one interval of leaves, so a sum over it is a difference of two running
+sums. The border of a node are the edges between neighbouring patches with one end inside: all edge ends inside minus
+twice the edges with both ends inside. The latter are the edges whose lowest common ancestor is the node or lies below.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from sohes.ops.reference.merge_regions import grid_edges
 class NodeStatistics:
     """One value per node; float64 [R] unless said otherwise.
 
-    counts: patches, int64. border: edges to patches outside (the image's own border does not count).
-    contrast: mean edge strength along the border, 0 without one. separation: 1 - similarity with the sibling at the
-    merge that ended the node, in 0..1; 1 for the root.
+    counts: number of patches, int64. border: number of edges to patches outside (the border of the image does not
+    count). contrast: mean edge strength along the border, 0 without one. separation: 1 - similarity to the sibling it
+    was merged with, in 0..1; 1 for the root.
     """
 
     counts: np.ndarray
@@ -41,6 +41,8 @@ def node_statistics(tree: MergeTree, colors: Tensor, softness: float) -> NodeSta
         softness: Lab difference d at which an edge has half its full strength d / (d + softness).
     """
     starts, counts, order = (array.numpy() for array in tree.intervals)
+    if tree.grid is None:
+        raise ValueError("node_statistics: expected a merge tree of a grid of patches")
     a, b = grid_edges(*tree.grid).T  # [E], [E]
     color = colors.double().cpu().numpy()
     difference = np.sqrt(((color[a] - color[b]) ** 2).sum(1))  # [E]
@@ -51,24 +53,24 @@ def node_statistics(tree: MergeTree, colors: Tensor, softness: float) -> NodeSta
         ends = np.bincount(a, weights, tree.num_leaves) + np.bincount(b, weights, tree.num_leaves)  # [N]
         ends = np.concatenate([[0.0], np.cumsum(ends[order])])  # [N + 1]
         inside = np.concatenate([[0.0], np.cumsum(np.bincount(joined_at, weights, tree.num_leaves))])  # [N + 1]
-        # A node's own separators lie strictly after its first position.
+        # The separators of a node's merges lie strictly after its first position.
         return ends[starts + counts] - ends[starts] - 2 * (inside[starts + counts] - inside[starts + 1])
 
     border = along_border(np.ones(len(a)))
     contrast = np.where(border > 0.5, along_border(strength) / np.maximum(border, 1), 0.0).clip(0, 1)
     separation = np.ones(tree.num_nodes)
     parents = tree.parents.numpy()
-    swallowed = parents >= 0
+    has_parent = parents >= 0
     similarity = tree.similarity.double().numpy()
-    separation[swallowed] = (1 - similarity[parents[swallowed] - tree.num_leaves]).clip(0, 1)
+    separation[has_parent] = (1 - similarity[parents[has_parent] - tree.num_leaves]).clip(0, 1)
     return NodeStatistics(counts, border, contrast, separation)
 
 
 def _separator_of_ancestor(tree: MergeTree, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """For leaves a, b [E] the position [E] that separates the two children of their lowest common ancestor.
+    """The position [E] that separates the two children of the lowest common ancestor of leaves a and b, [E] each.
 
-    Every merge separates one pair of neighbouring positions; a later merge has a higher id, so the ancestor of two
-    leaves is the highest id among the separators between them: a range maximum, answered from a sparse table.
+    Every merge separates one pair of neighbouring positions, and a later merge has a higher id. So the lowest common
+    ancestor of two leaves is the highest id among the separators between them: a range maximum, from a sparse table.
     """
     starts, _, order = (array.numpy() for array in tree.intervals)
     separator = starts[tree.merges.numpy()].max(1)  # [M]: where the right child of each merge begins

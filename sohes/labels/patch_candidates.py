@@ -6,10 +6,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from sohes.configs.run import ExploreConfig
-from sohes.labels.candidates import Candidates, drop_nested_duplicates, has_allowed_area, num_drawn
+from sohes.labels.candidates import Candidates, best_candidates, geometric_mean, has_allowed_area
 from sohes.labels.node_statistics import NodeStatistics, node_statistics
 from sohes.labels.view import View
 from sohes.ops.merge_tree import MergeTree
@@ -34,9 +33,7 @@ def find_patch_candidates(tree: MergeTree, view: View, config: ExploreConfig) ->
         ids = tree.candidates(cut_thresholds(tree, config)).numpy()
     ids = ids[has_allowed_area(areas[ids], size, view.photo_size, config)]
     scores = node_scores(node_statistics(tree, view.pool(view.lab), _EDGE_SOFTNESS), areas / (size[0] * size[1]))
-    ids = ids[np.argsort(-scores[ids], kind="stable")]
-    kept = drop_nested_duplicates(tree, ids, config.nms_iou, limit=num_drawn(config))
-    return Candidates(tree, torch.from_numpy(kept), torch.from_numpy(scores[kept].astype(np.float32)))
+    return best_candidates(tree, ids, scores, config)
 
 
 def cut_thresholds(tree: MergeTree, config: ExploreConfig) -> list[float]:
@@ -63,5 +60,4 @@ def node_scores(statistics: NodeStatistics, share: np.ndarray) -> np.ndarray:
     """
     roundness = (4 * statistics.counts / np.maximum(statistics.border, 4) ** 2).clip(0, 1)
     factors = (statistics.contrast, statistics.separation, share, roundness)
-    logarithm = sum(e * np.log(np.clip(f, 1e-3, 1)) for e, f in zip(_EXPONENTS, factors, strict=True))
-    return np.exp(logarithm / sum(_EXPONENTS))
+    return geometric_mean(factors, _EXPONENTS)

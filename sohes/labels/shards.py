@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Label files: COCO shards written whole or not at all, and the manifest that accounts for every image.
+"""Label files: shards of COCO JSON, written atomically, and the manifest with one row for every image.
 
-A shard carries in its first line all that a later run needs to know: which settings and images it was made from, and
-the manifest rows of its images. The manifest is put together from there, by whichever process finds every shard done,
-so no kill can make the two disagree and no process has to ask another.
+The first line of a shard holds the settings and images it was made from and the manifest rows of its images. The
+process that finds every shard finished writes the manifest from these rows. So the two agree even after a kill, and
+processes need no communication.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from sohes.labels.refine import USES_HUMAN_LABELS
 from sohes.utils.errors import SohesError
 from sohes.utils.files import remove_left_over, whole_file
 
-# To be raised whenever the same settings give other labels.
+# Raised with every change that gives other labels for the same settings.
 LABELS_VERSION = 5
 
-# Settings that change how labels are made, not what they are.
-_OF_THE_RUN = ("max_failures", "num_workers", "patience")
+# Settings that do not change the labels.
+_RUN_SETTINGS = ("max_failures", "num_workers", "patience")
 
 Row = dict[str, Any]
 
 
 class LabelsError(SohesError, ValueError):
-    """Labels on disk that cannot be continued; the message says what to do."""
+    """Labels on disk that a run cannot continue; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class LabelledFile:
-    """What became of one image: its manifest row, its COCO records when it has labels, and the seconds per stage."""
+    """Result of one image: its manifest row, its COCO records if it has labels, and the seconds per stage."""
 
     row: Row
     image: dict[str, Any] | None = None
@@ -47,15 +47,15 @@ class LabelledFile:
 
 
 class Shards:
-    """The shards of a list of images in one folder: which images each holds, and which are finished.
+    """The label shards of a list of images in one folder: which images each has, and which are finished.
 
-    A shard depends on the images and the settings alone: not on who makes it, nor on how many others do.
+    The content of a shard depends only on its images and the settings, not on the number of processes.
     """
 
     def __init__(self, folder: Path, images: ImageList, config: ExploreConfig) -> None:
         self.folder, self._images, self._config = folder, images, config
         self._settings = configuration.to_dict(config)
-        for name in _OF_THE_RUN:
+        for name in _RUN_SETTINGS:
             del self._settings[name]
 
     def __len__(self) -> int:
@@ -69,25 +69,26 @@ class Shards:
         return self.folder / f"shard-{index:05d}.json"
 
     def places(self, index: int) -> range:
-        """The places of a shard's images in the list."""
+        """Indices of a shard's images in the list."""
         start = index * self._config.shard_size
         return range(start, min(start + self._config.shard_size, len(self._images)))
 
     def digest(self, index: int) -> str:
-        """Of everything the labels of a shard depend on besides the pixels: settings, version, names of its images."""
+        """Hash of all that the labels of a shard depend on except pixels: settings, version, names of its images."""
         names = [self._images.names[place] for place in self.places(index)]
         text = json.dumps([LABELS_VERSION, self._settings, names], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def prepare(self, mine: Sequence[int], alone: bool, everything: bool) -> None:
-        """Make the folder, and remove what a kill left of the shards that are `mine`; with `everything`, all labels.
+        """Make the folder, and remove temporary files that a killed run left of the shards `mine`.
 
-        alone: there are no other processes; else nothing is removed that one of them may be writing.
+        alone: there are no other processes; otherwise files that another process may be writing are kept.
+        everything: remove all labels.
 
         Raises LabelsError when the folder has more shards than the images give.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        if alone:  # else whoever finds the last shard done may be writing the manifest
+        if alone:  # else another process may be writing the manifest
             remove_left_over(self.manifest)
         if everything:
             for path in [*self.folder.glob("shard-*.json"), self.manifest]:
@@ -98,9 +99,9 @@ class Shards:
             raise _made_differently(path)
 
     def read(self, index: int) -> list[Row] | None:
-        """The manifest rows of a finished shard, None where it has yet to be made.
+        """The manifest rows of a finished shard, None if it is not finished.
 
-        Raises LabelsError when it was made under other settings or from other images.
+        Raises LabelsError when it was made with other settings or from other images.
         """
         info = read_shard_info(self.path(index))
         if info is None:
@@ -110,7 +111,7 @@ class Shards:
         return info["manifest"]
 
     def write(self, index: int, files: Sequence[LabelledFile]) -> None:
-        """Write one shard, whole or not at all: the labels of its images, in their order."""
+        """Write one shard atomically: the labels of its images, in their order."""
         images = [file.image for file in files if file.image is not None]
         annotations = [annotation for file in files for annotation in file.annotations]
         info = {
@@ -124,11 +125,11 @@ class Shards:
         write_coco(self.path(index), images, annotations, info)
 
     def missing(self) -> list[int]:
-        """Shards that have yet to be made."""
+        """Indices of the shards that are not finished."""
         return [index for index in range(len(self)) if not self.path(index).exists()]
 
     def rows(self) -> Iterator[Row]:
-        """The manifest rows of all shards, one shard in memory at a time. Raises LabelsError where one is missing."""
+        """The manifest rows of all shards, one shard in memory at a time. Raises LabelsError if one is missing."""
         for index in range(len(self)):
             rows = self.read(index)
             if rows is None:
@@ -136,13 +137,13 @@ class Shards:
             yield from rows
 
     def write_manifest(self) -> None:
-        """Write the manifest from the shards, all of which are there: one JSON object a line, whole or not at all."""
+        """Write the manifest from the finished shards atomically, one JSON object per line."""
         with whole_file(self.manifest, encoding="ascii") as file:
             file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in self.rows())
 
 
 def read_shard_info(path: Path) -> dict[str, Any] | None:
-    """The `info` of a shard, None where there is no shard. Raises LabelsError for a file that is none of ours."""
+    """The `info` of a shard, None if there is no file. Raises LabelsError for any other file."""
     try:
         with open(path, encoding="ascii") as file:
             first = file.readline()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A photo as clustering sees it: resized, in Lab, every pixel assigned to one patch of a grid.
+"""The view of a photo that is clustered: resized, in Lab, every pixel assigned to one patch of a grid.
 
-The assignment is what makes masks sharp. A square patch that straddles an edge gives its pixels to the neighbours
-they resemble: a few rounds of k-means in (L, a, b, y, x) in which a pixel may choose among the 3x3 patches around its
-own (the local search of SLIC, Achanta et al. 2012). It is done once per photo, whatever the number of masks.
+The assignment makes masks of patches sharp: a square patch across an edge gives its pixels to the neighbours they
+resemble. It is a few rounds of k-means in (L, a, b, y, x) in which a pixel may choose among the 3x3 patches around its
+own (the local search of SLIC, Achanta et al. 2012), done once per photo.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class View:
     """One photo at working size.
 
     image: uint8 [3, H, W]. lab: float32 [3, H, W]. grid: (h, w) patches. patches: int64 [H, W], the patch y*w + x that
-    each pixel belongs to; every patch has a pixel. photo_size: (H, W) of the photo before the resize.
+    each pixel belongs to; no patch is empty. photo_size: (H, W) of the photo before the resize.
     """
 
     image: Tensor
@@ -34,7 +34,7 @@ class View:
 
     @property
     def patch_sizes(self) -> Tensor:
-        """int64 [h*w]: pixels of each patch."""
+        """Number of pixels of each patch, int64 [h*w]."""
         return torch.bincount(self.patches.flatten(), minlength=self.grid[0] * self.grid[1])
 
     def pool(self, values: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class View:
         return (sums / self.patch_sizes).T.contiguous()
 
     def at_photo_size(self, labels: Tensor) -> Tensor:
-        """Labels [H, W] of the view's pixels at the photo's own size: each pixel takes the nearest one by centres."""
+        """Labels [H, W] of the view's pixels -> at the size of the photo, by nearest neighbour."""
         height, width = self.photo_size
         if labels.shape == self.photo_size:
             return labels
@@ -54,14 +54,14 @@ class View:
 
 
 def make_view(image: Tensor, size: tuple[int, int], grid: tuple[int, int], rounds: int, compactness: float) -> View:
-    """Resize a photo and assign its pixels to patches.
+    """The view of a photo: resized, its pixels assigned to patches.
 
     Args:
         image: uint8 [3, H, W].
-        size: (H, W) in pixels to work at.
-        grid: (h, w) patches, neither more than the size's.
-        rounds: of the assignment; 0 leaves patches rectangular.
-        compactness: distance in Lab that counts as much as one patch side; larger keeps patches squarer.
+        size: (H, W) of the view in pixels.
+        grid: (h, w) in patches, at most `size`.
+        rounds: of the assignment; 0 keeps patches rectangular.
+        compactness: distance in Lab that counts as much as one patch side; a larger one keeps patches more square.
     """
     photo_size = (image.shape[1], image.shape[2])
     if photo_size != size:
@@ -72,7 +72,7 @@ def make_view(image: Tensor, size: tuple[int, int], grid: tuple[int, int], round
 
 
 def fit_area(size: tuple[int, int], area: float, multiple: int, enlarge: bool) -> tuple[int, int]:
-    """(H, W) resized to about `area` pixels, aspect ratio kept, each side a multiple of `multiple` and at least that.
+    """(H, W) scaled to about `area` pixels, aspect ratio kept, each side a multiple (at least 1) of `multiple`.
 
     Without `enlarge` a smaller size is only rounded.
     """
@@ -84,7 +84,7 @@ def fit_area(size: tuple[int, int], area: float, multiple: int, enlarge: bool) -
 
 
 def assign_pixels(lab: Tensor, grid: tuple[int, int], rounds: int, compactness: float) -> Tensor:
-    """Patch of each pixel, int64 [H, W]; see the module's text. The middle pixel of a square stays in its square."""
+    """Patch of each pixel, int64 [H, W], see the module's docstring. The middle pixel of a square keeps its patch."""
     _, height, width = lab.shape
     h, w = grid
     y = (torch.arange(height, dtype=torch.float32, device=lab.device) + 0.5) * (h / height)  # [H], in patches
@@ -95,7 +95,7 @@ def assign_pixels(lab: Tensor, grid: tuple[int, int], rounds: int, compactness: 
         return square
     place = torch.stack([y[:, None].expand(height, width), x[None, :].expand(height, width)])  # [2, H, W]
     points = torch.cat([lab, compactness * place]).flatten(1)  # [5, H*W]
-    shifts = [(dy, dx) for dy in (0, -1, 1) for dx in (0, -1, 1)]  # the own square first: it wins ties
+    shifts = [(dy, dx) for dy in (0, -1, 1) for dx in (0, -1, 1)]  # the own square first, so that it wins ties
     choices = [
         ((row + dy).clamp(0, h - 1)[:, None] * w + (column + dx).clamp(0, w - 1)[None, :]).flatten()
         for dy, dx in shifts

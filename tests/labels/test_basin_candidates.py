@@ -159,7 +159,7 @@ def test_colors_share_the_features_of_basins_with_a_network(two_discs, share):
 
 
 def test_trees_of_colors_stand_beside_that_of_a_network(two_discs):
-    """Features that know nothing of the discs: the colours' trees still find them."""
+    """With features that do not separate the discs, the trees of colours still find them."""
     image, outer, inner = two_discs
     config = ExploreConfig(features="a ViT", color_trees=True, max_masks=20)
     view = build_extractor(ExploreConfig()).view(image)

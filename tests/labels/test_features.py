@@ -33,7 +33,7 @@ def test_descriptor_of_any_size(size):
     assert view.patches.max() == view.grid[0] * view.grid[1] - 1
 
 
-def test_descriptor_tells_surfaces_apart(two_discs):
+def test_descriptor_separates_surfaces(two_discs):
     image, outer, inner = two_discs
     extractor = build_extractor(ExploreConfig(place_weight=0.0, start="patches"))
     view = extractor.view(image)
@@ -63,8 +63,8 @@ def test_vit_keeps_the_aspect_ratio_and_drops_prefix_tokens(facet):
         torch.testing.assert_close(extractor([view])[0], features, rtol=1e-3, atol=1e-4)
 
 
-def test_the_packaged_backbone_tells_surfaces_apart(two_discs):
-    """Without a network or any file of the user's."""
+def test_the_packaged_backbone_separates_surfaces(two_discs):
+    """Without internet or a file of the user."""
     assert packaged_names() == ["sohes-micro"]
     image, outer, inner = two_discs
     config = ExploreConfig(features="sohes-micro", facet="output", side=192, feature_side=96, start="patches")
@@ -165,8 +165,8 @@ def test_no_network_gives_one_clear_error(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", ["vit_small_patch16_18x2_224", "vit_tiny_patch16_224.dinosaur"])
 def test_weights_that_nobody_published(name):
-    """Of the first timm knows the architecture only, and would go on with random weights."""
-    with pytest.raises(WeightsError, match=rf"^timm publishes no weights of '{name}', but of: "):
+    """timm has the architecture of the first only, and would continue with random weights."""
+    with pytest.raises(WeightsError, match=rf"^timm has no weights for '{name}', only for: "):
         build_extractor(ExploreConfig(features=name))
 
 
@@ -231,7 +231,7 @@ def test_families_of_vits(name, shallow, monkeypatch):
 
 def test_facets_of_unusual_blocks(shallow):
     name = "vit_pwee_patch16_reg1_gap_256"
-    with pytest.raises(ConfigError, match=r"of kind ParallelScalingBlock, of which facet 'key' cannot be had"):
+    with pytest.raises(ConfigError, match=r"of kind ParallelScalingBlock, of which facet 'key' cannot be taken"):
         build_extractor(ExploreConfig(features=name, weights="random"))
     extractor = build_extractor(ExploreConfig(features=name, weights="random", facet="output", side=32))
     assert extractor([extractor.view(torch.zeros(3, 9, 9, dtype=torch.uint8))])[0].shape == (2, 2, 256)
@@ -293,7 +293,7 @@ def test_a_folder_with_another_network(tmp_path, name, weights):
         ('{"architecture": 3}', "names no architecture of timm"),
         ('{"architecture": "vit_of_tomorrow"}', "names no architecture of timm"),
         ('{"model": {}, "infer": {}}', "names no architecture of timm"),  # a model of sohes
-        ('{"architecture": "vit_tiny_patch16_224", "model_args": {"depth_": 2}}', "does not know its settings"),
+        ('{"architecture": "vit_tiny_patch16_224", "model_args": {"depth_": 2}}', "has unknown settings"),
         ('{"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {}}', "holds no timm model"),  # and no weights
     ],
 )

@@ -15,7 +15,7 @@ def test_crops_surround_small_candidates_only(two_discs):
     image, outer, inner = two_discs
     masks = PackedMasks.from_dense(torch.stack([outer, inner, torch.ones_like(outer), inner]))
     crops = make_crops(image, masks, ExploreConfig(theta_small=0.2, local_side=64))
-    assert [crop.index for crop in crops] == [1]  # the whole is large, the last lies in a crop that is there
+    assert [crop.index for crop in crops] == [1]  # the whole is large, the last lies in an earlier crop
     y0, x0, y1, x1 = crops[0].box
     rows, columns = inner.any(1).nonzero()[:, 0], inner.any(0).nonzero()[:, 0]
     assert (y0 < rows.min(), x0 < columns.min(), y1 > rows.max() + 1, x1 > columns.max() + 1) == (True,) * 4
@@ -30,7 +30,7 @@ def test_masks_of_a_crop_are_placed_and_filtered(two_discs):
     (crop,) = make_crops(image, masks, config)
     y0, x0, y1, x1 = crop.box
 
-    def cluster(images, inner_config):
+    def find_masks(images, inner_config):
         assert inner_config.max_masks == config.local_masks
         size = (images[0].shape[1], images[0].shape[2])
         upper = inner.clone()
@@ -38,15 +38,15 @@ def test_masks_of_a_crop_are_placed_and_filtered(two_discs):
         local = PackedMasks.from_dense(torch.stack([upper, ~inner])[:, y0:y1, x0:x1]).resize(size)
         return [(local, torch.tensor([0.8, 0.9]))]
 
-    ((joined, joined_scores),) = recluster_small_masks([image], [(masks, scores)], cluster, config)
-    # What lies outside of the candidate is gone; it was the best of the crop, and would have scored 0.5.
+    ((joined, joined_scores),) = recluster_small_masks([image], [(masks, scores)], find_masks, config)
+    # The best mask of the crop lies outside of the small mask and is dropped; it would have scored 0.5.
     torch.testing.assert_close(joined_scores, torch.tensor([0.5, 0.5 * 0.8 / 0.9]))
     upper = inner.clone()
     upper[32:] = False
     assert mask_iou(joined[1:], PackedMasks.from_dense(upper[None])) > 0.9
 
 
-def test_crops_of_several_photos_are_clustered_together(two_discs):
+def test_crops_of_several_photos_are_one_call(two_discs):
     image, outer, inner = two_discs
     config = ExploreConfig(theta_small=0.2, local_side=64)
     whole = torch.ones_like(outer)
@@ -59,21 +59,21 @@ def test_crops_of_several_photos_are_clustered_together(two_discs):
     assert numbers == [1, 0, 1]
     calls = []
 
-    def cluster(images, _):
+    def find_masks(images, _):
         calls.append(len(images))
         return [
             (PackedMasks.from_dense(torch.ones(1, *crop.shape[1:], dtype=torch.bool)), torch.tensor([0.25 * (i + 1)]))
             for i, crop in enumerate(images)
         ]
 
-    joined = recluster_small_masks(photos, found, cluster, replace(config, local_cover=0.0))
+    joined = recluster_small_masks(photos, found, find_masks, replace(config, local_cover=0.0))
     assert calls == [sum(numbers)]
     assert [len(masks) for masks, _ in joined] == [3, 1, 3]
     torch.testing.assert_close(joined[0][1], torch.tensor([0.5, 0.25, 0.25]))
     torch.testing.assert_close(joined[2][1], torch.tensor([0.5, 0.25, 0.25]))
 
 
-def test_a_closer_look_finds_parts_that_are_too_small_without(two_discs):
+def test_reclustering_finds_parts_that_are_too_small_without(two_discs):
     image = torch.full((3, 480, 480), 120, dtype=torch.uint8)
     image[0, 200:230, 200:240] = 220
     image[2, 210:217, 210:218] = 250  # 56 pixels, less than min_area

@@ -35,7 +35,7 @@ def test_blocks_become_discs_again(two_discs, refiner):
     assert after.min() > 0.9
     assert (after > before).all()
     single, _ = refine_masks(rough[:1], view, config)
-    assert torch.equal(single.words, refined.words[:1])  # a mask does not depend on those beside it
+    assert torch.equal(single.words, refined.words[:1])  # a mask does not depend on the others
     assert len(refine_masks(rough[:0], view, config)[0]) == 0
 
 
@@ -94,7 +94,7 @@ def photo(two_discs, tmp_path):
     return tmp_path / "photos"
 
 
-def test_missing_plug_in_is_told_before_anything_is_written(photo, tmp_path, monkeypatch):
+def test_a_missing_plug_in_is_an_error_before_anything_is_written(photo, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "segmentation_refinement", None)
     refine.load_cascadepsp.cache_clear()
     with pytest.raises(RefinerMissing, match="needs the package segmentation-refinement"):
