@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network, its weights on disk, and inference."""
+"""The model, its weights on disk, and inference."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which query is an ancestor of which. [paper: that it exists; form ours]"""
+"""A head that predicts which query is an ancestor of which. [existence: paper; form: ours]"""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 
 class AncestorHead(nn.Module):
-    """`logit[i, j] = <A q_i, D q_j> / sqrt(d) + b`: two projections, so that the relation has a direction."""
+    """`logit[i, j] = <A q_i, D q_j> / sqrt(d) + b`: two projections, since the relation is not symmetric."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.ancestor = nn.Linear(dim, dim, bias=False)
         self.descendant = nn.Linear(dim, dim, bias=False)
-        self.bias = nn.Parameter(torch.zeros(1))  # not a scalar: FSDP cannot part those
+        self.bias = nn.Parameter(torch.zeros(1))  # not a scalar: FSDP cannot shard those
 
     def forward(self, queries: Tensor) -> Tensor:
         """queries [..., Q, C] -> logits [..., Q, Q]; [i, j]: i is an ancestor of j."""

@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Backbones by timm name: a plain ViT inside a ViT-Adapter, or a hierarchical network as it is."""
+"""Backbones by timm name: a plain ViT inside a ViT-Adapter, or a hierarchical network."""
 
 from __future__ import annotations
 
 import difflib
 from pathlib import Path
+from typing import cast
 
 import timm
 from timm.models import eva
+from timm.models._features import FeatureInfo
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
+from sohes.configs.model import ModelConfig
 from sohes.configs.packaged import PACKAGED
-from sohes.configs.run import ModelConfig
 from sohes.models.vit_adapter import ViTAdapter
 from sohes.models.vit_weights import read_vit_state
 from sohes.models.weights import WEIGHTS_FILE, WeightsError, load_strictly
@@ -21,45 +23,46 @@ STRIDES = (2, 4, 8, 16, 32)
 
 
 def packaged_names() -> list[str]:
-    """Backbones that need no download: the folders of `PACKAGED` that timm can read."""
+    """Names of the backbones in the package, which need no download."""
     return sorted(path.parent.name for path in PACKAGED.glob("*/config.json"))
 
 
 def packaged_folder(name: str) -> Path | None:
-    """The folder of a backbone in the package, or None if there is none of that name."""
+    """The folder of a backbone in the package, or None if there is no such backbone."""
     return PACKAGED / name if name in packaged_names() else None
 
 
 class HierarchicalBackbone(nn.Module):
-    """A timm `features_only` network whose last maps have strides 4, 8, 16, 32, and 2 before them where it has one."""
+    """A timm `features_only` network with maps of strides 4, 8, 16, 32, and possibly 2."""
 
     def __init__(self, network: nn.Module, name: str) -> None:
         super().__init__()
-        reductions = network.feature_info.reduction()
+        info = cast(FeatureInfo, network.feature_info)  # torch types attributes of modules as Tensor | Module
+        reductions = info.reduction()
         if tuple(reductions) not in (STRIDES, STRIDES[1:]):
-            raise ValueError(f"backbone {name!r} gives strides {reductions}, expected [(2,) 4, 8, 16, 32]")
+            raise ValueError(f"backbone {name!r} has strides {reductions}, expected [(2,) 4, 8, 16, 32]")
         self.network = network
-        self.channels: list[int] = network.feature_info.channels()
+        self.channels: list[int] = info.channels()
 
     def forward(self, images: Tensor, valid: Tensor | None = None) -> list[Tensor]:
-        """images [B, 3, H, W] -> four or five maps [B, C, h, w]. Convolutions have no use for `valid`."""
+        """images [B, 3, H, W] -> four or five maps [B, C, h, w]. `valid` is not used."""
         return self.network(images)
 
 
 def load_vit_weights(vit: VisionTransformer | eva.Eva, path: Path) -> None:
     """Load weights of timm, DINO, DINOv2, DINOv3 or MAE from a local file; see `sohes.models.vit_weights`.
 
-    Positions are resampled to the ViT's own grid, and patches to its size; classifier heads are ignored.
+    Position embeddings are resampled to the ViT's grid, patch embeddings to its patch size. Classifier heads are
+    ignored.
 
     Raises:
-        WeightsError: the file is absent, not readable, or its keys do not fit.
+        WeightsError: the file is missing or unreadable, or its keys do not fit.
     """
     state = read_vit_state(path)
-    translate = eva.checkpoint_filter_fn if isinstance(vit, eva.Eva) else checkpoint_filter_fn
     try:
-        state = translate(state, vit)
+        state = eva.checkpoint_filter_fn(state, vit) if isinstance(vit, eva.Eva) else checkpoint_filter_fn(state, vit)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        # timm resamples as it goes, and trips over tensors of other shapes
+        # timm resamples while it renames, and fails for tensors of other shapes.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise WeightsError(f"weights in {path} do not fit a {type(vit).__name__}: {reason}") from error
     state = {key: value for key, value in state.items() if not key.startswith(("head.", "fc_norm."))}
@@ -67,28 +70,28 @@ def load_vit_weights(vit: VisionTransformer | eva.Eva, path: Path) -> None:
 
 
 def create_timm_model(config: ModelConfig, **kwargs: object) -> nn.Module:
-    """`timm.create_model` with the config's kwargs; published weights when `backbone_weights` is "timm"."""
+    """`timm.create_model` with the config's kwargs, and published weights if `backbone_weights` is "timm"."""
     pretrained = config.backbone_weights == "timm"
     try:
         return timm.create_model(config.backbone, pretrained=pretrained, **{**kwargs, **config.backbone_kwargs})
     except OSError as error:
         raise WeightsError(
-            f"could not fetch weights of {config.backbone!r} ({type(error).__name__}); without a network give a "
-            "local file as backbone_weights"
+            f"could not download weights of {config.backbone!r} ({type(error).__name__}); without network access, set "
+            "backbone_weights to a local file"
         ) from error
 
 
 def build_backbone(config: ModelConfig) -> ViTAdapter | HierarchicalBackbone:
-    """The backbone a config names: module with `channels` (of each map) and `forward(images, valid) -> maps`.
+    """The backbone of a config: a module with `channels`, one per map, and `forward(images, valid) -> maps`.
 
     Raises:
-        WeightsError: weights were asked for and cannot be had.
-        ValueError: the network is neither a plain ViT nor has strides (2,) 4, 8, 16, 32.
+        WeightsError: the weights of the config are not available.
+        ValueError: the network is neither a plain ViT nor one with strides (2,) 4, 8, 16, 32.
     """
     architecture = config.backbone.split(".")[0]
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
-        raise ValueError(f"timm knows no backbone {config.backbone!r}; near: {', '.join(near) or 'none'}")
+        raise ValueError(f"timm has no model {config.backbone!r}; similar names: {', '.join(near) or 'none'}")
     local = None
     if config.backbone_weights not in ("", "timm"):
         packaged = packaged_folder(config.backbone_weights)

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A ViT with the heads of self-distillation: one for the class token, one for patches."""
+"""A ViT with heads for self-distillation: of the class token, of patches and of regions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import timm
 import torch
@@ -13,17 +14,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sohes.configs.pretrain import DistillConfig, VitConfig
+from sohes.models.base import TrainableModel
 from sohes.models.precision import no_autocast
 
 
 @dataclass(frozen=True, eq=False)
-class Views:
-    """What a network says of B large and S small crops, K prototypes.
+class DistillationOutputs:
+    """Outputs for B large and S small crops, with K prototypes.
 
-    class_tokens: [B, C] of the large ones, normalised by the ViT's last norm. class_logits: [B + S, K]. patch_logits:
-    [M, K], of the M patches asked for, in the order of the large crops. regions: [B, R, D] of unit length, the mean
-    patch of each region; meaningless where a crop has no patch of it, where present, bool [B, R], is False; both None
-    when no regions were given.
+    class_tokens: [B, C] of the large crops, after the ViT's last norm. class_logits: [B + S, K]. patch_logits: [M, K]
+    of the M chosen patches, in the order of the large crops. regions: [B, R, D] of unit length, the mean patch of each
+    region, projected. present: bool [B, R], False where a crop has no patch of the region and `regions` has no meaning.
+    Both are None when no regions were given.
     """
 
     class_tokens: Tensor
@@ -34,11 +36,11 @@ class Views:
 
 
 ARCHITECTURE = "vit_tiny_patch16_224"
-"""The timm name behind every pretrained ViT here; its sizes are then replaced."""
+"""The timm name of every ViT pretrained here; `vit_arguments` replaces its sizes."""
 
 
-def vit_arguments(config: VitConfig, image_size: int) -> dict[str, object]:
-    """What `timm.create_model(ARCHITECTURE, ...)` needs for a config; positions are learned at `image_size`."""
+def vit_arguments(config: VitConfig, image_size: int) -> dict[str, Any]:
+    """Arguments of `timm.create_model(ARCHITECTURE, ...)`; position embeddings are learned at `image_size`."""
     return {
         "img_size": image_size,
         "patch_size": config.patch,
@@ -53,7 +55,7 @@ def vit_arguments(config: VitConfig, image_size: int) -> dict[str, object]:
 
 
 class ProjectionHead(nn.Module):
-    """Three layers, a unit sphere, and prototypes of unit length [DINO]."""
+    """Projection head: an MLP of three layers, L2 normalisation, and prototypes of unit length. [DINO]"""
 
     def __init__(self, channels: int, hidden: int, bottleneck: int, prototypes: int) -> None:
         super().__init__()
@@ -68,15 +70,17 @@ class ProjectionHead(nn.Module):
         nn.init.trunc_normal_(self.prototypes)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """[M, C] -> cosines with the prototypes, [M, K], in the prototypes' type also under autocast: they will be
-        divided by a temperature of some hundredths."""
+        """[M, C] -> cosine similarities with the prototypes, [M, K].
+
+        In the type of the prototypes, also under autocast, since they are later divided by a small temperature.
+        """
         embedded = self.layers(tokens).to(self.prototypes.dtype)
         with no_autocast(tokens.device):
             return F.linear(F.normalize(embedded, dim=-1), F.normalize(self.prototypes, dim=-1))
 
 
 class RegionHead(nn.Module):
-    """Projects pooled patches; the student then predicts what the teacher projects [BYOL, DetCon]."""
+    """Projects pooled patches; the student then predicts the teacher's projection. [BYOL, DetCon]"""
 
     def __init__(self, channels: int, hidden: int, bottleneck: int) -> None:
         super().__init__()
@@ -90,15 +94,17 @@ class RegionHead(nn.Module):
 
 
 def pool_regions(tokens: Tensor, regions: Tensor, num_regions: int) -> tuple[Tensor, Tensor]:
-    """Mean token of each region of each crop: tokens [B, L, C], regions int64 [B, L] in 0..R-1 -> [B, R, C], 0 where
-    there is none; and bool [B, R], where there is one."""
+    """Mean token of each region in each crop: tokens [B, L, C], regions int64 [B, L] in 0..R-1 -> [B, R, C].
+
+    Also returns bool [B, R], True where the crop has a token of the region; means are 0 elsewhere.
+    """
     belongs = F.one_hot(regions, num_regions).to(tokens.dtype)  # [B, L, R]
     counts = belongs.sum(1)  # [B, R]
     return belongs.mT @ tokens / counts.clamp_min(1)[..., None], counts > 0
 
 
-class DistillationModel(nn.Module):
-    """Student or teacher: crops in, prototypes' logits of the class token and of chosen patches out."""
+class DistillationModel(TrainableModel):
+    """Student or teacher: crops in, logits over prototypes of class tokens and chosen patches out."""
 
     def __init__(self, vit: VisionTransformer, config: DistillConfig) -> None:
         super().__init__()
@@ -112,11 +118,10 @@ class DistillationModel(nn.Module):
             self.region_head = RegionHead(vit.embed_dim, config.head_hidden, config.head_bottleneck)
 
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """None: everything starts from random weights and learns at one rate."""
+        """None: all weights start at random and have the same learning rate."""
         return iter(())
 
     def layers(self) -> list[nn.Module]:
-        """The units that `engine.compile` compiles."""
         return list(self.vit.blocks)
 
     def forward(
@@ -126,13 +131,15 @@ class DistillationModel(nn.Module):
         small: Tensor | None = None,
         regions: Tensor | None = None,
         is_student: bool = False,
-    ) -> Views:
-        """All crops in one call, so that gradients of all processes meet once.
+    ) -> DistillationOutputs:
+        """Outputs of all crops in one call, as DDP expects: one forward for each backward pass.
 
         Args:
-            large: [B, 3, G, G], normalised. small: [S, 3, L, L] or None.
-            chosen: bool [B, h, w], patches of the large crops to speak of; the student does not see them.
-            regions: int64 [B, h, w], the region of every patch of the large crops.
+            large: [B, 3, G, G], normalised.
+            chosen: bool [B, h, w], patches of the large crops that give `patch_logits`; masked for the student.
+            small: [S, 3, L, L], normalised, or None.
+            regions: int64 [B, h, w], the region of every patch of the large crops, or None.
+            is_student: mask the chosen patches and apply the predictor of the region head.
         """
         patches = self.vit.patch_embed(large)  # [B, h, w, C]
         if is_student:
@@ -147,8 +154,8 @@ class DistillationModel(nn.Module):
         if regions is not None:
             means, present = pool_regions(patch_tokens, regions.flatten(1), self.num_regions)
             pooled = self.region_head(means, is_student)
-        own = patch_tokens[chosen.flatten(1)]  # [M, C]
-        return Views(class_tokens, self.class_head(all_classes), self.patch_head(own), pooled, present)
+        patch_logits = self.patch_head(patch_tokens[chosen.flatten(1)])  # [M, K]
+        return DistillationOutputs(class_tokens, self.class_head(all_classes), patch_logits, pooled, present)
 
     def encode(self, patches: Tensor) -> Tensor:
         """Embedded patches [B, h, w, C] -> tokens [B, prefix + h*w, C]."""
@@ -156,6 +163,7 @@ class DistillationModel(nn.Module):
 
 
 def build_distillation_model(vit: VitConfig, distill: DistillConfig, image_size: int) -> DistillationModel:
-    """A network from random weights; `image_size` is the side of a large crop in pixels."""
+    """A model with random weights; `image_size` is the side of a large crop in pixels."""
     network = timm.create_model(ARCHITECTURE, **vit_arguments(vit, image_size), drop_path_rate=vit.drop_path)
+    assert isinstance(network, VisionTransformer)
     return DistillationModel(network, distill)

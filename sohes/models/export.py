@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trained ViT on its own, in the folder form that timm reads: `timm.create_model(f"local-dir:{folder}", ...)`."""
+"""Saves a trained ViT in timm's folder format, for `timm.create_model(f"local-dir:{folder}", ...)`."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ def save_vit(
     """Write `model.safetensors` and `config.json`; each file appears complete or not at all.
 
     Args:
-        architecture: a name that timm knows; `arguments` are what its `create_model` needs beside it, JSON-ready.
-        dtype: of the stored weights; None keeps theirs.
+        architecture: timm name of the model.
+        arguments: of `timm.create_model`, besides the name; JSON values.
+        dtype: of the stored weights; None keeps the model's.
     """
     state = {key: value.to(dtype=dtype or value.dtype) for key, value in vit.state_dict().items()}
     side = arguments.get("img_size", vit.patch_embed.img_size[0])

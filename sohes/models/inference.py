@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From photos to forests: resize, predict, score, drop duplicates, link parents."""
+"""Photos to forests: resize, predict, score, remove duplicates, link parents."""
 
 from __future__ import annotations
 
@@ -17,20 +17,19 @@ from sohes.models.distinct import DistinctMasks, masks_per_chunk, pairwise_overl
 from sohes.models.outputs import Outputs
 from sohes.models.precision import no_autocast
 from sohes.models.segmenter_model import SohesModel
-from sohes.models.tiles import Tile, View, join_tiles, make_tiles
+from sohes.models.tiles import Tile, TileMasks, join_tiles, make_tiles
 from sohes.structures.forest import Forest, build_forest
 from sohes.structures.masks import PackedMasks, nms_masks
 
 _MIN_TILE_MASKS = 50
-_CHUNK_BYTES = 2**26  # of mask logits that exist at a time
+_CHUNK_BYTES = 2**26  # of mask logits computed at once
 
 
 @torch.no_grad()
 def predict(model: SohesModel, images: Sequence[Tensor], config: InferConfig) -> list[Forest]:
-    """Segment photos of any sizes. Pure: touches neither the model nor anything global, so threads may share it.
+    """Segment photos of any sizes. Changes neither the model nor global state, so threads may share a model.
 
-    Photos of one working size go through the model together, others apart: a photo's masks do not depend on its
-    company.
+    Photos of equal working size are batched without padding: a photo's masks do not depend on the rest of the batch.
 
     Args:
         model: in eval mode.
@@ -58,28 +57,29 @@ def predict(model: SohesModel, images: Sequence[Tensor], config: InferConfig) ->
 
 
 def _predict_tiled(model: SohesModel, image: Tensor, config: InferConfig) -> Forest:
-    """A photo as a whole, and in tiles if it is larger than one."""
+    """Segment a photo as a whole and, if it is larger than a tile, in tiles."""
     plain = replace(config, tile=0)
     (whole,) = predict(model, [image], plain)
     size = (image.shape[1], image.shape[2])
     if max(size) <= config.tile:
         return whole
     tiles = make_tiles(size, config.tile, config.tile_overlap)
-    # Tiles share the photo's masks; some tiles are richer than others.
-    share = replace(plain, max_masks=max(_MIN_TILE_MASKS, 4 * config.max_masks // len(tiles)))
-    views = [View.of(Tile(0, 0, *size), whole)]
-    del whole  # 1.4 GiB for 1000 masks of 12 million pixels
+    # The tiles share the photo's maximum number of masks; up to four times the mean, since some tiles have more.
+    tile_config = replace(plain, max_masks=max(_MIN_TILE_MASKS, 4 * config.max_masks // len(tiles)))
+    whole_masks = TileMasks.from_forest(Tile(0, 0, *size), whole)
+    tile_masks: list[TileMasks] = []
+    del whole  # frees 1.4 GiB for 1000 masks of 12 million pixels
     for start in range(0, len(tiles), config.batch_size):
         part = tiles[start : start + config.batch_size]
         crops = [image[:, tile.y0 : tile.y1, tile.x0 : tile.x1] for tile in part]
-        views += map(View.of, part, predict(model, crops, share))
-    return join_tiles(views[0], views[1:], config)
+        tile_masks += map(TileMasks.from_forest, part, predict(model, crops, tile_config))
+    return join_tiles(whole_masks, tile_masks, config)
 
 
 def working_size(size: tuple[int, int], long_side: int) -> tuple[int, int]:
-    """(H, W) scaled so that the longer side is about `long_side`, aspect kept, each side a multiple of 4.
+    """(H, W) scaled to a long side of about `long_side`, with the same aspect ratio and sides that are multiples of 4.
 
-    A multiple of the mask stride makes the mask map cover the photo exactly.
+    With sides that are multiples of the mask stride, the mask map covers the photo exactly.
     """
     scale = long_side / max(size)
     height, width = (max(4, round(side * scale / 4) * 4) for side in size)
@@ -102,7 +102,7 @@ def score_masks(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
         mask_logits: [Q, h, w].
 
     Returns:
-        float32 [Q]; 0 for a mask without a cell, or with numbers that are not finite.
+        float32 [Q]; 0 for empty masks and for values that are not finite.
     """
     logits = mask_logits.float()
     inside = logits > 0
@@ -114,8 +114,8 @@ def score_masks(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
 def extract_forest(outputs: Outputs, row: int, size: tuple[int, int], config: InferConfig) -> Forest:
     """The forest of one image of a batch, at `size` (H, W).
 
-    Mask logits are multiplied out for some queries at a time: once to score all, again to pack those that stay; in
-    float32, also under autocast.
+    Mask logits are computed for a chunk of queries at a time, once for the scores and again for the masks that are
+    kept; in float32, also under autocast.
     """
     with no_autocast(outputs.mask_features.device):
         return _extract_forest(outputs, row, size, config)
@@ -125,16 +125,16 @@ def _extract_forest(outputs: Outputs, row: int, size: tuple[int, int], config: I
     embeddings, features = outputs.mask_embeddings[row].float(), outputs.mask_features[row].float()  # [Q, E], [E, h, w]
     step = max(1, _CHUNK_BYTES // (4 * features[0].numel()))
 
-    def logits_of(some: Tensor) -> Tensor:
-        return torch.einsum("qe,ehw->qhw", some, features)
+    def mask_logits(queries: Tensor) -> Tensor:
+        return torch.einsum("qe,ehw->qhw", queries, features)
 
     classes = outputs.class_logits[row]
     pairs = zip(classes.split(step), embeddings.split(step), strict=True)
-    scores = torch.cat([score_masks(c, logits_of(some)) for c, some in pairs])  # [Q]
+    scores = torch.cat([score_masks(logits, mask_logits(chunk)) for logits, chunk in pairs])  # [Q]
     kept = (scores > max(config.min_score, 0.0)).nonzero().flatten()
     kept = kept[scores[kept].argsort(descending=True, stable=True)][: config.max_masks]
-    stays, masks = _pack_distinct(lambda index: logits_of(embeddings[index]), kept, step, size, config)
-    kept = kept[stays]
+    distinct, masks = _pack_distinct(lambda index: mask_logits(embeddings[index]), kept, step, size, config)
+    kept = kept[distinct]
     if outputs.ancestor_logits is None:
         parents = build_forest(masks, config.theta_cover)
     else:
@@ -144,31 +144,35 @@ def _extract_forest(outputs: Outputs, row: int, size: tuple[int, int], config: I
 
 
 def _pack_distinct(
-    logits_of: Callable[[Tensor], Tensor], queries: Tensor, step: int, size: tuple[int, int], config: InferConfig
+    mask_logits: Callable[[Tensor], Tensor], queries: Tensor, step: int, size: tuple[int, int], config: InferConfig
 ) -> tuple[Tensor, PackedMasks]:
-    """Packed masks of `queries` int64 [K], best first, without the small and without duplicates; and which of the K."""
+    """Pack the masks of `queries`, int64 [K] with the best first, without small masks and duplicates.
+
+    Returns the indices into `queries` that are kept, and their masks.
+    """
     step = min(step, masks_per_chunk(size))
-    distinct, stays = None, []
+    distinct: DistinctMasks | None = None
+    kept: list[Tensor] = []
     for start in range(0, len(queries), step):
-        masks = PackedMasks.from_logits(logits_of(queries[start : start + step]), size)
+        masks = PackedMasks.from_logits(mask_logits(queries[start : start + step]), size)
         large = (masks.areas >= config.min_area).nonzero().flatten()
         masks = masks[large]
         if len(queries) <= step:
             best = nms_masks(masks, config.nms_iou, -torch.arange(len(masks), device=masks.device))
             return large[best].to(queries.device), masks[best]
         distinct = distinct or DistinctMasks(size, len(queries), config.nms_iou, masks.device)
-        stays.append(start + large.cpu()[distinct.add(masks)])
+        kept.append(start + large.cpu()[distinct.add(masks)])
     if distinct is None:
         return queries, PackedMasks.empty(size, queries.device)
-    return torch.cat(stays).to(queries.device), distinct.masks
+    return torch.cat(kept).to(queries.device), distinct.masks
 
 
 def link_parents(masks: PackedMasks, scores: Tensor, ancestor_probability: Tensor, config: InferConfig) -> Tensor:
-    """Parent of each mask: of the masks that the head calls its ancestors, that cover it and are clearly larger (see
-    `ancestor_threshold`, `ancestor_cover`, `child_area`), the smallest, or one nearly as small that scores better.
+    """Parent of each mask: the smallest of its possible ancestors, or one nearly as small with a better score.
 
-    Parents are strictly larger than their children, so there are no cycles. With `child_area` 1, near-duplicates form
-    chains, mostly among masks of low score.
+    Possible ancestors have a probability above `ancestor_threshold`, cover the mask (`ancestor_cover`) and are larger
+    (`child_area`). Parents are strictly larger than their children, so there are no cycles. With `child_area` 1,
+    near-duplicates form chains, mostly among masks of low score.
 
     Args:
         masks: N of them.
@@ -176,17 +180,17 @@ def link_parents(masks: PackedMasks, scores: Tensor, ancestor_probability: Tenso
         ancestor_probability: float [N, N]; [i, j]: i is an ancestor of j.
 
     Returns:
-        int64 [N], -1 for a root. Of equal scores the smaller parent, then the lower index.
+        int64 [N], -1 for a root. Among equal scores the smaller parent wins, then the lower index.
     """
     N, areas = len(masks), masks.areas
     if N == 0:
         return torch.zeros(0, dtype=torch.int64, device=areas.device)
     share = (pairwise_overlap(masks).double() / areas[:, None].clamp(min=1)).float()  # [N, N]
-    covered = share >= config.ancestor_cover  # [j, i]: j lies in i
+    covered = share >= config.ancestor_cover  # [j, i]: i covers j
     larger = (areas[None, :] > areas[:, None]) & (config.child_area * areas[None, :] >= areas[:, None])
     is_ancestor = (ancestor_probability > config.ancestor_threshold).T.to(areas.device)
     legal = covered & larger & is_ancestor
-    order = areas.argsort(stable=True)  # smaller first, so that of equal scores the first is the smallest
+    order = areas.argsort(stable=True)  # small first: among equal scores argmax takes the smallest
     legal, ordered = legal[:, order], areas[order]
     smallest = torch.where(legal, ordered, torch.iinfo(torch.int64).max).amin(1, keepdim=True)  # [N, 1]
     near = legal & (config.child_area * ordered <= smallest)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small layers shared by the decoders: attention, MLP, sine positions, group norm."""
+"""Small layers of the decoders: attention, MLP, sine position embedding, group norm."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm with 32 groups, or the most that divide `channels` where 32 do not."""
+    """GroupNorm with 32 groups, or the greatest common divisor of 32 and `channels`."""
     return nn.GroupNorm(math.gcd(32, channels), channels)
 
 
 def sine_position(coords: Tensor, num_channels: int) -> Tensor:
-    """Sine embedding of points, the form used by DETR and Mask2Former.
+    """Sine embedding of points, as in DETR and Mask2Former.
 
     Args:
         coords: float [..., 2], (x, y) as a fraction of the map, 0..1.
@@ -37,7 +37,7 @@ def sine_position(coords: Tensor, num_channels: int) -> Tensor:
 def sine_position_map(height: int, width: int, num_channels: int, device: torch.device) -> Tensor:
     """Sine embedding of every cell of a map, row-major: float [h*w, C].
 
-    Cell i of n stands at (i + 1) / n: Mask2Former counts cells from one, and its weights expect that.
+    Cell i of n has the coordinate (i + 1) / n: Mask2Former counts cells from one, and its weights expect that.
     """
     y = torch.arange(1, height + 1, device=device, dtype=torch.float32) / height
     x = torch.arange(1, width + 1, device=device, dtype=torch.float32) / width
@@ -46,7 +46,7 @@ def sine_position_map(height: int, width: int, num_channels: int, device: torch.
 
 
 class Attention(nn.Module):
-    """Multi-head attention with one projection each for queries, keys, values and output."""
+    """Multi-head attention with separate projections of queries, keys, values and output."""
 
     def __init__(self, dim: int, num_heads: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(dim, dim)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attend: Tensor | None = None) -> Tensor:
-        """query [B,Q,C], key and value [B,S,C], attend bool [B,Q,S] (True: may look) -> [B,Q,C]."""
+        """query [B,Q,C], key and value [B,S,C], attend bool [B,Q,S] (True: may attend) -> [B,Q,C]."""
         q, k, v = (
             x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [B, K, Q or S, D]
             for x in (self.q_proj(query), self.k_proj(key), self.v_proj(value))

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mask decoder: queries look at the pixels inside their own mask, at each other, and predict again after each layer.
+"""Mask decoder: queries attend to the pixels in their own mask and to each other, with predictions after each layer.
 
-The structure is that of Mask2Former (Cheng et al., CVPR 2022), without multiplying out masks: both the attention masks
-at coarse strides and the outputs use that bilinear resizing and the product with an embedding can change places.
+The structure is that of Mask2Former (Cheng et al., CVPR 2022), without full-size mask logits: the product with an
+embedding commutes with bilinear resizing, so attention masks are computed from resized features.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -24,7 +25,7 @@ from sohes.models.queries import LearnedQueries, SeedQueries, sample_map
 
 
 class DecoderLayer(nn.Module):
-    """Masked cross-attention, self-attention, feed-forward; norms come after the residuals."""
+    """Masked cross-attention, self-attention, feed-forward layer; post-norm."""
 
     def __init__(self, dim: int, num_heads: int, ffn_dim: int, dropout: float) -> None:
         super().__init__()
@@ -50,12 +51,12 @@ class DecoderLayer(nn.Module):
 
 
 def attention_mask(embeddings: Tensor, features: Tensor, valid: Tensor | None) -> Tensor:
-    """Where each query may look: inside its mask, or anywhere when its mask is empty.
+    """Where each query may attend: inside its mask, or everywhere if its mask is empty.
 
     Args:
         embeddings: [B, Q, E].
-        features: [B, E, h*w], mask features at the size of the level looked at. The product is taken in their type,
-            also under autocast: terms of anchor masks cancel.
+        features: [B, E, h*w], mask features, resized to the level. The product is computed in their type, also under
+            autocast, since terms of anchor masks cancel.
         valid: bool [B, h*w] or None.
 
     Returns:
@@ -73,9 +74,9 @@ class MaskDecoder(nn.Module):
     """`PixelFeatures` in, `Outputs` of every layer out.
 
     Args:
-        queries: where they come from.
-        masks: how they come about; seed queries come with anchor masks.
-        num_levels: the layers look at these in turn, coarse first.
+        queries: gives the initial queries.
+        masks: form of the masks; `AnchorMasks` need `SeedQueries`.
+        num_levels: feature levels; layer i attends to level i modulo `num_levels`, coarse first.
     """
 
     def __init__(
@@ -103,9 +104,10 @@ class MaskDecoder(nn.Module):
         self.layers = nn.ModuleList([DecoderLayer(dim, num_heads, ffn_dim, dropout) for _ in range(num_layers)])
         self.layernorm = nn.LayerNorm(dim)
         self.mask_embedder = MLP(dim, dim, masks.num_outputs, 3)
-        if isinstance(masks, AnchorMasks):  # at first likeness alone decides
-            nn.init.zeros_(self.mask_embedder[-1].weight)
-            nn.init.zeros_(self.mask_embedder[-1].bias)
+        last = self.mask_embedder[-1]
+        if isinstance(masks, AnchorMasks) and isinstance(last, nn.Linear):  # masks start as similarity to the anchors
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
         self.class_predictor = nn.Linear(dim, 2)
         self.ancestor_head = AncestorHead(dim) if ancestor_head else None
 
@@ -116,24 +118,29 @@ class MaskDecoder(nn.Module):
         valid: Tensor | None = None,
         grid_size: int | None = None,
     ) -> Outputs:
-        """image_size: (H, W) before padding; valid: bool [B, H', W'] of the padded batch, or None; grid_size: see the
-        model."""
+        """Predictions of all layers.
+
+        Args:
+            image_size: (H, W) before padding.
+            valid: bool [B, H', W'] of the padded batch, or None.
+            grid_size: see `SohesModel.forward`.
+        """
         shapes = [(x.shape[2], x.shape[3]) for x in pixels.levels]
         positions = [sine_position_map(h, w, self.dim, pixels.fine.device) for h, w in shapes]
         sources = [
             x.flatten(2).transpose(1, 2) + embed  # [B, h*w, C]
             for x, embed in zip(pixels.levels, self.level_embed.weight, strict=True)
         ]
-        valid_levels = [None] * len(shapes) if valid is None else valid_cells(valid, shapes)
+        valid_levels: Sequence[Tensor | None] = [None] * len(shapes) if valid is None else valid_cells(valid, shapes)
         features = self.masks.maps(pixels)  # [B, E, h, w]
         if isinstance(self.masks, AnchorMasks):
             g = features[:, : self.masks.affinity_dim]
             start = self.queries(pixels, g, grid_size)
-            likeness = sample_map(g, start.anchors)  # [B, Q, A]
+            affinity = sample_map(g, start.anchors)  # [B, Q, A]
         elif grid_size is not None:
-            raise ValueError(f"grid_size {grid_size} is for models with seed queries, this one learned its queries")
+            raise ValueError(f"grid_size {grid_size} is for models with seed queries, this one has learned queries")
         else:
-            start, likeness = self.queries(pixels), None
+            start = self.queries(pixels)
         with torch.no_grad():
             pooled = F.avg_pool2d(features, 4 // self.mask_stride) if self.mask_stride < 4 else features
             small = [
@@ -141,11 +148,16 @@ class MaskDecoder(nn.Module):
             ]
 
         x = start.content  # [B, Q, C]
-        normed, embeddings = [], []
+        normed: list[Tensor] = []
+        embeddings: list[Tensor] = []
 
         def predict(x: Tensor) -> None:
             normed.append(self.layernorm(x))
-            embeddings.append(self.masks.embeddings(self.mask_embedder(normed[-1]), start.anchors, likeness))
+            outputs = self.mask_embedder(normed[-1])
+            if isinstance(self.masks, AnchorMasks):
+                embeddings.append(self.masks.embeddings(outputs, start.anchors, affinity))
+            else:
+                embeddings.append(self.masks.embeddings(outputs))
 
         predict(x)
         for index, layer in enumerate(self.layers):
@@ -162,7 +174,7 @@ class MaskDecoder(nn.Module):
     def collect(
         self, normed: Tensor, embeddings: list[Tensor], features: Tensor, image_size: tuple[int, int]
     ) -> Outputs:
-        """Class and ancestor heads over all layers at once; normed [layers + 1, B, Q, C]."""
+        """Apply class and ancestor heads to all layers at once; normed [layers + 1, B, Q, C]."""
         rows, columns = (-(-side // self.mask_stride) for side in image_size)
         features = features[:, :, :rows, :columns]
         class_logits = self.class_predictor(normed)  # [layers + 1, B, Q, 2]

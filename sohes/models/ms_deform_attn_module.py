@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The multi-scale deformable attention layer around `sohes.ops.ms_deform_attn_fused`."""
+"""Multi-scale deformable attention as a layer, built on `sohes.ops.ms_deform_attn_fused`."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def reference_points(shapes: list[tuple[int, int]], device: torch.device) -> Ten
 
 
 class MSDeformAttn(nn.Module):
-    """Each query looks at a few learned points around its reference on every level (Deformable DETR).
+    """Attention of each query to a few learned points around its reference point, on every level (Deformable DETR).
 
-    Parameter names and initialisation are the field's, so published weights load: offsets start as a star, one
-    direction per head and one ring per point, with equal weights.
+    Parameter names and initialisation are those of Deformable DETR, so that published weights load: initial offsets
+    form a star, with one direction per head and one radius per point, and all weights are equal.
 
     Args:
         dim: channels of queries and of the output.
         num_heads, num_levels, num_points: K, L and P of the operator.
-        value_dim: channels of the projected values; the default is `dim`, ViT-Adapter uses half of it.
+        value_dim: channels of the projected values; default `dim`. ViT-Adapter uses half of it.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class MSDeformAttn(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Star-shaped offsets, uniform weights, Xavier projections."""
+        """Initialise with star-shaped offsets, equal attention weights and Xavier projections."""
         theta = torch.arange(self.num_heads, dtype=torch.float32) * (2.0 * math.pi / self.num_heads)  # [K]
         star = torch.stack((theta.cos(), theta.sin()), dim=-1)  # [K, 2]
         star = star / star.abs().amax(dim=-1, keepdim=True)
@@ -72,14 +72,14 @@ class MSDeformAttn(nn.Module):
         shapes: list[tuple[int, int]],
         valid: Tensor | None = None,
     ) -> Tensor:
-        """Attend from `query` to `source`.
+        """The attended values of each query.
 
         Args:
-            query: [B, Q, C], with its position already added where wanted.
-            reference: float [Q, 2], (x, y) as fractions of the map.
-            source: [B, S, C], the levels flattened one after the other.
+            query: [B, Q, C], including its position embedding.
+            reference: float [Q, 2], reference points (x, y) as fractions of the map.
+            source: [B, S, C], the flattened levels, concatenated.
             shapes: (height, width) of each level, S = sum(h*w).
-            valid: bool [B, S], False where the source is padding; its values count as zero.
+            valid: bool [B, S], False where the source is padding, whose values are set to zero.
 
         Returns:
             [B, Q, C].

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pixel decoder: deformable attention over strides 8, 16, 32, then feature-pyramid steps to stride 4 or 2.
+"""Pixel decoder: deformable attention over strides 8, 16, 32, then a feature pyramid up to stride 4 or 2.
 
-The structure, and the parameter names as transformers has them, are those of Mask2Former (Cheng et al., CVPR 2022).
+The structure is that of Mask2Former (Cheng et al., CVPR 2022), with the parameter names of transformers.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from sohes.models.vit_adapter import Shapes, conv_norm_act, split_levels
 
 @dataclass(frozen=True)
 class PixelFeatures:
-    """What the mask decoder looks at."""
+    """Feature maps for the mask decoder."""
 
     levels: list[Tensor]
-    """[B, C, h, w] of stride 32, 16 and 8, coarse first."""
+    """[B, C, h, w] of strides 32, 16 and 8, in this order."""
     fine: Tensor
     """[B, C, H/4, W/4]."""
     finest: Tensor
-    """[B, M, h, w], the finest learned map: of stride 2, or `fine` itself for masks of stride 4."""
+    """[B, M, h, w], the finest learned map: of stride 2, or `fine` for masks of stride 4."""
     colours: Tensor
-    """[B, 3, H/s, W/s], the image at the stride s of the masks."""
+    """[B, 3, H/s, W/s], the image, downsampled to the stride s of the masks."""
 
 
 class EncoderLayer(nn.Module):
-    """Deformable self-attention over all levels, then a feed-forward layer; norms come after the residuals."""
+    """Deformable self-attention over all levels, then a feed-forward layer; post-norm."""
 
     def __init__(
         self, dim: int, num_heads: int, num_levels: int, num_points: int, ffn_dim: int, dropout: float
@@ -59,10 +59,10 @@ class PixelDecoder(nn.Module):
     """Backbone maps in, `PixelFeatures` out.
 
     Args:
-        channels: of the backbone maps, strides 4, 8, 16, 32, or 2 before them for masks of stride 2.
-        dim: C of what comes out.
-        mask_dim: M, the channels of the map of stride 2.
-        mask_stride: 4, 2 or 1; below 2 the learned map is enlarged.
+        channels: of the backbone maps, with strides (2,) 4, 8, 16, 32; stride 2 is needed for `mask_stride` below 4.
+        dim: C, channels of the output levels.
+        mask_dim: M, channels of the map of stride 2.
+        mask_stride: 4, 2 or 1; for 1, the learned map of stride 2 is upsampled.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class PixelDecoder(nn.Module):
         self.finest_dim = mask_dim if mask_stride < 4 else dim
 
     def forward(self, maps: list[Tensor], images: Tensor, valid: Tensor | None = None) -> PixelFeatures:
-        """maps: [B, c, h, w] of the strides said above, fine first; images: [B, 3, H, W]; valid: bool [B, H, W]."""
+        """maps: [B, c, h, w] from fine to coarse, as in `channels`; images: [B, 3, H, W]; valid: bool [B, H, W]."""
         fine, coarse = maps[-4], maps[-3:]
         coarse = [project(x) for project, x in zip(self.input_projections, reversed(coarse), strict=True)]
         shapes = [(x.shape[2], x.shape[3]) for x in coarse]
@@ -112,16 +112,16 @@ class PixelDecoder(nn.Module):
         for layer in self.layers:
             tokens = layer(tokens, position, reference, shapes, valid_tokens)
         levels = split_levels(tokens, shapes)
-        fine = self.layer_1(self.adapter_1(fine) + enlarge(levels[-1], fine))
+        fine = self.layer_1(self.adapter_1(fine) + upsample_like(levels[-1], fine))
         finest = fine
         if self.mask_stride < 4:
-            finest = self.layer_0(self.adapter_0(maps[0]) + enlarge(self.reduce_0(fine), maps[0]))
+            finest = self.layer_0(self.adapter_0(maps[0]) + upsample_like(self.reduce_0(fine), maps[0]))
         colours = F.avg_pool2d(images, self.mask_stride) if self.mask_stride > 1 else images
         return PixelFeatures(levels, fine, finest, colours)
 
 
-def enlarge(coarse: Tensor, like: Tensor) -> Tensor:
-    """[B, C, h', w'] -> [B, C, h, w], the size of `like`; as it is where sizes agree."""
+def upsample_like(coarse: Tensor, like: Tensor) -> Tensor:
+    """[B, C, h', w'] -> [B, C, h, w], bilinear, to the size of `like`; unchanged if sizes agree."""
     size = like.shape[2:]
     if coarse.shape[2:] == size:
         return coarse
@@ -129,6 +129,6 @@ def enlarge(coarse: Tensor, like: Tensor) -> Tensor:
 
 
 def valid_cells(valid: Tensor, shapes: Shapes) -> list[Tensor]:
-    """bool [B, H, W] -> per level bool [B, h*w]: cells that hold at least one valid pixel."""
+    """bool [B, H, W] -> per level bool [B, h*w]: cells with at least one valid pixel."""
     dense = valid[:, None].float()  # [B, 1, H, W]
     return [F.adaptive_max_pool2d(dense, shape).flatten(1) > 0 for shape in shapes]

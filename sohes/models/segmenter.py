@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Segmenter`: trained weights in, forests of masks out."""
+"""`Segmenter`: segments photos with a trained model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from sohes.configs.checks import check_saved
-from sohes.configs.run import InferConfig, ModelConfig
+from sohes.configs.model import ModelConfig
+from sohes.configs.run import InferConfig
 from sohes.data.images import image_to_tensor, read_image
 from sohes.models.export import save_vit
 from sohes.models.inference import predict
@@ -24,23 +25,24 @@ from sohes.structures.forest import Forest
 from sohes.utils.errors import SohesError
 
 ImageInput = str | os.PathLike | Tensor | np.ndarray | Image.Image
-_PICTURES = (str, os.PathLike, Tensor, np.ndarray, Image.Image)
+_IMAGE_TYPES = (str, os.PathLike, Tensor, np.ndarray, Image.Image)
 _ACCEPTED = (
     "expected a path, a uint8 tensor [3, H, W] or [1, H, W], a uint8 array [H, W, 3] or [H, W], or a PIL image, none "
     "of them empty"
 )
-_MISFITS = (
+# What timm and torch raise for settings that describe no model.
+_BUILD_ERRORS = (
     *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, NotImplementedError),
     *(RuntimeError, TypeError, ValueError),
 )
 
 
 class ImageInputError(SohesError, TypeError, ValueError):
-    """What was given is no picture; the message says what is one."""
+    """The input is not an image of an accepted type; the message lists them."""
 
 
 class Segmenter:
-    """Segments photos into entities and parts. Holds a model and settings, and no state: threads may share one.
+    """Segments photos into entities and parts. Has a model and settings, but no state, so threads may share it.
 
     >>> segmenter = Segmenter.from_pretrained("runs/default")
     >>> forest = segmenter("photo.jpg")[0]
@@ -53,12 +55,12 @@ class Segmenter:
 
     @classmethod
     def from_pretrained(cls, path_or_hub_id: str | os.PathLike, device: torch.device | str = "cpu") -> Segmenter:
-        """Load a folder with `model.safetensors` and `config.json`, a run folder, or a repository of the hub.
+        """Load a folder with `model.safetensors` and `config.json`, a run folder, or a repository of Hugging Face.
 
-        Repositories are `hf:owner/name`; `owner/name` is one where it cannot be a path, see `find_weights`.
+        Repositories are `hf:owner/name`, or `owner/name` if that cannot be a path, see `find_weights`.
 
         Raises:
-            WeightsError: the files are missing or damaged, describe no model, or do not fit it key by key.
+            WeightsError: the files are missing or damaged, or the weights do not fit the settings.
         """
         folder = find_weights(path_or_hub_id)
         state, model_config, infer_config = read_weights(folder)
@@ -66,17 +68,17 @@ class Segmenter:
         return cls(model.to(device).eval(), model_config, infer_config)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Write what `from_pretrained` reads. An interrupted write leaves the old files."""
+        """Write a folder for `from_pretrained`. If interrupted, the old files stay."""
         save_weights(Path(folder), self.model.state_dict(), self.model_config, self.infer_config)
 
     def save_backbone(self, folder: str | os.PathLike) -> None:
-        """Write the trained ViT alone: `timm.create_model(f"local-dir:{folder}", pretrained=True)` opens it.
+        """Write only the ViT, for `timm.create_model(f"local-dir:{folder}", pretrained=True)`.
 
         Raises:
-            WeightsError: the backbone is no plain ViT.
+            WeightsError: the backbone is not a plain ViT.
         """
         if not isinstance(self.model.backbone, ViTAdapter):
-            raise WeightsError(f"only a plain ViT can be saved alone, not {self.model_config.backbone!r}")
+            raise WeightsError(f"only a plain ViT can be saved on its own, not {self.model_config.backbone!r}")
         arguments = {"num_classes": 0, "global_pool": "token", "dynamic_img_size": True}
         arguments |= self.model_config.backbone_kwargs
         save_vit(Path(folder), self.model.backbone.vit, self.model_config.backbone.split(".")[0], arguments)
@@ -89,10 +91,10 @@ class Segmenter:
                 PIL image.
 
         Raises:
-            UnreadableImage: a file that is not an image.
-            ImageInputError: something else; the message says what is accepted.
+            UnreadableImage: a file is not an image.
+            ImageInputError: the input has another type or shape; the message says what is accepted.
         """
-        if isinstance(images, _PICTURES):
+        if isinstance(images, _IMAGE_TYPES):
             images = [images]
         elif isinstance(images, bytes | bytearray | Mapping) or not isinstance(images, Iterable):
             raise ImageInputError(f"{_ACCEPTED}, or a list of those, got {_describe(images)}")
@@ -106,12 +108,12 @@ class Segmenter:
 def _rebuild(
     model_config: ModelConfig, infer_config: InferConfig, state: dict[str, Tensor], folder: Path
 ) -> SohesModel:
-    """The model as it was saved. Raises WeightsError, in one line where its settings are at fault."""
+    """The saved model. Raises WeightsError, with a message of one line for wrong settings."""
     try:
         check_saved(model_config, infer_config)
-        with torch.device("cpu"):  # whatever the default of the program around is
+        with torch.device("cpu"):  # also if the caller has set another default device
             model = build_model(model_config)
-    except _MISFITS as error:  # of timm, for whatever stands in backbone_kwargs, and of torch for impossible sizes
+    except _BUILD_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise WeightsError(f"{folder / CONFIG_FILE} does not describe a model: {reason}") from error
     load_strictly(model, state, str(folder))
@@ -119,7 +121,7 @@ def _rebuild(
 
 
 def to_tensor(image: ImageInput) -> Tensor:
-    """Any kind of picture as uint8 [3, H, W]."""
+    """An image of any accepted type as uint8 [3, H, W]."""
     if isinstance(image, str | os.PathLike):
         return read_image(image)
     if isinstance(image, Image.Image):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network: backbone, pixel decoder, mask decoder."""
+"""The model: backbone, pixel decoder, mask decoder."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sohes.configs.run import ModelConfig
-from sohes.models.backbone import build_backbone
+from sohes.configs.model import ModelConfig
+from sohes.models.backbone import HierarchicalBackbone, build_backbone
+from sohes.models.base import TrainableModel
 from sohes.models.mask_decoder import MaskDecoder
 from sohes.models.mask_heads import AnchorMasks, ProjectedMasks
 from sohes.models.outputs import Outputs
@@ -21,27 +22,27 @@ from sohes.models.vit_adapter import ViTAdapter
 PAD_MULTIPLE = 32  # the coarsest stride
 
 
-class SohesModel(nn.Module):
-    """Images in, masks with scores and ancestors out. Holds no state between calls."""
+class SohesModel(TrainableModel):
+    """Images in, masks with scores and ancestors out. Keeps no state between calls."""
 
-    def __init__(self, backbone: nn.Module, pixel_decoder: PixelDecoder, mask_decoder: MaskDecoder) -> None:
+    def __init__(
+        self, backbone: ViTAdapter | HierarchicalBackbone, pixel_decoder: PixelDecoder, mask_decoder: MaskDecoder
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.pixel_decoder = pixel_decoder
         self.mask_decoder = mask_decoder
 
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """Those of the timm network itself, without the adapter around it: they learn at their own rate."""
+        """Parameters of the timm network, without those of the adapter."""
         timm_network = self.backbone.vit if isinstance(self.backbone, ViTAdapter) else self.backbone
         return timm_network.parameters()
 
     @property
     def num_queries(self) -> int:
-        """Masks predicted per image."""
         return self.mask_decoder.queries.num_queries
 
     def layers(self) -> list[nn.Module]:
-        """The repeated layers, which hold nearly all weights: the units in which a model is parted and compiled."""
         layers = [*self.pixel_decoder.layers, *self.mask_decoder.layers]
         if isinstance(self.backbone, ViTAdapter):
             layers += [*self.backbone.vit.blocks, *self.backbone.injectors, *self.backbone.extractors]
@@ -51,13 +52,13 @@ class SohesModel(nn.Module):
         """Predict the masks of a batch.
 
         Args:
-            images: float [B, 3, H, W], normalised, any H and W >= 1; padded here to a multiple of 32.
-            valid: bool [B, H, W], False where a pixel is padding; None means that all are real.
-            grid_size: of seed queries, cells along each side; None: as many as the model was made with. No weight
-                depends on it, so that a trained model can look for more than it did in training.
+            images: float [B, 3, H, W], normalised, H and W >= 1; padded here to multiples of 32.
+            valid: bool [B, H, W], False where a pixel is padding; None: no padding.
+            grid_size: for seed queries, cells along each side of the image; None: as in training. No weight depends on
+                it, so a larger value gives more queries.
 
         Returns:
-            Outputs of the last decoder layer, those of the earlier ones in `aux`.
+            Outputs of the last decoder layer, with those of the earlier layers in `aux`.
 
         Raises:
             ValueError: a `grid_size` for a model with learned queries.
@@ -74,11 +75,11 @@ class SohesModel(nn.Module):
 
 
 def build_model(config: ModelConfig) -> SohesModel:
-    """The model a config describes, in float32, with random weights except the backbone's where the config names some.
+    """The model of a config, in float32, with random weights, except for the backbone weights that the config names.
 
     Raises:
-        sohes.models.weights.WeightsError: backbone weights cannot be had.
-        ValueError: sizes that do not fit together.
+        sohes.models.weights.WeightsError: the backbone weights are not available.
+        ValueError: sizes do not fit together.
     """
     dim = config.hidden_dim
     if dim % 4 or dim % config.num_heads:
@@ -102,8 +103,12 @@ def build_model(config: ModelConfig) -> SohesModel:
         dropout=config.dropout,
     )
     if config.query_init == "seeds":
-        queries = SeedQueries(config.grid_size, config.seeds_per_cell, config.num_granularities, dim)
-        masks = AnchorMasks(pixel_decoder.finest_dim, config.affinity_dim, config.num_granularities)
+        queries: LearnedQueries | SeedQueries = SeedQueries(
+            config.grid_size, config.seeds_per_cell, config.num_granularities, dim
+        )
+        masks: ProjectedMasks | AnchorMasks = AnchorMasks(
+            pixel_decoder.finest_dim, config.affinity_dim, config.num_granularities
+        )
     else:
         queries = LearnedQueries(config.num_queries, dim)
         masks = ProjectedMasks(pixel_decoder.finest_dim, config.mask_dim)

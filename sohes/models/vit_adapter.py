@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ViT-Adapter: a plain ViT exchanging information with a convolutional pyramid (Chen et al., ICLR 2023)."""
+"""ViT-Adapter: a plain ViT that exchanges features with a convolutional pyramid (Chen et al., ICLR 2023)."""
 
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -20,7 +21,7 @@ Shapes = list[tuple[int, int]]
 def conv_norm_act(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
     """3x3 convolution, group norm, ReLU.
 
-    Group norm, where the original has batch norm [ours]: an image then gives the same features in any batch.
+    Group norm instead of the original's batch norm [ours], so that features do not depend on the rest of the batch.
     """
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False),
@@ -30,7 +31,7 @@ def conv_norm_act(in_channels: int, out_channels: int, stride: int) -> nn.Sequen
 
 
 class SpatialPrior(nn.Module):
-    """A small convolutional pyramid of the image: stride 2 as it is, strides 4, 8, 16, 32 projected to `dim`."""
+    """A small convolutional pyramid: a map of stride 2, and maps of strides 4, 8, 16, 32 projected to `dim`."""
 
     def __init__(self, stem_channels: int, dim: int) -> None:
         super().__init__()
@@ -69,7 +70,7 @@ class ConvFFN(nn.Module):
 
 
 class Injector(nn.Module):
-    """ViT tokens look at the pyramid. `gamma` starts at zero: at first the ViT runs as it was trained."""
+    """ViT tokens attend to the pyramid. `gamma` starts at zero, so that at first the ViT works as pretrained."""
 
     def __init__(self, dim: int, num_heads: int, num_points: int, value_ratio: float) -> None:
         super().__init__()
@@ -84,7 +85,7 @@ class Injector(nn.Module):
 
 
 class Extractor(nn.Module):
-    """The pyramid looks at the ViT tokens, then a convolutional feed-forward layer."""
+    """The pyramid attends to the ViT tokens, followed by a convolutional feed-forward layer."""
 
     def __init__(self, dim: int, num_heads: int, num_points: int, value_ratio: float, ffn_ratio: float) -> None:
         super().__init__()
@@ -109,12 +110,12 @@ def split_levels(tokens: Tensor, shapes: Shapes) -> list[Tensor]:
 
 
 class ViTAdapter(nn.Module):
-    """A timm ViT with injectors and extractors between groups of its blocks; maps of stride 2, 4, 8, 16, 32 out.
+    """A timm ViT with injectors and extractors between groups of its blocks; gives maps of strides 2, 4, 8, 16, 32.
 
     Args:
-        vit: its own parameters and the order of its operations stay as timm made them.
-        vit_stride: pixels of the model's input that one patch covers; the ViT's image is resized to fit.
-        num_interactions: groups of blocks; the last group is followed by two more extractors.
+        vit: its parameters and operations are not changed.
+        vit_stride: pixels of the input image per patch; the image is resized accordingly for the ViT.
+        num_interactions: groups of blocks, each with an injector and an extractor; two more extractors follow.
         activation_checkpointing: recompute the ViT's blocks in the backward pass to save memory.
     """
 
@@ -180,7 +181,7 @@ class ViTAdapter(nn.Module):
         ]
 
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Patch tokens with positions and prefix tokens, as timm's own forward makes them; and the patch grid."""
+        """Patch and prefix tokens with positions, as in timm's forward pass, and the size (h, w) of the patch grid."""
         grid = (images.shape[2] // self.vit_stride, images.shape[3] // self.vit_stride)
         patch = self.vit.patch_embed.patch_size
         size = (grid[0] * patch[0], grid[1] * patch[1])
@@ -190,16 +191,16 @@ class ViTAdapter(nn.Module):
         return self.vit.norm_pre(self.vit.patch_drop(tokens)), grid
 
     def attention_mask(self, valid: Tensor, grid: tuple[int, int]) -> Tensor:
-        """bool [B, 1, 1, prefix + h*w]: every token may look at prefix tokens and at patches with a valid pixel."""
+        """bool [B, 1, 1, prefix + h*w]: tokens may attend to prefix tokens and to patches with a valid pixel."""
         patches = F.adaptive_max_pool2d(valid[:, None].float(), grid).flatten(1) > 0  # [B, h*w]
         return F.pad(patches, (self.vit.num_prefix_tokens, 0), value=True)[:, None, None]
 
     def run_blocks(self, start: int, stop: int, tokens: Tensor, attend: Tensor | None) -> Tensor:
         """Blocks start..stop-1 of the ViT on [B, prefix + h*w, C]."""
         for block in self.vit.blocks[start:stop]:
-            kwargs = {} if attend is None else {"attn_mask": attend}
+            run = block if attend is None else partial(block, attn_mask=attend)
             if self.activation_checkpointing and self.training:
-                tokens = checkpoint(block, tokens, use_reentrant=False, **kwargs)
+                tokens = checkpoint(run, tokens, use_reentrant=False)
             else:
-                tokens = block(tokens, **kwargs)
+                tokens = run(tokens)
         return tokens

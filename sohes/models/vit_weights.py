@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights of a ViT in the files that people publish: bare, or inside a checkpoint of a training run.
+"""Reads ViT weights from published files: a plain state dict, or a checkpoint of a training run.
 
 DINO stores `{"student": ..., "teacher": {"module.backbone.blocks.0...": ...}}`, DINOv2 `{"teacher": {"backbone. ...}}`,
-MAE `{"model": ...}` with a decoder beside the encoder, Lightning `{"state_dict": {"model. ...}}`, and so on.
+MAE `{"model": ...}` with encoder and decoder, Lightning `{"state_dict": {"model. ...}}`, and so on.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from torch import Tensor
 from sohes.models.weights import WeightsError
 
 _CONTAINERS = ("teacher", "state_dict", "model", "model_state", "module", "backbone", "student", "encoder")
-"""Entries of a checkpoint that hold weights, first choice first: of teacher and student the teacher counts."""
+"""Entries of a checkpoint that may hold weights, in order of preference: teacher before student."""
 _FIRST_WEIGHTS = ("patch_embed.proj.weight", "patch_embed.backbone.conv.weight")
-"""Of a ViT whose names are timm's; what stands before says what it was wrapped in."""
-_OTHERS = ("head.", "fc_norm.", "mask_token", "decoder_")
-"""What published weights hold beside the ViT: a classifier, and the decoder of MAE."""
+"""First weights of a ViT in timm's names. The prefix before them shows which modules contain the ViT."""
+_NOT_IN_VIT = ("head.", "fc_norm.", "mask_token", "decoder_")
+"""Prefixes of other weights in published files: a classifier, the decoder of MAE."""
 
 
 def read_vit_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a ViT in a .safetensors or .pth file by name, without containers, prefixes and decoders.
+    """State dict of the ViT in a .safetensors or .pth file, without containers, prefixes and decoders.
 
     Raises:
-        WeightsError: no such file, not readable, or without weights; one line.
+        WeightsError: the file is missing, unreadable or without weights; a message of one line.
     """
     if not path.is_file():
         raise WeightsError(f"backbone weights not found: {path}")
@@ -39,7 +39,7 @@ def read_vit_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             content = load_file(path)
         else:
-            with torch.serialization.safe_globals([argparse.Namespace]):  # options of the run, in many checkpoints
+            with torch.serialization.safe_globals([argparse.Namespace]):  # options of the run
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, ValueError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -48,7 +48,7 @@ def read_vit_state(path: Path) -> dict[str, Tensor]:
 
 
 def find_tensors(content: object, path: Path) -> dict[str, Tensor]:
-    """The dictionary of tensors in what a file holds, however deep in containers."""
+    """The dictionary of tensors in the content of a file, inside any containers."""
     seen: list[str] = []
     while isinstance(content, Mapping):
         tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
@@ -64,7 +64,7 @@ def find_tensors(content: object, path: Path) -> dict[str, Tensor]:
 
 
 def strip_prefix(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Names without what the ViT was wrapped in, `module.backbone.` say; what is outside of that wrapper is dropped."""
+    """State dict without the prefix of the ViT, such as `module.backbone.`, and without tensors outside of it."""
     prefixes = {key.removesuffix(name) for key in state for name in _FIRST_WEIGHTS if key.endswith(name)}
     whole = {prefix for prefix in prefixes if prefix == "" or prefix.endswith(".")}
     if len(whole) > 1:
@@ -72,11 +72,11 @@ def strip_prefix(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     if len(whole) > 1:
         names = ", ".join(repr(prefix) for prefix in sorted(whole))
         raise WeightsError(f"backbone weights in {path}: expected one ViT, found several, below {names}")
-    if not whole:  # other names, such as CLIP's, are timm's to translate
+    if not whole:  # other names, such as CLIP's, are translated by timm
         return dict(state)
     (prefix,) = whole
     stripped = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    return {key: value for key, value in stripped.items() if not key.startswith(_OTHERS)}
+    return {key: value for key, value in stripped.items() if not key.startswith(_NOT_IN_VIT)}
 
 
 def _inside(containers: list[str]) -> str:

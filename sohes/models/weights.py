@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models on disk: a folder with `model.safetensors` and `config.json`, read strictly."""
+"""Reads and writes model folders with `model.safetensors` and `config.json`; keys and shapes must match exactly."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sohes.configs import run as configuration
-from sohes.configs.run import ConfigError, InferConfig, ModelConfig
+from sohes.configs.io import ConfigError, from_dict, to_dict
+from sohes.configs.model import ModelConfig
+from sohes.configs.run import InferConfig
 from sohes.utils.errors import SohesError
 
 WEIGHTS_FILE = "model.safetensors"
@@ -36,7 +37,7 @@ class WeightsError(SohesError, RuntimeError):
 
 
 def key_differences(expected: dict[str, Tensor], found: dict[str, Tensor]) -> list[str]:
-    """One line per key that is missing, not expected, or of another shape."""
+    """One line per key that is missing, unexpected or of another shape."""
     lines = [f"missing     {key} {list(expected[key].shape)}" for key in sorted(expected.keys() - found.keys())]
     lines += [f"unexpected  {key} {list(found[key].shape)}" for key in sorted(found.keys() - expected.keys())]
     lines += [
@@ -48,7 +49,7 @@ def key_differences(expected: dict[str, Tensor], found: dict[str, Tensor]) -> li
 
 
 def load_strictly(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Copy `state` into `module`, or raise WeightsError with the difference of keys and change nothing."""
+    """Load `state` into `module`. Raises WeightsError with the differences, before any change, if keys do not match."""
     lines = key_differences(module.state_dict(), state)
     if lines:
         hidden = len(lines) - NUM_SHOWN_DIFFERENCES
@@ -58,15 +59,15 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], source: str) -> N
 
 
 def save_weights(folder: Path, state: dict[str, Tensor], model_config: ModelConfig, infer_config: InferConfig) -> None:
-    """Write a model's state dict and its settings; each file appears complete or not at all."""
-    settings = {"model": configuration.to_dict(model_config), "infer": configuration.to_dict(infer_config)}
+    """Write a model's state dict and settings; each file appears complete or not at all."""
+    settings = {"model": to_dict(model_config), "infer": to_dict(infer_config)}
     write_model(folder, state, settings)
 
 
 def write_model(folder: Path, state: dict[str, Tensor], settings: dict[str, Any]) -> None:
-    """Write a state dict beside its settings; each file appears complete or not at all.
+    """Write a state dict and settings; each file appears complete or not at all.
 
-    Raises WeightsError when it cannot be written: a full disk, say.
+    Raises WeightsError when they cannot be written, for example on a full disk.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
@@ -74,7 +75,7 @@ def write_model(folder: Path, state: dict[str, Tensor], settings: dict[str, Any]
         with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
             save_file(state, Path(partial, WEIGHTS_FILE), metadata={"format": "pt"})
             Path(partial, CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n")
-            # safetensors may write for the owner alone; others of a group shall read as the umask says.
+            # safetensors may make the file readable by its owner only; use the mode that the umask gives.
             shutil.copymode(Path(partial, CONFIG_FILE), Path(partial, WEIGHTS_FILE))
             for name in (WEIGHTS_FILE, CONFIG_FILE):
                 os.replace(Path(partial, name), folder / name)
@@ -83,13 +84,13 @@ def write_model(folder: Path, state: dict[str, Tensor], settings: dict[str, Any]
 
 
 def find_weights(path_or_hub_id: str | os.PathLike) -> Path:
-    """The folder that holds `model.safetensors`: the path itself, `weights/` of a run, or a download from the hub.
+    """The folder with `model.safetensors`: the path itself, `weights/` of a run, or a download from Hugging Face.
 
-    Of a run with several phases the last one counts: correct, then instruct. `hf:owner/name` is a repository of the
-    Hugging Face hub; so is `owner/name` where nothing here says that it is meant as a path, see `is_path`.
+    In a run, the last phase counts: correct before instruct. `hf:owner/name` is a repository of the Hugging Face hub,
+    and so is `owner/name` unless it looks like a path, see `is_path`.
 
     Raises:
-        WeightsError: nothing there; the message lists where it looked, or the nearest folder there is.
+        WeightsError: nothing found; the message lists the places, or the nearest existing folder.
     """
     if not isinstance(path_or_hub_id, str | os.PathLike) or isinstance(os.fspath(path_or_hub_id), bytes):
         raise WeightsError(f"expected a folder or hf:owner/name, got {type(path_or_hub_id).__name__}")
@@ -110,37 +111,37 @@ def find_weights(path_or_hub_id: str | os.PathLike) -> Path:
     if not isinstance(path_or_hub_id, str) or is_path(name):
         raise WeightsError(
             f"no folder {name!r}{_nearest_folder(path)}; expected one with {WEIGHTS_FILE} and {CONFIG_FILE}, or "
-            f"{HUB_PREFIX}owner/name for a model of the Hugging Face hub"
+            f"{HUB_PREFIX}owner/name for a model on the Hugging Face hub"
         )
     return _download(name, f"there is no folder {name!r} here, so the Hugging Face hub was asked; ")
 
 
 def is_path(name: str) -> bool:
-    """Is the name of a model that is not there meant as a path, and so not to be asked from a hub?
+    """Whether the name of a model that does not exist as a folder is meant as a path, not as a hub repository.
 
-    So it is unless it is `owner/name`: anything that starts with `.`, `/`, `~` or `runs/`, has no or several slashes or
-    a letter that names on the hub cannot have, and also when its first part is a file or folder here.
+    True for everything except `owner/name`: names that start with `.`, `/`, `~` or `runs/`, that have no slash or
+    several, or characters that the hub does not allow; also if the part before the slash is an existing file or folder.
     """
     owner = name.split("/")[0]
     return _HUB_ID.fullmatch(name) is None or owner == "runs" or os.path.lexists(owner)
 
 
 def _nearest_folder(path: Path) -> str:
-    """What there is in place of a path that does not exist, for a message."""
-    there = path.parent
+    """For messages: a folder of similar name to a missing path, or its nearest existing parent folder."""
+    parent = path.parent
     missing = path.name
-    while not there.is_dir():
-        there, missing = there.parent, there.name
+    while not parent.is_dir():
+        parent, missing = parent.parent, parent.name
     try:
-        names = sorted(entry.name for entry in there.iterdir() if entry.is_dir())
+        names = sorted(entry.name for entry in parent.iterdir() if entry.is_dir())
     except OSError:
         names = []
     near = difflib.get_close_matches(missing, names, n=1)
-    return f"; did you mean {str(there / near[0])!r}?" if near else f", nearest there is: {str(there)!r}"
+    return f"; did you mean {str(parent / near[0])!r}?" if near else f"; nearest existing folder: {str(parent)!r}"
 
 
 def _download(name: str, why: str) -> Path:
-    """The folder of a repository of the hub, from its cache or from the network. `why` begins the message of errors."""
+    """The local copy of a hub repository, from the cache or the network. `why` is the start of error messages."""
     if _HUB_ID.fullmatch(name) is None:
         raise WeightsError(f"expected {HUB_PREFIX}owner/name, got {HUB_PREFIX}{name}")
     try:
@@ -151,7 +152,7 @@ def _download(name: str, why: str) -> Path:
 
 
 def read_weights(folder: Path) -> tuple[dict[str, Tensor], ModelConfig, InferConfig]:
-    """State dict and settings of a folder. Raises WeightsError for files that are missing, damaged or not ours."""
+    """State dict and settings of a folder. Raises WeightsError for missing, damaged or foreign files."""
     for name in (WEIGHTS_FILE, CONFIG_FILE):
         if not (folder / name).is_file():
             raise WeightsError(f"{folder / name} is missing")
@@ -164,17 +165,19 @@ def read_weights(folder: Path) -> tuple[dict[str, Tensor], ModelConfig, InferCon
         state = load_file(folder / WEIGHTS_FILE)
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{folder / WEIGHTS_FILE} is damaged or truncated: {error}") from error
-    # The file holds the backbone as trained: building must not fetch the weights training started from.
+    # The file has the trained backbone: the weights that training started from are not needed.
     return state, replace(model_config, backbone_weights=""), infer_config
 
 
 def _read_settings(settings: object) -> tuple[ModelConfig, InferConfig]:
-    """What `save_weights` stored. Every setting of the model has to be there: a default might be of another model."""
+    """Settings from `save_weights`. Each model setting must be present, as defaults may belong to another model."""
+    sections: dict[str, dict[str, Any]] = {}
     for section in ("model", "infer"):
         if not isinstance(settings, dict) or not isinstance(settings.get(section), dict):
             raise ConfigError(f"expected a section {section!r} with settings by name")
-    missing = [field.name for field in fields(ModelConfig) if field.name not in settings["model"]]
+        sections[section] = settings[section]
+    missing = [field.name for field in fields(ModelConfig) if field.name not in sections["model"]]
     if missing:
         raise ConfigError(f"model lacks {', '.join(missing)}")
-    model_config = configuration.from_dict(ModelConfig, settings["model"], where="model")
-    return model_config, configuration.from_dict(InferConfig, settings["infer"], where="infer")
+    model_config = from_dict(ModelConfig, sections["model"], where="model")
+    return model_config, from_dict(InferConfig, sections["infer"], where="infer")

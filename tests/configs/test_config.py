@@ -179,7 +179,7 @@ def test_presets_fit(name):
         ({"model.adapter_heads": 5}, "model: value_dim 48 must be divisible by num_heads 5"),
         (
             {"model.backbone": "vit_tiny_patch16_24"},
-            "model: timm knows no backbone 'vit_tiny_patch16_24'; near: vit_tiny",
+            "model: timm has no model 'vit_tiny_patch16_24'; similar names: vit_tiny",
         ),
     ],
 )

@@ -11,5 +11,5 @@ from sohes.configs.run import ModelConfig
 
 @pytest.fixture(scope="session")
 def tiny_config() -> Callable[..., ModelConfig]:
-    """The smallest model with every part; keywords change fields."""
+    """Settings of the smallest model with all modules; keywords change fields."""
     return micro_model

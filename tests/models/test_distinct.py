@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masks of large photos, a few at a time: the same masks as all at once, in the memory of those that stay."""
+"""NMS of masks in chunks: the same masks as all at once, without memory for a second copy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def discs(num: int, least: float, most: float) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class DiscModel(nn.Module):
-    """Finds the same discs in every image, each an ancestor of all: a segmenter of known masks at any size."""
+    """A model that predicts the same discs in every image, at any size, each an ancestor of all others."""
 
     def __init__(self, num: int, least: float, most: float):
         super().__init__()
@@ -62,7 +62,7 @@ def small_chunks(monkeypatch):
 
 @pytest.mark.parametrize("size", [(40, 50), (64, 64), (1, 300), (37, 3)])
 @pytest.mark.parametrize("capacity", [1, 9, 1000])
-def test_what_stays_is_what_nms_keeps(size, capacity, small_chunks):
+def test_chunks_give_the_masks_of_nms(size, capacity, small_chunks):
     masks = random_masks(30, size)
     best = nms_masks(masks, 0.7, -torch.arange(len(masks)))[:capacity]
     step = masks_per_chunk(size)
@@ -75,7 +75,7 @@ def test_what_stays_is_what_nms_keeps(size, capacity, small_chunks):
     assert len(kept) == len(best)
 
 
-def test_overlaps_of_parts_are_those_of_all(small_chunks):
+def test_overlaps_in_chunks_equal_those_at_once(small_chunks):
     masks = random_masks(30, (130, 90))
     assert torch.equal(pairwise_overlap(masks), mask_overlap(masks, masks))
     assert pairwise_overlap(masks[:0]).shape == (0, 0)
@@ -101,16 +101,16 @@ def resident_megabytes(field: str) -> float:
 
 
 @pytest.mark.skipif(find_binary().module is None, reason="the references take minutes")
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells the peak of a stretch")
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux can reset the peak memory")
 @pytest.mark.parametrize(("num", "tile"), [(1000, 0), (400, 2500)])
 def test_masks_of_twelve_megapixels_add_less_than_a_gigabyte(num, tile):
-    """1000 of them: 1.4 GiB if each were packed from corner to corner, 12 GB dense; 400 in each of four tiles and in
-    the whole photo: 10 GB dense. Measured: 280 and 400 MB."""
+    """1000 masks would take 1.4 GiB packed and 12 GB dense; 400 in each of four tiles and in the whole photo, 10 GB
+    dense. Measured: 280 and 400 MB."""
     model = DiscModel(num, 0.01, 0.25)
     image = torch.zeros(3, 3000, 4000, dtype=torch.uint8)
     config = InferConfig(size=512, tile=tile)
-    predict(model, [image[:, :300, :400]], config)  # what is loaded once
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the highest resident size so far
+    predict(model, [image[:, :300, :400]], config)  # loads what stays in memory
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak resident size
     before = resident_megabytes("VmRSS")
     (forest,) = predict(model, [image], config)
     assert resident_megabytes("VmHWM") - before < 1000

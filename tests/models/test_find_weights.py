@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a name of a model means: a folder here, or a repository of the hub, and never the one for the other."""
+"""Whether the name of a model means a local folder or a repository of the hub."""
 
 import socket
 from pathlib import Path
@@ -12,7 +12,7 @@ from sohes.models.weights import WeightsError, find_weights, is_path
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """An empty current folder with a run and a model; a network that must not be touched."""
+    """A current folder with a run and a model; requests to the hub fail the test."""
     monkeypatch.chdir(tmp_path)
     for folder in ("runs/default/weights/instruct", "models/entity", "jobs/three/weights"):
         (tmp_path / folder).mkdir(parents=True)
@@ -28,7 +28,7 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """Names that the hub is asked for."""
+    """Names that were requested from the hub."""
     names = []
     monkeypatch.setattr(weights, "snapshot_download", lambda name, **_: names.append(name) or "/downloaded")
     return names
@@ -38,22 +38,22 @@ def asked(monkeypatch):
     ("name", "near"),
     [
         ("runs/defualt", "did you mean 'runs/default'?"),
-        ("runs/anything", "nearest there is: 'runs'"),
+        ("runs/anything", "nearest existing folder: 'runs'"),
         ("./models/entitty", "did you mean 'models/entity'?"),
-        ("../elsewhere/x", "nearest there is: '..'"),
-        ("/nowhere/at/all", "nearest there is: '/'"),
-        ("~/no/such/model", "nearest there is: '"),
+        ("../elsewhere/x", "nearest existing folder: '..'"),
+        ("/nowhere/at/all", "nearest existing folder: '/'"),
+        ("~/no/such/model", "nearest existing folder: '"),
         ("models/entty", "did you mean 'models/entity'?"),
         ("jobs/three/weihgts", "did you mean 'jobs/three/weights'?"),
         ("jbos/three/weights", "did you mean 'jobs'?"),
         ("modles", "did you mean 'models'?"),
-        ("owner/name/", "nearest there is: '.'"),
-        ("a\\b", "nearest there is: '.'"),
-        ("own er/name", "nearest there is: '.'"),
-        (Path("owner/name"), "nearest there is: '.'"),
+        ("owner/name/", "nearest existing folder: '.'"),
+        ("a\\b", "nearest existing folder: '.'"),
+        ("own er/name", "nearest existing folder: '.'"),
+        (Path("owner/name"), "nearest existing folder: '.'"),
     ],
 )
-def test_names_of_folders_are_never_asked_from_the_hub(here, asked, name, near):
+def test_paths_are_never_requested_from_the_hub(here, asked, name, near):
     with pytest.raises(WeightsError) as caught:
         find_weights(name)
     assert near in str(caught.value)
@@ -68,19 +68,19 @@ def test_names_on_the_hub(here, asked, name):
 
 
 @pytest.mark.parametrize("name", ["hf:", "hf:name", "hf:a/b/c", "hf:./name", "hf:/a/b", "hf:runs/", "hf:a b/c"])
-def test_names_that_the_hub_cannot_have(here, asked, name):
+def test_names_that_are_invalid_on_the_hub(here, asked, name):
     with pytest.raises(WeightsError, match=r"^expected hf:owner/name, got hf:"):
         find_weights(name)
     assert not asked
 
 
 @pytest.mark.parametrize("what", [None, 5, b"runs/default", ["runs/default"]])
-def test_what_is_no_name(here, what):
+def test_other_types_are_refused(here, what):
     with pytest.raises(WeightsError, match=r"^expected a folder or hf:owner/name, got (NoneType|int|bytes|list)$"):
         find_weights(what)
 
 
-def test_a_prefix_says_hub_even_where_a_folder_has_the_name(here, asked):
+def test_the_prefix_means_hub_even_if_a_folder_has_the_name(here, asked):
     assert find_weights("hf:models/entity") == Path("/downloaded")
     assert find_weights("models/entity") == Path("models/entity")
     assert asked == ["models/entity"]
@@ -95,7 +95,7 @@ def test_folders(here, monkeypatch):
         find_weights("models/entity/model.safetensors")
 
 
-def test_a_first_part_that_is_here_makes_a_path(here):
+def test_a_name_whose_first_part_exists_is_a_path(here):
     (here / "link").symlink_to("gone")
     (here / "file").touch()
     assert all(is_path(name) for name in ("models/x", "link/x", "file/x", "runs/x"))

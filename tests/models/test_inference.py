@@ -40,7 +40,7 @@ def test_score_is_entity_probability_times_mean_probability_inside():
     assert scores[2].isfinite()
 
 
-def test_duplicates_go_and_small_and_weak_masks_go():
+def test_duplicates_small_and_weak_masks_are_removed():
     masks = boxes(16, (0, 10, 0, 10), (0, 10, 0, 10), (12, 16, 12, 16), (0, 0, 0, 0), (3, 5, 3, 5))
     config = InferConfig(min_area=70, min_score=0.3)
     forest = extract_forest(outputs_of(masks, [1.0, 3.0, 2.0, 5.0, 4.0]), 0, (64, 64), config)
@@ -54,7 +54,7 @@ def test_duplicates_go_and_small_and_weak_masks_go():
     assert len(few) == 1
 
 
-def test_a_parent_needs_the_head_and_the_cover_and_is_the_smallest():
+def test_the_parent_is_the_smallest_mask_with_ancestor_score_and_cover():
     masks = PackedMasks.from_dense(boxes(20, (0, 20, 0, 20), (0, 10, 0, 10), (2, 6, 2, 6), (8, 14, 8, 14)))
     sure, scores, config = torch.ones(4, 4), torch.ones(4), InferConfig(ancestor_cover=0.9)
     assert link_parents(masks, scores, sure, config).tolist() == [-1, 0, 1, 0]
@@ -69,14 +69,14 @@ def test_a_parent_needs_the_head_and_the_cover_and_is_the_smallest():
     assert link_parents(equal[:0], scores[:0], torch.ones(0, 0), config).tolist() == []
 
 
-def test_near_duplicates_can_be_one_level():
-    """Five takes of one thing, each a row smaller than the last, and a part of it."""
+def test_near_duplicates_can_be_on_one_level():
+    """Five masks of one object, each a row smaller than the one before, and a part of the object."""
     takes = [(0, 20 - k, 0, 20) for k in range(5)]
     masks = PackedMasks.from_dense(boxes(20, *takes, (2, 6, 2, 6)))
     scores, config = torch.tensor([0.3, 0.4, 0.9, 0.5, 0.6, 0.8]), InferConfig(child_area=0.9)
     chain = link_parents(masks, scores, torch.ones(6, 6), InferConfig())
     assert chain.tolist() == [-1, 0, 1, 2, 3, 4]
-    # 17 and 16 rows are at most nine tenths of 20 or 18; 16 is the least that holds the part, 17 within reach.
+    # 17 and 16 rows are at most 0.9 times 20 or 18; 16 is the smallest that covers the part, 17 is nearly as small.
     parents = link_parents(masks, scores, torch.ones(6, 6), config)
     assert parents.tolist() == [-1, -1, 0, 1, 2, 4]
     scores[3] = 0.7
@@ -111,7 +111,7 @@ def test_working_size_keeps_the_aspect(size, expected):
     assert working_size(size, 512) == expected
 
 
-def test_mixed_sizes_give_the_masks_that_single_images_give(tiny_config):
+def test_a_batch_of_mixed_sizes_gives_the_masks_of_single_images(tiny_config):
     torch.manual_seed(0)
     model = build_model(tiny_config(query_init="seeds")).eval()
     generator = torch.Generator().manual_seed(0)
@@ -147,7 +147,7 @@ def test_every_size_from_1_to_130(tiny_config):
         assert (forest.masks.areas > 0).all()
 
 
-def test_a_trained_model_can_look_from_more_seeds(tiny_config):
+def test_a_trained_model_accepts_a_larger_grid(tiny_config):
     coarse, fine = (tiny_config(query_init="seeds", grid_size=size) for size in (2, 5))
     model, larger = (build_model(config).eval() for config in (coarse, fine))
     larger.load_state_dict(model.state_dict())
@@ -163,7 +163,7 @@ def test_a_trained_model_can_look_from_more_seeds(tiny_config):
         predict(build_model(tiny_config(query_init="learned")), [image], InferConfig(size=64, grid_size=5))
 
 
-def test_only_pictures_are_accepted(tiny_config):
+def test_only_images_are_accepted(tiny_config):
     model = build_model(tiny_config()).eval()
     with pytest.raises(ValueError, match=r"^expected an image of uint8 \[3, H, W\], got torch.float32 \[3, 8, 8\]$"):
         predict(model, [torch.zeros(3, 8, 8)], InferConfig())

@@ -36,7 +36,7 @@ def test_gradients_reach_every_parameter(model):
     masks = torch.zeros(3, 64, 64, dtype=torch.bool)
     masks[0, 5:40, 5:30] = masks[1, 10:20, 10:20] = masks[2, 40:60, 30:60] = True
     target = Target(masks, torch.tensor([[0, 1, 0], [0, 0, 0], [0, 0, 0]], dtype=torch.bool), torch.ones(3))
-    # Injectors and masks start closed (zero gates), so what lies behind them learns from the second step on.
+    # Injectors and masks start with zero weights: what comes before them has gradients from the second step on.
     with torch.no_grad():
         for parameter in model.parameters():
             if not parameter.any():
@@ -52,7 +52,7 @@ def test_gradients_reach_every_parameter(model):
     assert silent == []
 
 
-def test_an_image_does_not_depend_on_its_company(model):
+def test_predictions_do_not_depend_on_the_rest_of_the_batch(model):
     model.eval()
     images = torch.randn(3, 3, 64, 96)
     with torch.no_grad():
@@ -77,7 +77,7 @@ def test_attention_does_not_see_invalid_patches(model):
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "convnext_atto"])
-def test_hierarchical_backbones_need_no_adapter(name, tiny_config):
+def test_hierarchical_backbones_have_no_adapter(name, tiny_config):
     model = build_model(tiny_config(backbone=name, backbone_kwargs={})).eval()
     with torch.no_grad():
         assert model(torch.randn(1, 3, 64, 64)).mask_logits.shape == (1, 9, 16, 16)
@@ -92,7 +92,7 @@ def test_an_8_pixel_vit_sees_the_image_at_half_size(tiny_config):
     assert seen == [(1, 3, 32, 64)]
 
 
-def test_the_plain_vit_is_untouched_at_first(tiny_config):
+def test_at_first_the_adapter_does_not_change_the_vit(tiny_config):
     model = build_model(tiny_config()).eval()
     vit, images = model.backbone.vit, torch.randn(1, 3, 64, 64)
     blocks = []
@@ -134,8 +134,8 @@ def test_settings_that_do_not_fit_are_named(changes, message, tiny_config):
     assert str(error.value) == message
 
 
-def test_an_unknown_backbone_names_near_ones(tiny_config):
+def test_an_unknown_backbone_gives_similar_names(tiny_config):
     with pytest.raises(
-        ValueError, match=r"^timm knows no backbone 'vit_tini_patch16_224'; near: .*vit_tiny_patch16_224"
+        ValueError, match=r"^timm has no model 'vit_tini_patch16_224'; similar names: .*vit_tiny_patch16_224"
     ):
         build_model(tiny_config(backbone="vit_tini_patch16_224"))

@@ -21,8 +21,8 @@ SIZE = 64
     ("query_init", "mask_stride", "learning_rate", "steps", "enough"),
     [("seeds", 1, 2e-3, 140, (0.93, 0.9)), ("learned", 2, 1e-3, 70, (0.2, 0.0))],
 )
-def test_a_scene_is_learned_by_heart(query_init, mask_stride, learning_rate, steps, enough):
-    """`enough`: mean best IoU and average recall of the scene's own masks. Free queries need many more steps."""
+def test_the_model_overfits_one_scene(query_init, mask_stride, learning_rate, steps, enough):
+    """`enough`: mean best IoU and average recall of the scene's masks. Learned queries need many more steps."""
     scene = draw_scene(3, SIZE)
     images, targets = normalise(scene.image)[None], [Target.from_forest(scene.forest)]
     torch.manual_seed(0)
@@ -34,7 +34,7 @@ def test_a_scene_is_learned_by_heart(query_init, mask_stride, learning_rate, ste
     )
 
     def measure() -> tuple[float, float]:
-        """Mean over true masks of the best IoU; mean over IoU thresholds .50:.05:.95 of the share that reaches it."""
+        """Mean best IoU over true masks, and their average recall over IoU thresholds .50:.05:.95."""
         forest = predict(model, [scene.image], InferConfig(size=SIZE))[0]
         best = mask_iou(scene.forest.masks, forest.masks).amax(dim=1)
         return best.mean().item(), (best[:, None] >= torch.linspace(0.5, 0.95, 10)).float().mean().item()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What mixed precision must leave alone."""
+"""Results that must not change with mixed precision."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HALF_TYPES = (torch.bfloat16, torch.float16)
 
 
 def agreement(a: Tensor, b: Tensor) -> tuple[float, float]:
-    """Mean IoU of masks bool [B, Q, ...], and the share of those that differ."""
+    """Mean IoU of masks bool [B, Q, ...], and the fraction that differs."""
     a, b = a.flatten(2), b.flatten(2)
     union = (a | b).sum(-1)
     iou = torch.where(union > 0, (a & b).sum(-1) / union.clamp(min=1), 1.0)
@@ -37,9 +37,9 @@ def agreement(a: Tensor, b: Tensor) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("stirred", [False, True])
-def test_seed_queries_look_where_they_look_in_float32(stirred, monkeypatch):
-    """With the masks' products in bfloat16: mean IoU 0.91 at the second layer, 0.85 at the third, where half of the
-    queries look elsewhere. `stirred`: the last layer of the masks' MLP, zero at first, is not."""
+def test_seed_queries_attend_to_the_same_cells_as_in_float32(stirred, monkeypatch):
+    """With mask products in bfloat16, mean IoU would be 0.91 at the second layer and 0.85 at the third, where half of
+    the attention masks differ. `stirred`: the last layer of the masks' MLP has random weights instead of zeros."""
     torch.manual_seed(0)
     config = replace(get_preset("cpu").model, backbone_weights="")
     model = build_model(config).eval()
@@ -66,7 +66,7 @@ def test_seed_queries_look_where_they_look_in_float32(stirred, monkeypatch):
 
 @pytest.mark.parametrize("dtype", HALF_TYPES)
 def test_attention_masks_of_anchors_do_not_change_with_autocast(dtype):
-    """Equal numbers in: equal masks out, to the bit."""
+    """Equal inputs give bitwise equal masks."""
     torch.manual_seed(0)
     form = AnchorMasks(finest_dim=8, affinity_dim=6, num_granularities=2)
     finest, colours = torch.randn(1, 8, 40, 40), 2.0 * torch.randn(1, 3, 40, 40)
@@ -84,7 +84,7 @@ def test_attention_masks_of_anchors_do_not_change_with_autocast(dtype):
 
 
 @pytest.mark.parametrize("dtype", HALF_TYPES)
-def test_features_of_half_types_are_read_where_the_points_are(dtype):
+def test_16_bit_features_are_sampled_at_exact_points(dtype):
     stripes = (torch.arange(3000) % 4 < 2).to(dtype).expand(1, 1, 2, -1)  # exact in every type
     points = torch.rand(1, 200, 2, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(sample_map(stripes, points).float(), sample_map(stripes.float(), points))
@@ -92,7 +92,7 @@ def test_features_of_half_types_are_read_where_the_points_are(dtype):
 
 @pytest.mark.parametrize("dtype", HALF_TYPES)
 def test_forests_do_not_change_with_autocast(dtype):
-    """Distances to a centre, multiplied out: the embedding (2c, -1, r^2 - c^2) times the map (x, x^2, 1)."""
+    """Squared distances to a centre, expanded: the embedding (2c, -1, r^2 - c^2) times the map (x, x^2, 1)."""
     place = torch.linspace(10.0, 20.0, 64)
     centre, radius = torch.linspace(11.0, 19.0, 12), torch.linspace(0.5, 3.0, 12)
     embeddings = torch.stack((2 * centre, -torch.ones(12), radius**2 - centre**2), dim=-1)[None]  # [1, Q, 3]
@@ -142,8 +142,8 @@ def test_costs_and_losses_do_not_change_with_autocast(dtype):
 
 
 @pytest.mark.parametrize("loss", [bce_loss, dice_loss])
-def test_losses_of_half_logits_are_taken_in_float32(loss):
-    """The sum over 12,544 points is past what half types count."""
+def test_losses_of_16_bit_logits_are_computed_in_float32(loss):
+    """16-bit types cannot represent sums over 12,544 points."""
     labels = (torch.rand(3, 12544, generator=torch.Generator().manual_seed(0)) > 0.5).float()
     logits = (8.0 * labels - 4.0).to(torch.bfloat16)
     assert loss(logits, labels).dtype == torch.float32

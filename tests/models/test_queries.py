@@ -8,11 +8,11 @@ from sohes.models.pixel_decoder import PixelFeatures
 from sohes.models.queries import find_seeds, sample_map
 
 
-def test_seeds_are_the_cell_centres_then_what_differs_most():
-    likeness = torch.zeros(1, 1, 8, 8)
-    likeness[0, 0, 1, 6] = 3.0  # in the upper right cell of a 2x2 grid
-    likeness[0, 0, 7, 0] = -9.0
-    seeds = find_seeds(likeness, 2, 2)[0]
+def test_seeds_are_the_cell_centres_then_the_farthest_points():
+    affinity = torch.zeros(1, 1, 8, 8)
+    affinity[0, 0, 1, 6] = 3.0  # in the upper right cell of a 2x2 grid
+    affinity[0, 0, 7, 0] = -9.0
+    seeds = find_seeds(affinity, 2, 2)[0]
     pixels = [tuple(p) for p in (seeds * 8 - 0.5).long().tolist()]  # (x, y)
     assert pixels[:4] == [(2, 2), (6, 2), (2, 6), (6, 6)]
     assert pixels[5] == (6, 1)
@@ -43,18 +43,18 @@ def test_untrained_masks_are_regions_of_one_colour_around_their_anchor():
     assert 0 < masks[0].sum() < box.sum()  # the fine one stays near the anchor
 
 
-def test_anchor_masks_are_the_formula_multiplied_out():
+def test_anchor_masks_equal_their_formula():
     torch.manual_seed(0)
     finest, colours = torch.randn(2, 8, 6, 6), torch.randn(2, 3, 6, 6)
     form = AnchorMasks(finest_dim=8, affinity_dim=4, num_granularities=1)
     maps = form.maps(PixelFeatures([], finest, finest, colours))
     anchors, outputs = torch.rand(2, 5, 2), 3.0 * torch.randn(2, 5, 9)
-    likeness = sample_map(maps[:, :4], anchors)
-    logits = torch.einsum("bqe,behw->bqhw", form.embeddings(outputs, anchors, likeness), maps)
+    affinity = sample_map(maps[:, :4], anchors)
+    logits = torch.einsum("bqe,behw->bqhw", form.embeddings(outputs, anchors, affinity), maps)
     outputs = OUTPUT_GAIN * outputs
     log_s, log_t, b = (outputs[..., 6:] + form.start).unbind(-1)  # [B, Q]
     s, t = log_s.exp(), log_t.exp()
-    centre = likeness + outputs[..., :4] / s.sqrt()[..., None]  # [B, Q, A]
+    centre = affinity + outputs[..., :4] / s.sqrt()[..., None]  # [B, Q, A]
     point = anchors + outputs[..., 4:6] / t.sqrt()[..., None]  # [B, Q, 2]
     g_distance = (maps[:, None, :4] - centre[..., None, None]).square().sum(2)  # [B, Q, h, w]
     x_distance = (maps[:, None, 5:7] - point[..., None, None]).square().sum(2)

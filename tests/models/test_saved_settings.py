@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""config.json of a saved model, edited by hand: what cannot be is one line that names the file and the setting."""
+"""config.json of a saved model, edited by hand: errors are one line that names the file and the setting."""
 
 import json
 
@@ -48,8 +48,12 @@ def fails(folder, expected):
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
-        ("model__backbone", "vit_tinny_patch16_224", "timm knows no backbone 'vit_tinny_patch16_224'; near: vit_tiny_"),
-        ("model__backbone", "", "timm knows no backbone ''"),
+        (
+            "model__backbone",
+            "vit_tinny_patch16_224",
+            "timm has no model 'vit_tinny_patch16_224'; similar names: vit_",
+        ),
+        ("model__backbone", "", "timm has no model ''"),
         ("model__backbone", "mobilevit_xxs", "ByoModelCfg"),
         ("model__backbone", "vit_relpos_small_patch16_224", "VisionTransformerRelPos"),
         ("model__backbone_kwargs", {"depht": 2}, "depht"),
@@ -83,11 +87,11 @@ def fails(folder, expected):
         ("infer__nms_uio", 0.5, "did you mean 'nms_iou'?"),
     ],
 )
-def test_settings_that_cannot_be(edited, name, value, expected):
+def test_impossible_settings(edited, name, value, expected):
     fails(edited(**{name: value}), expected)
 
 
-def test_several_at_once_are_one_line(edited):
+def test_several_errors_are_one_line(edited):
     fails(edited(infer__size=-5, infer__nms_iou=7), "infer.size = -5, expected >= 32; infer.nms_iou = 7")
 
 
@@ -108,7 +112,7 @@ def test_seeds_for_a_model_without(edited):
         ("\ud83d", ""),
     ],
 )
-def test_files_that_are_no_settings(edited, text, expected):
+def test_files_without_settings(edited, text, expected):
     folder = edited()
     (folder / "config.json").write_bytes(text.encode("utf-8", "surrogatepass"))
     fails(folder, expected)
@@ -122,12 +126,11 @@ def test_a_setting_that_was_deleted(edited):
     fails(folder, "model lacks vit_stride, num_heads")
 
 
-def test_another_size_is_a_difference_of_weights(edited):
+def test_another_size_gives_the_differences_of_weights(edited):
     with pytest.raises(WeightsError, match=r"do not fit the model:\n"):
         Segmenter.from_pretrained(edited(model__decoder_ffn_dim=48))
 
 
-def test_what_may_be_edited(edited):
-    """Inference is the user's own."""
+def test_inference_settings_may_be_edited(edited):
     folder = edited(infer__max_masks=3, infer__nms_iou=1)
     assert len(Segmenter.from_pretrained(folder)(torch.zeros(3, 40, 40, dtype=torch.uint8))[0]) <= 3

@@ -45,7 +45,7 @@ def picture():
     return np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 
 
-def test_a_full_disk_is_told_and_leaves_the_old_weights(segmenter, saved):
+def test_a_full_disk_is_an_error_and_keeps_the_old_weights(segmenter, saved):
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
     with no_file_beyond(100), pytest.raises(WeightsError, match=r"^cannot write .*model.safetensors: .+$"):
         segmenter.save_pretrained(saved)
@@ -70,7 +70,7 @@ def test_saving_and_loading_gives_the_same_masks(segmenter, saved, picture):
     assert {p.name for p in saved.iterdir()} == {"model.safetensors", "config.json"}
 
 
-def test_weights_are_readable_by_whom_the_umask_says(saved):
+def test_weights_have_the_mode_of_the_umask(saved):
     modes = {path.stat().st_mode & 0o777 for path in saved.iterdir()}
     assert len(modes) == 1
     assert modes.pop() & 0o044 == 0o044 & ~_umask()
@@ -89,7 +89,7 @@ def test_a_run_folder_gives_its_last_phase(segmenter, saved):
     assert find_weights(run) == find_weights(run / "weights") == run / "weights" / "correct"
 
 
-def test_every_kind_of_picture_is_accepted(segmenter, picture, tmp_path):
+def test_every_image_type_is_accepted(segmenter, picture, tmp_path):
     Image.fromarray(picture).save(tmp_path / "a photo.png")
     kinds = [
         picture,
@@ -125,7 +125,7 @@ def test_every_kind_of_picture_is_accepted(segmenter, picture, tmp_path):
     ],
 )
 @pytest.mark.parametrize("in_a_list", [True, False])
-def test_other_things_are_refused(segmenter, image, got, in_a_list):
+def test_other_types_are_refused(segmenter, image, got, in_a_list):
     with pytest.raises(ImageInputError, match=r"^expected a path, a uint8 tensor \[3, H, W\] .*, got ") as caught:
         segmenter([image] if in_a_list else image)
     assert isinstance(caught.value, SohesError | TypeError | ValueError)
@@ -133,7 +133,7 @@ def test_other_things_are_refused(segmenter, image, got, in_a_list):
     assert "\n" not in str(caught.value)
 
 
-def test_any_iterable_of_pictures(segmenter, picture):
+def test_any_iterable_of_images(segmenter, picture):
     assert len(segmenter(picture for _ in range(3))) == len(segmenter((picture, picture, picture))) == 3
     assert segmenter([]) == []
     with pytest.raises(ImageInputError, match=r"or a list of those, got dict$"):
@@ -176,7 +176,7 @@ def test_weights_that_do_not_fit_are_listed_key_by_key(saved):
     ]
 
 
-def test_a_config_that_is_not_one_is_named(saved):
+def test_a_damaged_config_is_named(saved):
     edit_config(saved, hiden_dim=32)
     with pytest.raises(WeightsError, match=r"config.json does not describe a model: .*did you mean 'hidden_dim'"):
         Segmenter.from_pretrained(saved)
@@ -185,7 +185,7 @@ def test_a_config_that_is_not_one_is_named(saved):
         Segmenter.from_pretrained(saved)
 
 
-def test_loading_never_fetches_the_backbone_training_started_from(saved):
+def test_loading_needs_no_backbone_weights(saved):
     edit_config(saved, backbone_weights="/gone/dino.pth")
     assert Segmenter.from_pretrained(saved).model_config.backbone_weights == ""
 
@@ -226,10 +226,10 @@ def test_the_trained_vit_opens_in_timm(segmenter, tmp_path):
     assert torch.equal(vit.forward_features(images), ours.forward_features(images))
 
 
-def test_a_network_that_is_no_vit_cannot_be_saved_alone(tiny_config, tmp_path):
+def test_only_a_vit_can_be_saved_on_its_own(tiny_config, tmp_path):
     config = tiny_config(backbone="resnet10t", backbone_kwargs={})
     segmenter = Segmenter(build_model(config).eval(), config, InferConfig())
-    with pytest.raises(WeightsError, match=r"^only a plain ViT can be saved alone, not 'resnet10t'$"):
+    with pytest.raises(WeightsError, match=r"^only a plain ViT can be saved on its own, not 'resnet10t'$"):
         segmenter.save_backbone(tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Large photos by tiles: what borders cut is joined again."""
+"""Large photos in tiles: objects that tile borders cut are joined."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sohes.configs.run import InferConfig
 from sohes.data.transforms import normalise
 from sohes.models.inference import predict
 from sohes.models.outputs import Outputs
-from sohes.models.tiles import Tile, View, _draw, join_tiles, make_tiles
+from sohes.models.tiles import Tile, TileMasks, _draw_objects, join_tiles, make_tiles
 from sohes.structures.forest import Forest
 from sohes.structures.masks import PackedMasks, mask_iou
 
@@ -21,7 +21,7 @@ COLOURS = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]], d
 
 
 class ColourModel(nn.Module):
-    """Finds the pixels of each of four colours: a segmenter whose answer is known at any size."""
+    """A model that predicts the pixels of each of four colours, at any size."""
 
     def __init__(self):
         super().__init__()
@@ -59,12 +59,12 @@ def test_tiles_cover_the_photo_and_overlap(size, side):
     for a in tiles:
         neighbours = [b for b in tiles if b.y0 == a.y0 and b.x0 > a.x0]
         if neighbours:
-            assert a.meet(neighbours[0]).x1 - a.meet(neighbours[0]).x0 >= 0.25 * side - 1
-    assert Tile(0, 0, 4, 4).meet(Tile(0, 4, 4, 8)) is None
+            assert a.intersection(neighbours[0]).x1 - a.intersection(neighbours[0]).x0 >= 0.25 * side - 1
+    assert Tile(0, 0, 4, 4).intersection(Tile(0, 4, 4, 8)) is None
 
 
 def test_objects_across_tiles_are_whole_and_small_ones_are_found():
-    """A bar over all tiles, a box over a corner of four, one within a tile, and a dot too small for the whole photo."""
+    """A bar across all tiles, a box across four tiles, one in a tile, and a dot too small for the whole photo."""
     image, expected = paint((128, 256), (20, 10, 40, 250), (50, 80, 100, 150), (4, 4, 12, 16), (110, 200, 114, 203))
     config = InferConfig(size=64, tile=64, min_area=4)
     (forest,) = predict(ColourModel(), [image], config)
@@ -73,7 +73,7 @@ def test_objects_across_tiles_are_whole_and_small_ones_are_found():
     assert best[3] > 0.7
     (plain,) = predict(ColourModel(), [image], replace(config, tile=0))
     assert mask_iou(expected, plain.masks).amax(dim=1)[3] < 0.5
-    # No fragment of the bar or the box is left beside them.
+    # No fragments of the bar or the box remain.
     assert (mask_iou(forest.masks, expected)[:, :2] > 0).sum(dim=0).tolist() == [1, 1]
 
 
@@ -93,8 +93,8 @@ def test_a_photo_without_objects_gives_an_empty_forest():
     assert forest.masks.size == (64, 160)
 
 
-def test_borders_are_told_from_boxes():
-    """A mask in the corner, one at the right border, one within, an empty one: seen from each place in the photo."""
+def test_masks_at_inner_borders_are_found_from_boxes():
+    """A mask in the corner, one at the right border, one inside, an empty one; for tiles in all four corners."""
     masks = torch.zeros(4, 6, 8, dtype=torch.bool)
     masks[0, :2, :2] = masks[1, 2:4, 5:] = masks[2, 2:4, 2:4] = True
     boxes = PackedMasks.from_dense(masks).boxes
@@ -109,38 +109,42 @@ def test_borders_are_told_from_boxes():
 
 
 @pytest.mark.parametrize("height", [64, 63, 96, 100])
-def test_pieces_are_drawn_where_they_are(height):
-    """Unions of random pieces of three tiles, dense and packed; whatever bit a column starts at."""
+def test_pieces_are_drawn_at_their_place(height):
+    """Unions of random pieces of three tiles, dense and packed, for columns that start at any bit of a word."""
     torch.manual_seed(0)
     size, views, dense = (height, 150), [], []
     for tile in (Tile(0, 0, height, 150), Tile(10, 0, 60, 80), Tile(13, 61, height, 150)):
         masks = torch.rand(3, *tile.size) > 0.7
         masks[1, :, : tile.size[1] // 2] = False
         masks[2] = False
-        views.append(View.of(tile, Forest(PackedMasks.from_dense(masks), torch.ones(3), torch.full((3,), -1))))
+        views.append(
+            TileMasks.from_forest(tile, Forest(PackedMasks.from_dense(masks), torch.ones(3), torch.full((3,), -1)))
+        )
         placed = torch.zeros(3, *size, dtype=torch.bool)
         placed[:, tile.y0 : tile.y1, tile.x0 : tile.x1] = masks
         dense.append(placed)
     objects = [[(0, 0)], [(1, 0)], [(2, 1)], [(1, 0), (2, 1)], [(1, 1), (2, 0), (1, 0)], [(0, 2)], [(1, 2), (2, 0)]]
     expected = torch.stack([torch.stack([dense[v][n] for v, n in group]).any(0) for group in objects])
-    drawn = _draw(objects, views, views[0].tile)
+    drawn = _draw_objects(objects, views, views[0].tile)
     assert torch.equal(drawn.to_dense(), expected)
     assert torch.equal(drawn.words, PackedMasks.from_dense(expected).words)
     part = Tile(20, 65, 50, 78)
-    assert torch.equal(_draw(objects, views, part).to_dense(), expected[:, 20:50, 65:78])
+    assert torch.equal(_draw_objects(objects, views, part).to_dense(), expected[:, 20:50, 65:78])
     for view, placed in zip(views, dense, strict=True):
         seen = placed[:, 20:50, 65:78].flatten(1).any(1)
-        assert set(seen.nonzero().flatten().tolist()) <= set(view.within(part)) <= {0, 1}
+        assert set(seen.nonzero().flatten().tolist()) <= set(view.masks_in(part)) <= {0, 1}
 
 
 @pytest.mark.parametrize("default", [torch.float64, "meta"])
 def test_joining_does_not_depend_on_torch_s_defaults(default):
-    """Two halves of a box in two tiles, in a photo of which nothing else was found."""
+    """Two halves of a box in two tiles, and an empty mask of the whole photo."""
     size, views = (40, 100), []
     for tile in (Tile(0, 0, 40, 100), Tile(0, 0, 40, 60), Tile(0, 40, 40, 100)):
         masks = torch.zeros(1, *tile.size, dtype=torch.bool)
         masks[0, 10:20, max(0, 30 - tile.x0) : 70 - tile.x0] = tile.size != size
-        views.append(View.of(tile, Forest(PackedMasks.from_dense(masks), torch.ones(1), torch.tensor([-1]))))
+        views.append(
+            TileMasks.from_forest(tile, Forest(PackedMasks.from_dense(masks), torch.ones(1), torch.tensor([-1])))
+        )
     expected = torch.zeros(1, *size, dtype=torch.bool)
     expected[0, 10:20, 30:70] = True
     try:
@@ -152,6 +156,6 @@ def test_joining_does_not_depend_on_torch_s_defaults(default):
     finally:
         torch.set_default_dtype(torch.float32)
         torch.set_default_device(None)
-    assert forest.masks.areas.tolist() == [0, 400]  # of equal scores what the whole photo gave comes first
+    assert forest.masks.areas.tolist() == [0, 400]  # with equal scores, the mask of the whole photo comes first
     assert torch.equal(forest.masks[1].to_dense(), expected)
     assert forest.scores.tolist() == [1, 1]

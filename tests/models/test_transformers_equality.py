@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""With weights copied from a random transformers Mask2Former, both decoders give the same logits."""
+"""Both decoders give the logits of a Mask2Former of transformers with the same random weights."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def pixel_decoder_from(peer_decoder: torch.nn.Module) -> PixelDecoder:
     state = {
         key.replace("encoder.layers", "layers"): value
         for key, value in peer_decoder.state_dict().items()
-        if not key.startswith("mask_projection")  # ours belongs to the mask decoder
+        if not key.startswith("mask_projection")  # part of our mask decoder
     }
     ours.load_state_dict(state, strict=True)
     return ours
@@ -76,14 +76,14 @@ def mask_decoder_from(model: torch.nn.Module, peer_decoder: torch.nn.Module) -> 
     state = {}
     for key, value in model.model.transformer_module.state_dict().items():
         key = key.removeprefix("decoder.")
-        if ".cross_attn.in_proj_" in key:  # theirs is nn.MultiheadAttention: one matrix for three projections
+        if ".cross_attn.in_proj_" in key:  # nn.MultiheadAttention has one matrix for three projections
             stem, kind = key.split("in_proj_")
             for name, part in zip("qkv", value.chunk(3), strict=True):
                 state[f"{stem}{name}_proj.{kind}"] = part
             continue
         key = key.replace("queries_embedder.weight", "queries.position")
         key = key.replace("queries_features.weight", "queries.content")
-        if key.startswith("mask_predictor.mask_embedder."):  # theirs: layer.0, ours: one sequence with activations
+        if key.startswith("mask_predictor.mask_embedder."):  # layer.0 -> index in our nn.Sequential
             _, _, layer, _, kind = key.split(".")
             key = f"mask_embedder.{2 * int(layer)}.{kind}"
         state[key] = value
@@ -115,7 +115,7 @@ def test_pixel_decoder_and_mask_decoder_equal_transformers(peer, size):
         classes = model.class_predictor(hidden.transpose(0, 1))
         torch.testing.assert_close(layer.mask_logits, masks, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(layer.class_logits, classes, rtol=1e-4, atol=1e-4)
-    # The test would pass on empty attention if masks were all of one sign.
+    # If all mask logits had one sign, attention masks would have no effect on this test.
     assert 0.1 < (outputs.mask_logits > 0).float().mean() < 0.9
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights of a ViT as others publish them, and files that hold none."""
+"""Published forms of ViT weights, and files without weights."""
 
 import argparse
 from collections import OrderedDict
@@ -108,19 +108,19 @@ def test_files_that_cannot_be_read(tmp_path, content, suffix):
 
 
 class Payload:
-    """What a pickle may run."""
+    """An object whose unpickling executes code."""
 
     def __reduce__(self):
         return (np.testing.assert_equal, (1, 2))
 
 
-def test_pickles_are_not_run(tmp_path, state):
+def test_pickles_are_not_executed(tmp_path, state):
     torch.save({"model": state, "extra": Payload()}, tmp_path / "weights.pth")
     with pytest.raises(WeightsError, match=r"cannot be read: .*[Ww]eights.only"):
         load_vit_weights(new_vit(), tmp_path / "weights.pth")
 
 
-def test_two_networks_and_none_a_teacher(tmp_path, state):
+def test_two_networks_without_a_teacher(tmp_path, state):
     torch.save(below("image.", state) | below("depth.", state), tmp_path / "weights.pth")
     with pytest.raises(WeightsError, match=r"expected one ViT, found several, below 'depth.', 'image.'$"):
         load_vit_weights(new_vit(), tmp_path / "weights.pth")
