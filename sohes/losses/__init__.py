@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Matching of queries to masks, and the losses of matched queries."""
+"""Matching of queries to target masks, and training losses."""
 
 from sohes.losses.criterion import Criterion
 

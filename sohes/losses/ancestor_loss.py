@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loss of the ancestor head."""
+"""The loss of the ancestor head."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch.nn import functional as F
 def ancestor_loss(logits: Tensor, labels: Tensor, exists: Tensor) -> Tensor:
     """Balanced binary cross-entropy over ordered pairs of matched queries. [ours]
 
-    Most pairs are no ancestors: in each image the pairs that are and those that are not get half the weight each.
+    Few pairs are positive: in each image, positive and negative pairs get half of the weight each.
 
     Args:
-        logits: [layers, B, N, N], of the queries matched to each target; [i, j]: i is an ancestor of j.
+        logits: [layers, B, N, N], for the queries matched to the targets; [i, j]: i is an ancestor of j.
         labels: bool [layers or 1, B, N, N].
-        exists: bool [layers, B, N], False where a target is padding or was not matched.
+        exists: bool [layers, B, N], False where a target is padding or unmatched.
 
     Returns:
         Scalar: mean over images, summed over layers; zero for images with fewer than two masks.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loss of phases 2 and 3: match queries to target masks, then score class, mask and ancestors."""
+"""The training loss of phases 2 and 3: matching, then losses of classes, masks and ancestors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from sohes.configs.run import LossConfig
+from sohes.configs.model import LossConfig
 from sohes.losses.ancestor_loss import ancestor_loss
 from sohes.losses.mask_losses import bce_loss, class_loss, dice_loss
 from sohes.losses.matcher import Matches, assign, pairwise_cost
@@ -22,11 +22,11 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 class Criterion:
-    """Loss of a batch. A pure function of its arguments; every decoder layer is supervised alike.
+    """Loss of a batch, with the same supervision for every decoder layer. A pure function of its arguments.
 
-    Calling it returns named scalars: `loss` (weighted sum, with gradient), `loss_class`, `loss_mask`, `loss_dice`,
-    `loss_ancestor` (each unweighted and summed over layers) and `num_unusable_costs`, which is above zero when the
-    model gives numbers that cannot be matched.
+    Returns named scalars: `loss` (weighted sum, with gradient), `loss_class`, `loss_mask`, `loss_dice`,
+    `loss_ancestor` (each unweighted and summed over layers) and `num_unusable_costs`, above zero when the model's
+    outputs are not finite or too large for matching.
     """
 
     def __init__(self, config: LossConfig) -> None:
@@ -43,20 +43,24 @@ class Criterion:
 
         Args:
             outputs: of B images.
-            targets: B of them, on the same device; images without masks are legal.
-            generators: sources of the sampled points: one for each image, whose points then do not depend on its
-                company, or one for all; the global one if None.
-            num_masks: divisor of the mask losses, above zero. Give the mean over processes or accumulated batches of
-                `count_masks`, and the loss of the whole is that of one large batch. Default: this batch's own, or 1.
+            targets: one per image, on the same device; may have no masks.
+            generators: for the sampled points: one per image, so that its points do not depend on the rest of the
+                batch, or one for all; None: torch's global generator.
+            num_masks: divisor of the mask losses, above zero. With the mean of `count_masks` over processes and
+                micro-batches, their mean loss equals that of one large batch. Default: `count_masks` of this batch,
+                at least 1.
         """
         layers = [*outputs.aux, outputs]
         B, Q = outputs.class_logits.shape[:2]
         if len(targets) != B:
             raise ValueError(f"expected {B} targets, one per image, got {len(targets)}")
-        generators = [generators] * B if generators is None or isinstance(generators, torch.Generator) else generators
+        if generators is None or isinstance(generators, torch.Generator):
+            per_image: Sequence[torch.Generator | None] = [generators] * B
+        else:
+            per_image = generators
         device = outputs.class_logits.device
         with torch.autocast(device.type, enabled=False):
-            matches = self.match(layers, targets, generators)
+            matches = self.match(layers, targets, per_image)
             query_of_target = matches.query_of_target  # [layers, B, N]
             exists = query_of_target >= 0
             normaliser = max(count_masks(targets, Q), 1) if num_masks is None else num_masks
@@ -69,7 +73,7 @@ class Criterion:
                 "loss_class": class_loss(class_logits, is_matched[..., :Q], normaliser, self.config.no_object_weight)
             }
             losses["loss_mask"], losses["loss_dice"] = self.mask_losses(
-                layers, targets, query_of_target, normaliser, generators
+                layers, targets, query_of_target, normaliser, per_image
             )
             losses["loss_ancestor"] = self.ancestor_loss(layers, targets, query_of_target)
             config = self.config
@@ -86,7 +90,7 @@ class Criterion:
     def match(
         self, layers: list[Outputs], targets: Sequence[Target], generators: Sequence[torch.Generator | None]
     ) -> Matches:
-        """Match every layer. One set of points per image serves all its queries, targets and layers."""
+        """Matches of every layer. All queries, targets and layers of an image share one set of points."""
         config = self.config
         matched = layers if config.match_layers == "each" else layers[-1:]
         points = torch.stack(
@@ -115,13 +119,13 @@ class Criterion:
         num_masks: Tensor,
         generators: Sequence[torch.Generator | None],
     ) -> tuple[Tensor, Tensor]:
-        """BCE and dice of all matched pairs, summed over layers, per mask."""
+        """BCE and dice loss of all matched pairs, summed over layers and divided by `num_masks`."""
         config, extent = self.config, layers[-1].extent
         features = layers[-1].mask_features.float()
         embeddings = torch.stack([x.mask_embeddings for x in layers]).float()  # [layers, B, Q, E]
-        zero = (embeddings.sum() + features.sum()) * 0.0  # keeps every parameter in the graph
+        zero = (embeddings.sum() + features.sum()) * 0.0  # keeps every parameter in the graph, also without masks
         sums = [zero, zero]
-        # Unbound at once: the backward of indexing an image would fill a map of the whole batch for each.
+        # unbind, because the backward pass of indexing allocates a map of the whole batch for every image.
         per_image = zip(targets, features.unbind(0), embeddings.unbind(1), generators, strict=True)
         for image, (target, feature, embedding, generator) in enumerate(per_image):
             query = query_of_target[:, image, : len(target.masks)]  # [layers, N]
@@ -148,11 +152,12 @@ class Criterion:
         return sums[0], sums[1]
 
     def ancestor_loss(self, layers: list[Outputs], targets: Sequence[Target], query_of_target: Tensor) -> Tensor:
-        """Loss of the ancestor logits between matched queries; zero without the head."""
-        if layers[-1].ancestor_logits is None:
+        """Loss of the ancestor logits between matched queries; zero without an ancestor head."""
+        found = [x.ancestor_logits for x in layers if x.ancestor_logits is not None]
+        if not found:
             return query_of_target.new_zeros((), dtype=torch.float32)
         N = query_of_target.shape[2]
-        logits = torch.stack([x.ancestor_logits for x in layers])  # [layers, B, Q, Q]
+        logits = torch.stack(found)  # [layers, B, Q, Q]
         index = query_of_target.clamp(min=0)  # [layers, B, N]
         logits = logits.gather(2, index[..., :, None].expand(-1, -1, -1, logits.shape[-1]))  # [layers, B, N, Q]
         logits = logits.gather(3, index[..., None, :].expand(-1, -1, N, -1))  # [layers, B, N, N]
@@ -163,5 +168,5 @@ class Criterion:
 
 
 def count_masks(targets: Sequence[Target], num_queries: int) -> int:
-    """Masks of a batch that can be matched."""
+    """Number of masks in a batch that can be matched: at most `num_queries` per image."""
     return sum(min(len(t.masks), num_queries) for t in targets)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses of self-distillation: between views of a photo, on hidden patches, and the term that keeps photos apart."""
+"""Losses of self-distillation: class tokens (DINO), masked patches (iBOT), spread (KoLeo), regions (DetCon)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _KOLEO_EPSILON = 1e-8
 
 @torch.no_grad()
 def sinkhorn(logits: Tensor, temperature: float) -> Tensor:
-    """The teacher's logits as probabilities that use all prototypes about equally [SwAV, DINOv2].
+    """Sinkhorn-Knopp: the teacher's logits as probabilities that use all prototypes about equally. [SwAV, DINOv2]
 
-    Rows and columns of exp(logits / temperature) are normalised in turn; the batch of all processes counts as one.
+    Normalises columns and rows of exp(logits / temperature) alternately, over the batch of all processes.
 
     Args:
         logits: [M, K], M may be 0.
@@ -27,7 +27,7 @@ def sinkhorn(logits: Tensor, temperature: float) -> Tensor:
         float32 [M, K]; each row sums to 1.
     """
     logits = logits.float() / temperature
-    # A row's own maximum may be taken out: rows are normalised anyway.
+    # Subtracting each row's maximum changes no result, since rows are normalised.
     weights = torch.exp(logits - logits.amax(1, keepdim=True)) if len(logits) else logits
     for _ in range(_SINKHORN_ROUNDS):
         used = all_sum(weights.sum(0, keepdim=True))  # [1, K]
@@ -38,14 +38,14 @@ def sinkhorn(logits: Tensor, temperature: float) -> Tensor:
 
 @without_autocast
 def class_loss(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy of the teacher's view of a photo with the student's other views of it [DINO].
+    """Cross-entropy between the teacher's and the student's class tokens of different crops of a photo. [DINO]
 
     Args:
         teacher: probabilities [2, B, K] of the large crops.
-        student: logits [V, B, K]; the first two are those same crops, and are not compared with themselves.
+        student: logits [V, B, K]; the first two are of the same crops as the teacher's.
 
     Returns:
-        Scalar: the mean over pairs of views and photos.
+        Scalar: the mean over photos and pairs of different crops.
     """
     log_probabilities = F.log_softmax(student.float() / temperature, dim=-1)  # [V, B, K]
     pairs = -torch.einsum("tbk,vbk->tv", teacher, log_probabilities) / teacher.shape[1]  # [2, V]
@@ -54,13 +54,13 @@ def class_loss(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
 
 
 def patch_loss(teacher: Tensor, student: Tensor, masks: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy on the hidden patches [iBOT]: every masked crop counts the same, whatever its share of patches.
+    """Cross-entropy on masked patches; every crop with masked patches has the same weight. [iBOT]
 
     Args:
         teacher: probabilities [M, K]. student: logits [M, K]. masks: bool [N, h, w] with M True.
 
     Returns:
-        Scalar; 0 when nothing is hidden.
+        Scalar; 0 when nothing is masked.
     """
     each = -(teacher * F.log_softmax(student.float() / temperature, dim=-1)).sum(-1)  # [M]
     count = masks.flatten(1).sum(1, dtype=torch.float32)  # [N]
@@ -70,9 +70,9 @@ def patch_loss(teacher: Tensor, student: Tensor, masks: Tensor, temperature: flo
 
 @without_autocast
 def koleo_loss(tokens: Tensor) -> Tensor:
-    """Minus the mean log distance of each class token [B, C], on the unit sphere, to its nearest [Kozachenko-Leonenko].
+    """Minus the mean log distance of each normalised class token to its nearest neighbour; tokens [B, C]. [DINOv2]
 
-    Photos that come together are pushed apart, so that features do not collapse.
+    The Kozachenko-Leonenko entropy estimator: it spreads the tokens, so that features do not collapse.
     """
     unit = F.normalize(tokens.float(), dim=-1)
     with torch.no_grad():
@@ -83,15 +83,15 @@ def koleo_loss(tokens: Tensor) -> Tensor:
 
 @without_autocast
 def region_loss(teacher: Tensor, student: Tensor, present: Tensor, temperature: float, chosen: Tensor) -> Tensor:
-    """Each region of one large crop must be told from all others by what the teacher sees of it in the other crop.
+    """Contrastive loss: a region of one large crop against the teacher's features of all regions in the other crop.
 
-    The contrast of pooled regions of DetCon (Henaff et al. 2021): cross-entropy over the regions of this process's
-    photos, both ways. Regions of the same photo are among those to be told apart.
+    As in DetCon (Henaff et al. 2021): cross-entropy over the regions of this process's photos, in both directions.
+    Negatives include other regions of the same photo.
 
     Args:
-        teacher, student: of unit length, [2, B, R, D], of region r in the first and second crop of each photo.
-        present: bool [2, B, R], where the crop shows the region. chosen: int64 [n], indices into the regions that both
-            crops show, which take part.
+        teacher, student: [2, B, R, D] of unit length, features of region r in the first and second crop of each photo.
+        present: bool [2, B, R], True where the crop shows the region.
+        chosen: int64 [n], the regions to use: indices into those that both crops show.
 
     Returns:
         Scalar; 0 when no region is chosen.
@@ -100,6 +100,6 @@ def region_loss(teacher: Tensor, student: Tensor, present: Tensor, temperature: 
     if len(both) == 0:
         return student.sum() * 0
     keys, queries = (tokens.float().flatten(1, 2)[:, both] for tokens in (teacher, student))  # [2, n, D]
-    own = torch.arange(len(both), device=both.device)
-    ways = (F.cross_entropy(queries[v] @ keys[1 - v].T / temperature, own) for v in (0, 1))
-    return sum(ways) / 2
+    positive = torch.arange(len(both), device=both.device)
+    first, second = (F.cross_entropy(queries[v] @ keys[1 - v].T / temperature, positive) for v in (0, 1))
+    return (first + second) / 2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses of the class and of the mask of each query."""
+"""Class loss, binary cross-entropy and dice loss of queries."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch.nn import functional as F
 
 
 def class_loss(class_logits: Tensor, is_matched: Tensor, num_masks: Tensor, no_object_weight: float) -> Tensor:
-    """Cross-entropy of "entity" for matched queries and of "no object" for the others, which weigh less.
+    """Cross-entropy with label "entity" for matched queries and "no object", of lower weight, for the others.
 
     Args:
         class_logits: [layers, B, Q, 2].
         is_matched: bool [layers, B, Q].
-        num_masks: matched queries per layer, in expectation over processes where there are several.
+        num_masks: matched queries per layer; with several processes, their mean.
 
     Returns:
         Scalar: weighted mean over queries, summed over layers.

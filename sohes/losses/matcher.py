@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which query answers for which target mask: the assignment of least cost, per image and decoder layer."""
+"""Hungarian matching of queries to target masks, per image and decoder layer."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from sohes.configs.run import LossConfig
+from sohes.configs.model import LossConfig
 from sohes.models.precision import without_autocast
 
 MAX_COST = 1e6
-"""Costs beyond this, or not a number, count as this: the assignment stays valid and the entry is the last choice."""
+"""Larger costs and NaN are replaced by this, so that the assignment stays valid and avoids them."""
 
 
 @dataclass(frozen=True)
 class Matches:
-    """An assignment for every layer and image."""
+    """Matched queries for every layer and image."""
 
     query_of_target: Tensor
-    """int64 [layers, B, N]: the query matched to each target; -1 for targets that do not exist or found none."""
+    """int64 [layers, B, N]: the query matched to each target; -1 for padding and unmatched targets."""
     num_unusable: int
-    """Entries of the cost matrices that were not finite or beyond MAX_COST."""
+    """Number of costs that were not finite or above MAX_COST."""
 
 
 @without_autocast
 def pairwise_cost(class_logits: Tensor, point_logits: Tensor, labels: Tensor, config: LossConfig) -> Tensor:
-    """Cost of every query with every target: the training loss, without constants.
+    """Matching cost of every query with every target: the training loss, without constants.
 
     With x the logits and t the labels at P points,
         bce(q, n)  = mean_p softplus(x_qp) - x_qp t_np
@@ -53,17 +53,17 @@ def pairwise_cost(class_logits: Tensor, point_logits: Tensor, labels: Tensor, co
 
 
 def assign(costs: Tensor, num_targets: list[int]) -> Matches:
-    """Assignment of least cost.
+    """Matches of least total cost.
 
     Args:
-        costs: float [layers, B, Q, N]; columns past `num_targets[b]` are padding. Any value is legal.
-        num_targets: targets of each image. Where there are more than queries, some targets stay unmatched.
+        costs: float [layers, B, Q, N]; columns from `num_targets[b]` on are padding. May hold any value, also NaN.
+        num_targets: targets of each image. With more targets than queries, some targets stay unmatched.
     """
     unusable = ~(costs.abs() <= MAX_COST)  # negated, so that NaN counts
     costs = costs.masked_fill(unusable, MAX_COST)
     real = torch.arange(costs.shape[-1], device=costs.device) < torch.tensor(num_targets, device=costs.device)[:, None]
     num_unusable = (unusable & real[None, :, None]).sum()
-    flat = torch.cat((costs.flatten(), num_unusable[None].to(costs.dtype))).cpu()  # the one transfer
+    flat = torch.cat((costs.flatten(), num_unusable[None].to(costs.dtype))).cpu()  # one copy to the CPU for everything
     host = flat[:-1].view(costs.shape).numpy()
     layers, B, _, N = costs.shape
     result = np.full((layers, B, N), -1, dtype=np.int64)

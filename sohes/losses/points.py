@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses and matching read masks at sampled points instead of at every pixel (PointRend, Mask2Former).
+"""Sampled points, at which matching and losses compare masks (PointRend, Mask2Former).
 
 Points are (x, y) as fractions of the image, 0..1.
 """
@@ -10,20 +10,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-NEAR = 2.0
-"""Points near a mask come from its box with sides so many times as long: a quarter of it is the box itself."""
+BOX_SCALE = 2.0
+"""Points near a mask are drawn from its box, with sides enlarged by this factor."""
 
 
 def random_points(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:
-    """Uniform points, float32 [*shape, 2]. Drawn where the generator lives, so a seed gives the same anywhere."""
+    """Uniform points, float32 [*shape, 2]. Drawn on the generator's device, so that only the seed decides."""
     home = device if generator is None else generator.device
     return torch.rand(*shape, 2, generator=generator, dtype=torch.float32, device=home).to(device)
 
 
 def points_near(masks: Tensor, which: Tensor, generator: torch.Generator | None) -> Tensor:
-    """One uniform point in the box around mask `which[k]`, enlarged `NEAR` times, for each k.
+    """For each k, one uniform point in the enlarged box of mask `which[k]`.
 
-    Inside and outside are then both seen, however small the mask. The box of an empty mask is the image.
+    Even for small masks, some points are then inside and some outside. The box of an empty mask is the image.
 
     Args:
         masks: bool [N, H, W].
@@ -36,18 +36,18 @@ def points_near(masks: Tensor, which: Tensor, generator: torch.Generator | None)
     for hit in (masks.any(dim=1), masks.any(dim=2)):  # [N, W], [N, H]
         size = hit.shape[1]
         first = hit.to(torch.uint8).argmax(dim=1).float()
-        last = size - hit.flip(1).to(torch.uint8).argmax(dim=1).float()  # of an empty mask: the whole side
-        centre, reach = (first + last) / (2 * size), NEAR * (last - first) / (2 * size)
-        sides.append(torch.stack(((centre - reach).clamp(min=0.0), (centre + reach).clamp(max=1.0)), dim=-1))
+        last = size - hit.flip(1).to(torch.uint8).argmax(dim=1).float()  # for an empty mask: the whole side
+        centre, radius = (first + last) / (2 * size), BOX_SCALE * (last - first) / (2 * size)
+        sides.append(torch.stack(((centre - radius).clamp(min=0.0), (centre + radius).clamp(max=1.0)), dim=-1))
     low, high = torch.stack(sides, dim=1).unbind(-1)  # [N, 2 (x, y)]
-    place = random_points((len(which),), generator, masks.device)  # [K, 2]
-    return low[which] + place * (high - low)[which]
+    uniform = random_points((len(which),), generator, masks.device)  # [K, 2]
+    return low[which] + uniform * (high - low)[which]
 
 
 def sample_maps(maps: Tensor, points: Tensor, extent: tuple[float, float]) -> Tensor:
-    """Bilinear values of maps [N, C, h, w] at points [N, P, 2] -> [N, C, P].
+    """Values of maps [N, C, h, w], interpolated at points [N, P, 2] -> [N, C, P].
 
-    `extent` is the share (x, y) of the map that the image covers, see `Outputs.extent`.
+    `extent` is the fraction (x, y) of the map that the image covers, see `Outputs.extent`.
     """
     grid = points * (2.0 * points.new_tensor(extent)) - 1.0  # [N, P, 2]
     values = F.grid_sample(maps, grid[:, None], padding_mode="border", align_corners=False)  # [N, C, 1, P]
@@ -55,9 +55,9 @@ def sample_maps(maps: Tensor, points: Tensor, extent: tuple[float, float]) -> Te
 
 
 def sample_labels(masks: Tensor, points: Tensor) -> Tensor:
-    """The pixel of masks bool [N, H, W] under each of points [N or 1, P, 2] -> float32 [N, P].
+    """Values of masks, bool [N, H, W], at the pixels of points [N or 1, P, 2] -> float32 [N, P].
 
-    Labels are read, not interpolated: that needs no float copy of the masks, the largest tensors of a batch.
+    Not interpolated, which would need a float copy of the masks, the largest tensors of a batch.
     """
     N, H, W = masks.shape
     x = (points[..., 0] * W).long().clamp(max=W - 1)
@@ -67,7 +67,7 @@ def sample_labels(masks: Tensor, points: Tensor) -> Tensor:
 
 
 def match_points(masks: Tensor, num_points: int, local_ratio: float, generator: torch.Generator | None) -> Tensor:
-    """Points that all masks bool [N, H, W] of an image are compared at: [P, 2], some near each of them."""
+    """Points [P, 2] for matching the masks of an image, bool [N, H, W]: uniform, and some near each mask."""
     N = masks.shape[0]
     num_local = int(num_points * local_ratio) if N else 0
     uniform = random_points((num_points - num_local,), generator, masks.device)
@@ -88,11 +88,11 @@ def loss_points(
     local_ratio: float,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """Points at which each mask's loss is taken: where the prediction is least decided, near the target, anywhere.
+    """Points for the mask losses: where the prediction is most uncertain, near the target, and uniform.
 
     Args:
-        maps: logits [N, layers, h, w] of the queries matched to each target. A point serves all layers [ours]; it is
-            undecided where any of them is.
+        maps: logits [N, layers, h, w] of the queries matched to each target. All layers share the points [ours]; the
+            most uncertain layer counts.
         masks: the targets, bool [N, H, W].
         num_points: P.
         extent: see `sample_maps`.

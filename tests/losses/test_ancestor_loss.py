@@ -12,13 +12,13 @@ def chain(N: int) -> torch.Tensor:
     return torch.ones(N, N, dtype=torch.bool).triu(1)
 
 
-def test_sides_weigh_the_same_whatever_their_number():
+def test_positive_and_negative_pairs_have_equal_weight():
     labels = torch.zeros(1, 1, 4, 4, dtype=torch.bool)
     labels[0, 0, 0, 1] = True
     exists = torch.ones(1, 1, 4, dtype=torch.bool)
     logits = torch.zeros(1, 1, 4, 4)
     torch.testing.assert_close(ancestor_loss(logits, labels, exists), torch.tensor(2.0).log())
-    logits[0, 0, 0, 1] = 50.0  # the only positive pair is right now: its half of the loss is gone
+    logits[0, 0, 0, 1] = 50.0  # now the only positive pair is correct, and its half of the loss is zero
     torch.testing.assert_close(ancestor_loss(logits, labels, exists), 0.5 * torch.tensor(2.0).log())
 
 

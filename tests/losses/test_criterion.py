@@ -45,7 +45,7 @@ def small(**changes: object) -> LossConfig:
 
 @pytest.mark.parametrize("match_layers", ["each", "last"])
 @pytest.mark.parametrize("local_ratio", [0.0, 0.25])
-def test_total_is_the_weighted_sum_and_everything_learns(match_layers, local_ratio):
+def test_total_is_the_weighted_sum_and_all_inputs_have_gradients(match_layers, local_ratio):
     config = small(match_layers=match_layers, local_ratio=local_ratio, importance_ratio=0.5)
     outputs = random_outputs(3)
     losses = Criterion(config)(outputs, random_targets([2, 4, 1]))
@@ -60,13 +60,13 @@ def test_total_is_the_weighted_sum_and_everything_learns(match_layers, local_rat
     assert losses["num_unusable_costs"] == 0
 
 
-def test_images_without_masks_are_legal():
+def test_images_without_masks():
     outputs = random_outputs(2)
     losses = Criterion(small())(outputs, random_targets([0, 0]))
     assert losses["loss_mask"] == losses["loss_dice"] == losses["loss_ancestor"] == 0
     assert losses["loss_class"] > 0
     losses["loss"].backward()
-    assert outputs.mask_features.grad is not None  # a process without masks must still take part in the reduction
+    assert outputs.mask_features.grad is not None  # needed by the all-reduce of DDP in a process without masks
     mixed = Criterion(small())(random_outputs(2), random_targets([0, 3]))
     assert all(math.isfinite(value.item()) for value in mixed.values())
 
@@ -77,7 +77,7 @@ def test_more_masks_than_queries():
     assert count_masks(random_targets([Q + 3, 2, 0]), Q) == Q + 2
 
 
-def test_a_generator_makes_it_repeatable_and_the_global_one_stays_untouched():
+def test_a_generator_makes_it_repeatable_and_leaves_the_global_one_unchanged():
     outputs, targets = random_outputs(2), random_targets([2, 3])
     state = torch.get_rng_state()
     first, second, other = (
@@ -106,8 +106,8 @@ def test_a_perfect_prediction_costs_almost_nothing():
 
 
 def test_two_halves_with_the_mean_normaliser_equal_one_batch():
-    # What several processes or accumulated batches rely on. Points are drawn per image in order, so one half at a
-    # time with one generator draws other points than the whole: with masks of one colour they do not matter.
+    # As needed for several processes and gradient accumulation. One generator gives the halves other points than the
+    # whole batch, but for full masks the points do not matter.
     outputs = random_outputs(2)
     targets = [
         Target(torch.ones(n, H, W, dtype=torch.bool), torch.zeros(n, n, dtype=torch.bool), torch.ones(n))
@@ -126,7 +126,7 @@ def test_two_halves_with_the_mean_normaliser_equal_one_batch():
         torch.testing.assert_close((halves[0][name] + halves[1][name]) / 2, whole[name], rtol=1e-4, atol=1e-5)
 
 
-def test_numbers_that_cannot_be_matched_are_counted():
+def test_invalid_costs_are_counted():
     outputs = random_outputs(1, num_aux=0)
     with torch.no_grad():
         outputs.mask_embeddings[0, 0] = float("nan")

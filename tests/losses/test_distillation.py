@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses of self-distillation, against the formulas written out photo by photo."""
+"""Losses of self-distillation, compared with the formulas for single photos."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from sohes.losses.distillation import class_loss, koleo_loss, patch_loss, region
 
 def test_sinkhorn_gives_probabilities_that_use_all_prototypes():
     logits = torch.randn(96, 12, generator=torch.Generator().manual_seed(0)) * 0.1
-    logits[:, 0] += 0.4  # a prototype that everything likes
+    logits[:, 0] += 0.4  # a prototype that all tokens prefer
     temperature = 0.05
     plain = (logits / temperature).softmax(1)
     balanced = sinkhorn(logits, temperature)
     torch.testing.assert_close(balanced.sum(1), torch.ones(96))
     assert plain[:, 0].sum() > 60
-    assert (balanced.sum(0) - 8).abs().max() < 5  # three rounds come near
+    assert (balanced.sum(0) - 8).abs().max() < 5  # three iterations give approximate balance
     assert torch.isfinite(sinkhorn(logits * 1e4, 0.04)).all()
     assert sinkhorn(logits[:0], temperature).shape == (0, 12)
 
 
-def test_class_loss_compares_other_views_only():
+def test_class_loss_compares_different_crops_only():
     B, K, views = 3, 5, 4
     teacher = torch.rand(2, B, K).softmax(-1)
     student = torch.randn(views, B, K)
@@ -39,7 +39,7 @@ def test_class_loss_compares_other_views_only():
     assert math.isclose(class_loss(teacher, student, 0.1).item(), total / pairs, rel_tol=1e-5)
 
 
-def test_patch_loss_counts_every_masked_crop_the_same():
+def test_patch_loss_weights_masked_crops_equally():
     masks = torch.zeros(3, 2, 2, dtype=torch.bool)
     masks[0, 0, 0] = True
     masks[2] = True
@@ -62,7 +62,7 @@ def test_koleo_pushes_nearest_neighbours_apart():
     assert koleo_loss(moved) < loss
 
 
-def test_region_loss_tells_common_regions_apart():
+def test_region_loss_is_a_contrast_of_common_regions():
     B, R, D = 3, 4, 6
     teacher, student = torch.nn.functional.normalize(torch.randn(2, 2, B, R, D), dim=-1)
     present = torch.rand(2, B, R) < 0.7

@@ -20,14 +20,14 @@ def test_labels_are_the_pixels_under_the_points():
     assert sample_labels(masks, torch.ones(1, 1, 2))[0, 0] == masks[0, -1, -1]  # the far edge belongs to the last pixel
 
 
-def test_maps_that_reach_past_the_image_are_read_at_the_right_place():
+def test_maps_larger_than_the_image_are_sampled_at_the_right_place():
     # A map of 3 cells of 4 px over an image of 10 px: the centre of the cell 1 is at 6 px.
     maps = torch.tensor([[[[0.0, 1.0, 5.0]]]]).expand(1, 1, 3, 3)
     value = sample_maps(maps, torch.tensor([[[0.6, 0.6]]]), (10 / 12, 10 / 12))
     torch.testing.assert_close(value, torch.ones(1, 1, 1))
 
 
-def test_points_near_a_mask_see_it_and_its_surroundings():
+def test_points_near_a_mask_are_inside_and_outside():
     masks = torch.stack((box(20, 30, 4, 6, 4, 8), box(20, 30, 0, 20, 0, 30), box(20, 30, 19, 20, 29, 30)))
     which = torch.arange(3).repeat_interleave(400)
     points = points_near(masks, which, torch.Generator().manual_seed(0)).view(3, 400, 2)
@@ -48,7 +48,7 @@ def test_points_near_an_empty_mask_are_anywhere():
     assert points.std(dim=0).min() > 0.2
 
 
-def test_match_points_favour_small_masks_when_asked():
+def test_local_match_points_favour_small_masks():
     masks = torch.stack((box(100, 100, 0, 2, 0, 2), box(100, 100, 0, 100, 0, 50)))
     generator = torch.Generator().manual_seed(0)
     uniform, favoured = (match_points(masks, 400, ratio, generator) for ratio in (0.0, 0.5))
@@ -58,9 +58,9 @@ def test_match_points_favour_small_masks_when_asked():
     assert match_points(masks[:0], 16, 0.5, generator).shape == (16, 2)
 
 
-def test_loss_points_seek_the_border_and_a_seed_repeats_them():
+def test_loss_points_are_near_the_border_and_repeatable_by_seed():
     x = torch.linspace(-8, 8, 32)
-    maps = x.expand(2, 1, 32, 32)  # decided everywhere but in the middle columns
+    maps = x.expand(2, 1, 32, 32)  # uncertain only in the middle columns
     masks = torch.ones(2, 32, 32, dtype=torch.bool)
     settings = {"oversample_ratio": 3.0, "importance_ratio": 0.75, "local_ratio": 0.0}
     first, second = (
