@@ -73,7 +73,7 @@ def test_finished_run_resumes_to_itself_and_is_not_overwritten(finished, capsys)
     capsys.readouterr()
     assert run_main(*MICRO, "--out", finished) == 2
     assert capsys.readouterr().err == (
-        f"sohes.train: error: {finished} already holds a run: go on with it by --resume, or give another --out\n"
+        f"sohes.train: error: {finished} already holds a run: continue it with --resume, or choose another --out\n"
     )
     assert run_main("--out", finished, "--resume", "--seed", "5") == 2
     assert "was started with other settings: seed" in capsys.readouterr().err
@@ -188,7 +188,7 @@ WRONG = {
     ),
     "backbone": (["--model.backbone-weights", "{tmp}/none.pth"], "backbone weights not found: {tmp}/none.pth"),
     "plug-in": (["--explore.refiner", "cascadepsp"], "needs the package segmentation-refinement"),
-    "tensorboard": (["--engine.tensorboard"], "engine.tensorboard needs a package that is not here"),
+    "tensorboard": (["--engine.tensorboard"], "engine.tensorboard needs a package that is not installed"),
     "truth": (["--eval", "{tmp}/other.json"], "{tmp}/other.json"),
     "photos of the truth": (["--eval", "{tmp}/truth.json"], "2 of 2 photos are missing, the first {tmp}/a.jpg"),
     "range": (["--infer.min-score", "7"], "infer.min_score = 7.0, expected 0 to 1"),

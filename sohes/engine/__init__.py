@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the training phases share: loop, optimiser, EMA, checkpoints, logging."""
+"""Training for all phases: loop, optimiser, EMA teacher, processes, checkpoints, run folder."""

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one training loop: load, forward, backward, check, clip, step, log, save; on one process or many.
+"""The training loop of all phases: load, forward, backward, clip, update, log, save; on one process or many.
 
-One step learns from one global batch, whatever shares it out: processes take equal slices of it, and each works
-through its slice in `accumulate` parts. Losses are sums over images divided by counts of the *global* batch, and the
-points of an image are drawn from a seed of its own, so every way to share a batch gives the same step up to rounding.
+Every step learns from one global batch. Each process takes an equal slice of it and splits this slice into
+`accumulate` micro-batches. Losses are sums over images, divided by counts of the *global* batch, and each image has its
+own seed for sampled points. The result of a step is therefore the same, up to rounding, for any number of processes
+and micro-batches.
+
+Read `train` first, then `_train_step`.
 """
 
 from __future__ import annotations
@@ -15,27 +18,34 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from sohes.configs.run import EngineConfig, OptimConfig, Phase
 from sohes.data.dataset import Batch
+from sohes.data.photos import PhotoBatch
 from sohes.engine.checkpoint import Checkpoints, list_checkpoints, load_checkpoint
 from sohes.engine.optim import build_optimizer, learning_rate_at, set_learning_rate
 from sohes.engine.parallel import gradient_sync, prepare_model, wrap_model
 from sohes.engine.run import Run
 from sohes.losses.criterion import count_masks
+from sohes.models.base import TrainableModel
 from sohes.structures.target import Target
 from sohes.utils.console import Progress
 from sohes.utils.distributed import World, all_sum, gather, on_main
 from sohes.utils.errors import SohesError
 
-Targets = dict[str, list[Target]]
-"""Targets of a batch by the branch of the loss that they are for."""
+BatchT = TypeVar("BatchT", Batch, PhotoBatch)
 
-AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Targets = dict[str, list[Target]]
+"""Targets of a batch, one list for each branch of the loss."""
+
+AUTOCAST_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_INITIAL_SCALE = 256.0
+"""Of the loss in fp16. Losses summed over decoder layers start near 50: torch's 65536 would waste a dozen steps."""
 
 
 class TrainingDiverged(SohesError, RuntimeError):
@@ -43,56 +53,56 @@ class TrainingDiverged(SohesError, RuntimeError):
 
 
 @dataclass(frozen=True, eq=False)
-class MicroBatch:
-    """The part of a global batch that one process has at hand.
+class MicroBatch(Generic[BatchT]):
+    """Input of one forward and backward pass.
 
-    model: what to call for a forward pass. targets: by branch of the loss, what `make_targets` gave. num_masks: scalar
-    for each branch, divisor of its losses: masks of the global batch per part. generators: one for each image.
+    model: to be called for the forward pass. batch: the images. targets: by branch of the loss, from `make_targets`.
+    num_masks: by branch, a scalar that the losses are divided by: masks in the global batch / number of micro-batches
+    in all processes. generators: one per image.
     """
 
     model: nn.Module
-    batch: Any
+    batch: BatchT
     targets: Targets
     num_masks: dict[str, Tensor]
     generators: list[torch.Generator]
 
 
 @dataclass
-class Trainer:
-    """What a phase hands to the loop.
+class Trainer(Generic[BatchT]):
+    """Everything that the loop needs to train one phase.
 
-    `modules` are saved in checkpoints; `modules["model"]` is what the optimiser trains. `make_batches(start)` yields
-    (step, this process's slice of the batch). `make_targets(step, batch)` says what is to be learned from a part of
-    it, without gradient; `compute_loss(step, part)` returns named scalars, of which "loss" is minimised.
-    `after_step(step)` runs once the weights have moved.
+    modules: saved in checkpoints; the optimiser trains `modules["model"]`. make_batches(start_step): yields (step, this
+    process's slice of the global batch). make_targets(step, batch): targets of a micro-batch, called without gradient.
+    compute_loss(step, micro_batch): named scalars; "loss" is minimised. after_step(step): called after each update of
+    the weights.
     """
 
     run: Run
     phase: Phase
-    modules: dict[str, nn.Module]
-    make_batches: Callable[[int], Iterator[tuple[int, Any]]]
-    compute_loss: Callable[[int, MicroBatch], dict[str, Tensor]]
+    modules: dict[str, TrainableModel]
+    make_batches: Callable[[int], Iterator[tuple[int, BatchT]]]
+    compute_loss: Callable[[int, MicroBatch[BatchT]], dict[str, Tensor]]
     num_steps: int
     seed: int
     optim: OptimConfig
     engine: EngineConfig
     world: World = field(default_factory=World)
-    make_targets: Callable[[int, Batch], Targets] = lambda step, batch: {}
+    make_targets: Callable[[int, BatchT], Targets] = lambda step, batch: {}
     after_step: Callable[[int], None] = lambda step: None
     optimizer: torch.optim.AdamW = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
-    joined: nn.Module = field(init=False)
+    wrapped_model: nn.Module = field(init=False)
 
     def __post_init__(self) -> None:
         for module in self.modules.values():
             prepare_model(module, self.engine)
         self.optimizer = build_optimizer(self.model, self.optim)
-        # Summed over decoder layers, losses start near 50: torch's first scale of 65536 would waste a dozen steps.
-        self.scaler = torch.amp.GradScaler(self.device.type, 256.0, enabled=self.optim.precision == "fp16")
-        self.joined = wrap_model(self.model)
+        self.scaler = torch.amp.GradScaler(self.device.type, _INITIAL_SCALE, enabled=self.optim.precision == "fp16")
+        self.wrapped_model = wrap_model(self.model)
 
     @property
-    def model(self) -> nn.Module:
+    def model(self) -> TrainableModel:
         return self.modules["model"]
 
     @property
@@ -101,17 +111,21 @@ class Trainer:
 
     def autocast(self) -> torch.autocast:
         precision = self.optim.precision
-        return torch.autocast(self.device.type, AUTOCAST[precision], enabled=precision != "fp32")
+        return torch.autocast(self.device.type, AUTOCAST_DTYPES[precision], enabled=precision != "fp32")
+
+    def learning_rate(self, step: int) -> float:
+        return learning_rate_at(step, self.num_steps, self.optim)
 
 
-def train(trainer: Trainer) -> None:
-    """Run `trainer` to its last step, going on from the newest checkpoint of its phase if there is one.
+def train(trainer: Trainer[BatchT]) -> None:
+    """Train up to the last step. Resumes from the newest checkpoint of the phase, if there is one.
 
-    Raises TrainingDiverged, CheckpointError, and what the dataset raises.
+    Raises TrainingDiverged, CheckpointError, and the errors of the dataset.
     """
     run, phase, world, engine = trainer.run, trainer.phase, trainer.world, trainer.engine
     start = _resume(trainer)
-    bad_steps, saved_at, ready_at = 0, time.monotonic(), time.monotonic()
+    bad_steps = 0
+    saved_at = ready_at = time.monotonic()
     with (
         run.open_metrics(phase, start, engine.tensorboard) as metrics,
         Checkpoints(
@@ -121,25 +135,27 @@ def train(trainer: Trainer) -> None:
     ):
         for step, batch in trainer.make_batches(start):
             data_seconds = time.monotonic() - ready_at
-            last = step + 1 == trainer.num_steps
-            # The main process's clock decides for all when to save.
-            due = world.is_main and time.monotonic() - saved_at > engine.checkpoint_seconds
-            result = _step(trainer, step, batch, due)
+            # The clock of the main process decides for all processes when to save.
+            is_save_due = world.is_main and time.monotonic() - saved_at > engine.checkpoint_seconds
+            result = _train_step(trainer, step, batch, is_save_due)
             seconds = time.monotonic() - ready_at
             if result.is_finite:
                 bad_steps = 0
                 trainer.after_step(step)
-                row = result.values | {"lr": learning_rate_at(step, trainer.num_steps, trainer.optim)}
-                row |= {"images_per_second": world.size * len(batch.names) / seconds, "data_seconds": data_seconds}
-                row |= {"memory_gb": peak_memory_gb(trainer.device)}
+                row = result.values | {
+                    "lr": trainer.learning_rate(step),
+                    "images_per_second": world.size * len(batch.names) / seconds,
+                    "data_seconds": data_seconds,
+                    "memory_gb": peak_memory_gb(trainer.device),
+                }
                 metrics.write(step, row)
-                progress.update(1, **_shown(row, seconds))
+                progress.update(1, **_progress_fields(row, seconds))
             else:
                 bad_steps += result.is_bad
-                _report_bad_step(trainer, step, batch, result, bad_steps)
+                _report_skipped_step(trainer, step, batch, result, bad_steps)
                 progress.update(1)
             checkpoints.poll()
-            if last or result.save:
+            if result.is_save_due or step + 1 == trainer.num_steps:
                 checkpoints.save(step + 1, trainer.modules, trainer.optimizer, _scaler_state(trainer))
                 saved_at = time.monotonic()
             ready_at = time.monotonic()
@@ -147,110 +163,126 @@ def train(trainer: Trainer) -> None:
 
 @dataclass(frozen=True)
 class StepResult:
-    """values: means over the global batch. is_finite: the weights have moved. save: a checkpoint is due."""
+    """Result of a step, equal in all processes.
+
+    values: losses as means over the global batch, and the gradient norm. is_finite: False if the loss or the gradient
+    is not, and the weights were left unchanged. is_bad: the step counts towards `max_bad_steps`. is_save_due: whether
+    to save a checkpoint now.
+    """
 
     values: dict[str, float]
     is_finite: bool
     is_bad: bool
-    save: bool
+    is_save_due: bool
 
 
-def _step(trainer: Trainer, step: int, batch: Any, save: bool) -> StepResult:
-    """One optimiser step; weights stay as they are when the loss or a gradient is not finite, in any process."""
+def _train_step(trainer: Trainer[BatchT], step: int, batch: BatchT, is_save_due: bool) -> StepResult:
+    """One optimiser step. Weights stay unchanged if the loss or a gradient is not finite in any process."""
     engine, world, optim = trainer.engine, trainer.world, trainer.optim
-    # Everything random in a step follows from (seed, phase, step): a resumed run repeats the one never stopped.
+    # All randomness of a step depends on (seed, phase, step) only: a resumed run repeats an uninterrupted one.
     torch.manual_seed(step_seed(trainer.seed, trainer.phase, step))
-    set_learning_rate(trainer.optimizer, learning_rate_at(step, trainer.num_steps, optim))
+    set_learning_rate(trainer.optimizer, trainer.learning_rate(step))
     trainer.optimizer.zero_grad(set_to_none=True)
 
     sums: dict[str, Tensor] = {}
-    parts = _make_parts(trainer, step, batch)
-    for index, part in enumerate(parts):
-        with gradient_sync(trainer.joined, wanted=index + 1 == len(parts)):
+    micro_batches = _make_micro_batches(trainer, step, batch)
+    for index, micro_batch in enumerate(micro_batches):
+        with gradient_sync(trainer.wrapped_model, enabled=index + 1 == len(micro_batches)):
             with trainer.autocast():
-                losses = trainer.compute_loss(step, part)
+                losses = trainer.compute_loss(step, micro_batch)
             trainer.scaler.scale(losses["loss"] / engine.accumulate).backward()
         for name, value in losses.items():
-            sums[name] = sums.get(name, 0.0) + value.detach().to(trainer.device, torch.float32)
+            value = value.detach().to(trainer.device, torch.float32)
+            sums[name] = sums[name] + value if name in sums else value
 
     trainer.scaler.unscale_(trainer.optimizer)
     norm = nn.utils.clip_grad_norm_(trainer.model.parameters(), optim.clip_norm or float("inf"))
-    norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
     means = torch.stack(list(sums.values())) / (world.size * engine.accumulate)
-    means = all_sum(torch.cat((means, means.new_tensor([float(save)]))))  # one message
-    *values, gradient_norm = torch.cat((means, norm.detach().to(means.dtype)[None])).tolist()  # one transfer
+    means = all_sum(torch.cat((means, means.new_tensor([float(is_save_due)]))))  # one all-reduce for everything
+    *values, gradient_norm = torch.cat((means, norm.detach().to(means.dtype)[None])).tolist()  # one copy to the CPU
     row = dict(zip([*sums, "save"], values, strict=True)) | {"grad_norm": gradient_norm}
-    save = row.pop("save") > 0
+    is_save_due = row.pop("save") > 0
     loss_is_finite = math.isfinite(row["loss"])
     is_finite = loss_is_finite and math.isfinite(row["grad_norm"])
     if is_finite:
         trainer.scaler.step(trainer.optimizer)
+    is_bad = not is_finite
     if trainer.scaler.is_enabled():
-        # Gradients past the range of fp16 are how the scaler finds its scale: no fault, until the scale is spent.
-        is_bad = not is_finite and (not loss_is_finite or trainer.scaler.get_scale() <= 1.0)
+        # The scaler finds its scale by gradients that overflow fp16. That is normal until the scale has reached 1.
+        is_bad = is_bad and (not loss_is_finite or trainer.scaler.get_scale() <= 1.0)
         trainer.scaler.update()
-    else:
-        is_bad = not is_finite
-    return StepResult(row, is_finite, is_bad, save)
+    return StepResult(row, is_finite, is_bad, is_save_due)
 
 
-def _make_parts(trainer: Trainer, step: int, batch: Any) -> list[MicroBatch]:
-    """This process's slice of the batch in parts, with what is to be learned from each and its share of the whole."""
+def _make_micro_batches(trainer: Trainer[BatchT], step: int, batch: BatchT) -> list[MicroBatch[BatchT]]:
+    """This process's slice of the global batch, split, on the device, with targets."""
     num_parts, num_images = trainer.engine.accumulate, len(batch.names)
-    batches = batch.split(num_parts) if num_parts > 1 else [batch]
-    batches = [part.to(trainer.device) for part in batches]
+    batches = [part.to(trainer.device) for part in _split(batch, num_parts)]
     with torch.no_grad(), trainer.autocast():
         targets = [trainer.make_targets(step, part) for part in batches]
 
-    branches, num_queries = list(targets[0]), getattr(trainer.model, "num_queries", 0)
+    branches, num_queries = list(targets[0]), trainer.model.num_queries
     counts = [float(sum(count_masks(part[branch], num_queries) for part in targets)) for branch in branches]
     total = all_sum(torch.tensor(counts, device=trainer.device)).clamp(min=1.0)
     num_masks = dict(zip(branches, total / (num_parts * trainer.world.size), strict=True))
 
-    first = trainer.world.rank * num_images  # place of this slice in the global batch
+    first = trainer.world.rank * num_images  # index of this slice in the global batch
     generators = [
         torch.Generator(trainer.device).manual_seed(step_seed(trainer.seed, trainer.phase, step, first + index))
         for index in range(num_images)
     ]
     size = num_images // num_parts
     return [
-        MicroBatch(trainer.joined, part, part_targets, num_masks, generators[index * size : (index + 1) * size])
-        for index, (part, part_targets) in enumerate(zip(batches, targets, strict=True))
+        MicroBatch(trainer.wrapped_model, part, part_targets, num_masks, generators[k * size : (k + 1) * size])
+        for k, (part, part_targets) in enumerate(zip(batches, targets, strict=True))
     ]
 
 
-def _report_bad_step(trainer: Trainer, step: int, batch: Any, result: StepResult, bad_steps: int) -> None:
-    """Say what was skipped and why. Raises TrainingDiverged when it is too often."""
+def _split(batch: BatchT, num_parts: int) -> list[BatchT]:
+    if num_parts == 1:
+        return [batch]
+    if isinstance(batch, Batch):
+        return batch.split(num_parts)
+    raise ValueError(f"gradient accumulation is not supported for {type(batch).__name__}")
+
+
+def _report_skipped_step(
+    trainer: Trainer[BatchT], step: int, batch: BatchT, result: StepResult, bad_steps: int
+) -> None:
+    """Log why a step was skipped. Raises TrainingDiverged after too many bad steps in a row."""
     if not result.is_bad:
-        trainer.run.log(f"{trainer.phase} step {step}: gradients beyond fp16, scale halved", console=False)
+        trainer.run.log(f"{trainer.phase} step {step}: gradients overflow fp16, scale halved", console=False)
         return
     names = [name for names in gather(batch.names) for name in names]
     trainer.run.log(f"{trainer.phase} step {step}: non-finite loss or gradient, step skipped; images: {names}")
     if bad_steps >= trainer.optim.max_bad_steps:
         raise TrainingDiverged(
-            f"{trainer.phase}: {bad_steps} steps in a row without a finite loss, at step {step} with images {names}"
+            f"{trainer.phase}: {bad_steps} steps in a row with a non-finite loss or gradient, at step {step} with "
+            f"images {names}"
         )
 
 
-def _resume(trainer: Trainer) -> int:
+def _resume(trainer: Trainer[BatchT]) -> int:
+    """Load the newest checkpoint, if there is one; returns the step to start at."""
     folder = trainer.run.checkpoints(trainer.phase)
-    newest = on_main(lambda: (list_checkpoints(folder) or [None])[-1])
-    if newest is None:
+    found = on_main(lambda: list_checkpoints(folder)[-1:])
+    if not found:
         return 0
     scaler = _scaler_state(trainer)
-    start = load_checkpoint(newest, trainer.modules, trainer.optimizer, scaler)
+    start = load_checkpoint(found[0], trainer.modules, trainer.optimizer, scaler)
     if trainer.scaler.is_enabled():
         trainer.scaler.load_state_dict(scaler["scaler"])
-    trainer.run.log(f"{trainer.phase}: going on at step {start} from {newest.name}")
+    trainer.run.log(f"{trainer.phase}: resuming at step {start} from {found[0].name}")
     return start
 
 
-def _scaler_state(trainer: Trainer) -> dict[str, Any]:
+def _scaler_state(trainer: Trainer[BatchT]) -> dict[str, Any]:
     return {"scaler": trainer.scaler.state_dict()} if trainer.scaler.is_enabled() else {}
 
 
-def _shown(row: dict[str, float], seconds: float) -> dict[str, object]:
-    """What the log line says of a step. data: the share of its time spent waiting for the batch."""
+def _progress_fields(row: dict[str, float], seconds: float) -> dict[str, object]:
+    """Fields of the progress line. data: share of the step's time spent waiting for the batch."""
     return {
         "loss": row["loss"],
         "images/s": row["images_per_second"],
@@ -260,7 +292,7 @@ def _shown(row: dict[str, float], seconds: float) -> dict[str, object]:
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """The most memory taken so far in GB: of a GPU by its tensors, else by this process."""
+    """Peak memory so far in GB: of the tensors on a GPU, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024
@@ -268,6 +300,6 @@ def peak_memory_gb(device: torch.device) -> float:
 
 
 def step_seed(seed: int, phase: str, step: int, image: int | None = None) -> int:
-    """A 63-bit seed that differs for every (seed, phase, step), and for every image of a global batch."""
+    """A 63-bit seed, different for every (seed, phase, step) and for every image of the global batch."""
     text = f"{seed}/{phase}/{step}" + ("" if image is None else f"/{image}")
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1

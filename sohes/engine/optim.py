@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AdamW with the parameter groups and the schedule that both training phases share."""
+"""AdamW with parameter groups, and the learning rate schedule, of all training phases."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from sohes.configs.run import OptimConfig
+from sohes.models.base import TrainableModel
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over groups of equal learning rate and weight decay.
+def build_optimizer(model: TrainableModel, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW with one parameter group per learning rate and weight decay.
 
-    A parameter is of the backbone when the model's `backbone_parameters()` yields it: it learns at `backbone_factor`,
-    and each layer of a ViT at `layer_decay` times the rate of the layer above it. Vectors, norms, biases and embeddings
-    are not decayed.
+    Parameters in `model.backbone_parameters()` have their learning rate multiplied by `backbone_factor`, and by
+    `layer_decay` for each layer of the ViT above them. Vectors, norms, biases and embeddings have no weight decay.
     """
     depth = layers_above(model)
     backbone = {id(p) for p in model.backbone_parameters()}
@@ -36,10 +36,10 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
 
 def layers_above(model: nn.Module) -> dict[int, int]:
-    """How many layers of its ViT lie above a parameter, by the parameter's id. [BEiT]
+    """Number of ViT layers above a parameter, keyed by `id(parameter)`: the exponent of layer decay. [BEiT]
 
-    None above the last norm, one above the last block, `depth` above the first, one more above patches, positions and
-    class token. Parameters outside a timm ViT are not in it.
+    0 for the last norm, 1 for the last block, `depth` for the first block, `depth` + 1 for patch embedding, positions
+    and class token. Parameters outside a timm ViT have no entry.
     """
     above: dict[int, int] = {}
     for vit in (module for module in model.modules() if isinstance(module, VisionTransformer)):
@@ -52,7 +52,7 @@ def layers_above(model: nn.Module) -> dict[int, int]:
 
 
 def learning_rate_at(step: int, num_steps: int, config: OptimConfig) -> float:
-    """Linear warm-up, then half a cosine from `learning_rate` down to `final_factor` of it."""
+    """Learning rate of a step: linear warm-up, then a cosine from `learning_rate` to `final_factor` of it."""
     warmup = min(config.warmup_steps, num_steps)
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
@@ -61,10 +61,11 @@ def learning_rate_at(step: int, num_steps: int, config: OptimConfig) -> float:
 
 
 def cosine_between(start: float, end: float, progress: float) -> float:
-    """`start` at progress 0, `end` at progress 1, half a cosine between."""
+    """Half a cosine from `start` at progress 0 to `end` at progress 1."""
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Set the learning rate of every group to `learning_rate` times the group's factor."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["lr_factor"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model on several processes: copied to each (DDP) or parted among them (FSDP2), and its layers compiled."""
+"""A model on several processes, replicated (DDP) or sharded (FSDP2), with compiled layers."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from sohes.configs.run import EngineConfig
+from sohes.models.base import TrainableModel
 
 
-def prepare_model(model: nn.Module, config: EngineConfig) -> None:
-    """Part the weights of `model` among the processes and compile its layers, as the config says; in place.
+def prepare_model(model: TrainableModel, config: EngineConfig) -> None:
+    """Compile the layers of `model` and shard its weights, as the config says; in place.
 
-    Comes before the optimiser is built. `model.layers()` are the units of both.
+    Call it before the optimiser is built.
     """
     if config.compile:
         for layer in model.layers():
@@ -30,33 +31,34 @@ def prepare_model(model: nn.Module, config: EngineConfig) -> None:
         for layer in model.layers():
             fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
-        # Said of every view that a forward pass returns; nothing here writes into outputs.
+        # FSDP warns about every view that a forward pass returns, since it must not be written to. No code does.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
 
 
 def wrap_model(model: nn.Module) -> nn.Module:
-    """What to call for a forward pass whose backward averages gradients over all processes."""
+    """The module to call for forward passes: `model` in DDP, or `model` itself with FSDP or on one process."""
     if isinstance(model, FSDPModule) or not dist.is_initialized() or dist.get_world_size() == 1:
         return model
     device = next(model.parameters()).device
-    # True of single tokens and depthwise kernels, whose copies are small.
+    # DDP warns about the strides of single tokens and depthwise kernels, which are small and cheap to copy.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
 
 
 @contextmanager
-def gradient_sync(joined: nn.Module, wanted: bool) -> Iterator[None]:
-    """Whether backward passes inside average gradients; without, they add up locally until one that does."""
-    if isinstance(joined, FSDPModule):
-        joined.set_requires_gradient_sync(wanted)
+def gradient_sync(wrapped_model: nn.Module, enabled: bool) -> Iterator[None]:
+    """Context in which backward passes average gradients over processes, or only accumulate them locally."""
+    if isinstance(wrapped_model, FSDPModule):
+        wrapped_model.set_requires_gradient_sync(enabled)
         yield
-    elif isinstance(joined, DistributedDataParallel) and not wanted:
-        with joined.no_sync():
+    elif isinstance(wrapped_model, DistributedDataParallel) and not enabled:
+        with wrapped_model.no_sync():
             yield
     else:
         yield
 
 
 def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """All weights on the CPU, in the main process; parted ones are collected, so every process calls this."""
-    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    """All weights, unsharded, on the CPU of the main process (empty in others with FSDP). Every process calls this."""
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}

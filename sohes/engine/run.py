@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder of a run: what lies where, written so that a kill at any moment loses nothing already written."""
+"""The run folder: paths of its files, its start and its logs. A kill at any moment loses nothing already written."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from sohes.configs import run as configuration
-from sohes.configs.run import Config, Phase
+from sohes.configs.io import to_dict
+from sohes.configs.run import Config, Phase, load
 from sohes.ops.environment import collect_env
 from sohes.utils.console import RunLog
 from sohes.utils.errors import SohesError
 from sohes.utils.files import write_whole, write_whole_once
 
-if TYPE_CHECKING:  # an optional package, loaded where it is asked for
+if TYPE_CHECKING:  # an optional package, imported only when it is used
     from torch.utils.tensorboard import SummaryWriter
 
 CONFIG_FILE, ENV_FILE = "config.json", "env.json"
-# What a run has made, that a start with other settings would not make again.
-_MADE = ("labels/shard-*", "checkpoints/*/step-*", "weights/*/*", "predictions/*.json", "results.json")
-# Settings that may change from one start of a run to the next.
-_FREE = ("phases", "engine.", "explore.max_failures", "explore.num_workers", "explore.patience")
+# Results of a run. While none exist, the folder can be started again with other settings.
+_RESULT_PATTERNS = ("labels/shard-*", "checkpoints/*/step-*", "weights/*/*", "predictions/*.json", "results.json")
+# Settings that may change when a run is resumed.
+_CHANGEABLE_SETTINGS = ("phases", "engine.", "explore.max_failures", "explore.num_workers", "explore.patience")
 
 
 class RunError(SohesError, ValueError):
-    """A run folder that cannot be used as asked; the message says what to do."""
+    """A run folder cannot be used as asked; the message says what to do."""
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, whole or not at all; missing folders are made."""
+    """Write `value` as indented JSON, whole or not at all. Creates missing folders."""
     write_whole(path, json.dumps(value, indent=1) + "\n")
 
 
 @dataclass
 class Run:
-    """A run folder. Which phases are finished is read from its files, never from a separate state."""
+    """A run folder. Its files show which phases are finished; there is no separate state."""
 
     path: Path
     is_main: bool = True
-    """Whether this process writes: of several, only one does, and the others are silent."""
+    """Whether this process writes files and logs: only one of several does."""
     log: RunLog = field(init=False)
 
     def __post_init__(self) -> None:
@@ -70,30 +70,31 @@ class Run:
         return self.path / "predictions" / f"{phase}.json"
 
     def truth(self, dataset: str) -> Path:
-        """Ground truth that was converted from a data set."""
+        """Ground truth in COCO format, converted from a data set."""
         return self.path / "eval" / f"{dataset}.json"
 
     def is_trained(self, phase: Phase) -> bool:
         return (self.weights(phase) / "model.safetensors").is_file()
 
     def read_results(self) -> dict[str, dict[str, float | None]]:
-        """Scores per phase, {} before the first evaluation."""
-        return json.loads(self.results.read_text()) if self.results.is_file() else {}
+        """Scores by phase, {} before the first evaluation."""
+        results: dict[str, dict[str, float | None]] = {}
+        return json.loads(self.results.read_text()) if self.results.is_file() else results
 
     def add_result(self, phase: Phase, scores: dict[str, Any]) -> None:
-        """Record the scores of a phase, and lists of further numbers; a score that is not a number becomes null."""
+        """Add the scores of a phase, numbers or lists, to results.json; NaN becomes null."""
         clean = {key: None if value != value else value for key, value in scores.items()}
         write_json(self.results, {**self.read_results(), phase: clean})
 
     def add_scoring_time(self, phase: Phase, num_images: int, seconds: float) -> None:
-        """Record how long it took to score a phase; a line of scoring.jsonl."""
+        """Append a line to scoring.jsonl: how long the evaluation of a phase took."""
         row = {"phase": phase, "images": num_images, "seconds": round(seconds, 3)}
         with (self.path / "scoring.jsonl").open("a", encoding="ascii") as file:
             file.write(json.dumps(row) + "\n")
 
     @contextmanager
     def open_metrics(self, phase: Phase, start_step: int, tensorboard: bool = False) -> Iterator[Metrics]:
-        """Where the numbers of the steps from `start_step` go. Raises RunError when TensorBoard is not installed."""
+        """A writer for the metrics of steps from `start_step` on. Raises RunError if TensorBoard is not installed."""
         if not self.is_main:
             yield Metrics(None, phase, start_step)
             return
@@ -106,9 +107,9 @@ class Run:
 
 
 class Metrics:
-    """Appends rows to `metrics.jsonl`. On resume, rows at or past the step that is done again are dropped first.
+    """Appends rows to `metrics.jsonl`, first deleting those of steps from `start_step` on, which are repeated.
 
-    With a `board`, a TensorBoard writer, numbers go there too; without a path, nowhere.
+    Writes nothing without a path. board: TensorBoard writer that gets the same numbers.
     """
 
     def __init__(self, path: Path | None, phase: Phase, start_step: int, board: SummaryWriter | None = None) -> None:
@@ -138,17 +139,17 @@ class Metrics:
 
 
 def open_tensorboard(folder: Path, start_step: int) -> SummaryWriter:
-    """A TensorBoard writer that goes on at `start_step`. Raises RunError when the package is not installed."""
+    """A TensorBoard writer that resumes at `start_step`. Raises RunError if the package is not installed."""
     return import_tensorboard()(folder, purge_step=start_step)
 
 
 def import_tensorboard() -> type[SummaryWriter]:
-    """The writer's class. Raises RunError when the package is not installed."""
+    """The class of TensorBoard's writer. Raises RunError if the package is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise RunError(
-            "engine.tensorboard needs a package that is not here: pip install 'sohes[tensorboard]'"
+            "engine.tensorboard needs a package that is not installed: pip install 'sohes[tensorboard]'"
         ) from error
     return SummaryWriter
 
@@ -159,79 +160,80 @@ def _drop_rows(path: Path, phase: Phase, start_step: int) -> None:
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
-            continue  # the line a kill cut short
+            continue  # a line truncated by a kill
         if row["phase"] != phase or row["step"] < start_step:
             kept.append(line)
     write_whole(path, "".join(line + "\n" for line in kept))
 
 
 def check_run(path: Path, config: Config, resume: bool) -> None:
-    """Look whether `open_run` would open this folder, and write nothing.
+    """Check that `open_run` can open this folder, without writing.
 
-    Raises RunError when a new run would write over an old one, when there is nothing to resume, when a resumed run is
-    asked to change a setting that changes the result (all but `phases` and `engine`), or for a path that is no folder.
+    Raises RunError when a new run would overwrite an old one, when there is nothing to resume, when a setting that
+    changes the result (all but `phases`, `engine` and a few) differs on resume, or when the path is not a folder.
     """
     if path.exists() and not path.is_dir():
         raise RunError(f"--out {path}: expected a folder, this is a file")
     try:
         os.fspath(path).encode()
     except UnicodeEncodeError as error:
-        raise RunError(f"--out {path}: expected a path in UTF-8, as safetensors reads weights of no other") from error
+        raise RunError(f"--out {path}: expected a path in UTF-8, since safetensors opens no other") from error
     stored = path / CONFIG_FILE
     if stored.is_file() and not resume:
-        raise RunError(f"{path} already holds a run: go on with it by --resume, or give another --out")
+        raise RunError(f"{path} already holds a run: continue it with --resume, or choose another --out")
     if resume and not stored.is_file():
         raise RunError(f"--resume: {path} holds no run (no config.json)")
     if resume:
-        before, now = (configuration.to_dict(c) for c in (configuration.load(stored, type(config)), config))
-        before, now = _flatten(before), _flatten(now)
-        changed = [key for key in now if before.get(key) != now[key] and not key.startswith(_FREE)]
+        before, now = (_flatten(to_dict(c)) for c in (load(stored, type(config)), config))
+        changed = [key for key in now if before.get(key) != now[key] and not key.startswith(_CHANGEABLE_SETTINGS)]
         if changed:
             raise RunError(f"--resume: {path} was started with other settings: {', '.join(changed)}")
 
 
 def open_run(path: Path, config: Config, resume: bool) -> Run:
-    """Open a new run folder, or an old one with `resume`. Raises RunError as `check_run`; of two that open the same
-    new folder at once, in the second."""
+    """Create a run folder, or open an old one with `resume`.
+
+    Raises RunError as `check_run`, also when another process creates the same folder at the same time.
+    """
     check_run(path, config, resume)
     run = Run(path)
-    text = json.dumps(configuration.to_dict(config), indent=1) + "\n"
+    text = json.dumps(to_dict(config), indent=1) + "\n"
     if not write_whole_once(path / CONFIG_FILE, text):
-        check_run(path, config, resume)  # raises where another process has made the run just now
+        check_run(path, config, resume)  # raises if another process has just created the run
         write_whole(path / CONFIG_FILE, text)
     return run
 
 
 def start_run(path: Path, config: Config, resume: bool, again: bool) -> bool:
-    """Make the run folder, or find what is in it. Returns whether it is a new run.
+    """Create or open the run folder and write env.json. Returns whether it is a new run.
 
-    again: this start goes on with the run if there is one, without `resume`: a launcher has started the job again, or
-    it is one of the jobs that make the parts of a phase.
+    again: continue an existing run even without `resume`, because a launcher has restarted the job, or because it is
+    one of several jobs that share a phase.
 
     Raises RunError as `check_run`.
     """
-    is_there = (path / CONFIG_FILE).is_file()
+    exists = (path / CONFIG_FILE).is_file()
     try:
-        run = open_run(path, config, resume or (again and is_there))
+        run = open_run(path, config, resume or (again and exists))
     except RunError:
-        if not again or is_there or not (path / CONFIG_FILE).is_file():
+        if not again or exists or not (path / CONFIG_FILE).is_file():
             raise
-        run, is_there = open_run(path, config, True), True  # another of these jobs was faster
+        run, exists = open_run(path, config, True), True  # another of these jobs was faster
     write_json(run.path / ENV_FILE, collect_env())
     run.log.close()
-    return not (resume or is_there)
+    return not (resume or exists)
 
 
 @contextmanager
 def remove_failed_start(path: Path) -> Iterator[None]:
-    """Of a new run that fails before it has made anything, leave no run: the corrected command works in this folder.
+    """On an error in a new run without results, delete its config, so that a corrected command can use the folder.
 
-    A kill and Ctrl-C do not count as failures: `--resume` goes on.
+    A kill and Ctrl-C are not errors: such a run can be resumed.
     """
     try:
         yield
     except Exception:
-        if not any(next(path.glob(pattern), None) for pattern in _MADE):
+        if not any(next(path.glob(pattern), None) for pattern in _RESULT_PATTERNS):
             for name in (CONFIG_FILE, ENV_FILE):
                 (path / name).unlink(missing_ok=True)
         raise

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints of one process: exact, atomic, a few of them, and clear about what is wrong."""
+"""Checkpoints of one process: exact, atomic, limited in number, with clear errors."""
 
 import pytest
 import torch
 from micro import no_file_beyond
+from small_model import SmallModel
 from torch import nn
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -14,23 +15,11 @@ from sohes.engine.optim import build_optimizer
 from sohes.utils.distributed import World, process_group
 
 
-class Small(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.backbone = nn.Linear(4, 4)
-        self.norm = nn.BatchNorm1d(4)
-        self.queries = nn.Embedding(3, 4)
-        self.head = nn.Linear(4, 2)
-
-    def backbone_parameters(self):
-        return self.backbone.parameters()
-
-
 def trained(steps, model=None, optimizer=None):
-    """A model after the given steps, each a function of its number alone."""
+    """A model and optimiser after the given training steps; the data of a step depends on its number only."""
     if model is None:
         torch.manual_seed(0)
-        model = Small()
+        model = SmallModel()
         optimizer = build_optimizer(model, OptimConfig(learning_rate=1e-2))
     for step in steps:
         x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
@@ -43,7 +32,7 @@ def trained(steps, model=None, optimizer=None):
 
 def fresh():
     torch.manual_seed(7)
-    model = Small()
+    model = SmallModel()
     return model, build_optimizer(model, OptimConfig(learning_rate=1e-2))
 
 
@@ -63,7 +52,7 @@ def assert_equal(ours, theirs):
         assert torch.equal(a, b), name
 
 
-def test_training_goes_on_bitwise(tmp_path):
+def test_resumed_training_is_bitwise_equal(tmp_path):
     straight, _ = trained(range(20))
     path = saved(tmp_path, 10, *trained(range(10)), scaler={"scale": 4.0})
     model, optimizer = fresh()
@@ -75,13 +64,13 @@ def test_training_goes_on_bitwise(tmp_path):
 
 
 def test_an_asynchronous_save_holds_the_state_of_its_step(tmp_path, group):
-    """Training goes on while the files are written."""
+    """Training continues while the files are written."""
     straight, _ = trained(range(10))
     model, optimizer = trained(range(10))
     with Checkpoints(tmp_path, keep=1, asynchronous=True) as checkpoints:
         checkpoints.save(10, {"model": model}, optimizer)
         trained(range(10, 15), model, optimizer)
-        checkpoints.save(15, {"model": model}, optimizer)  # waits for the one before
+        checkpoints.save(15, {"model": model}, optimizer)  # waits for the previous save
         assert [p.name for p in list_checkpoints(tmp_path)] == ["step-00000010"]
         kept = tmp_path / "kept"
         list_checkpoints(tmp_path)[0].rename(kept)
@@ -91,14 +80,14 @@ def test_an_asynchronous_save_holds_the_state_of_its_step(tmp_path, group):
     assert_equal(straight, again)
 
 
-def test_half_checkpoints_are_rounded_and_open_alike(tmp_path):
+def test_half_checkpoints_are_rounded_and_load_the_same_way(tmp_path):
     model, optimizer = trained(range(10))
     Checkpoints(tmp_path, 1, half=True).save(10, {"model": model}, optimizer)
     (path,) = list_checkpoints(tmp_path)
     stored = FileSystemReader(path).read_metadata().state_dict_metadata
     kinds = {name: entry.properties.dtype for name, entry in stored.items() if isinstance(entry, TensorStorageMetadata)}
     assert kinds["model.head.weight"] == kinds["optimizer.state.head.weight.exp_avg"] == torch.bfloat16
-    assert kinds["optimizer.state.head.weight.step"] == torch.float32  # counts beyond 256 are no bfloat16
+    assert kinds["optimizer.state.head.weight.step"] == torch.float32  # bfloat16 cannot hold integers above 256 exactly
     again, opened = fresh()
     assert load_checkpoint(path, {"model": again}, opened) == 10
     for a, b in zip(model.parameters(), again.parameters(), strict=True):
@@ -107,7 +96,7 @@ def test_half_checkpoints_are_rounded_and_open_alike(tmp_path):
             torch.testing.assert_close(opened.state[b][name], optimizer.state[a][name], rtol=2**-8, atol=0)
 
 
-def test_only_the_newest_stay(tmp_path):
+def test_only_the_newest_are_kept(tmp_path):
     model, optimizer = trained(range(1))
     for step in (1, 20, 300):
         saved(tmp_path, step, model, optimizer)
@@ -124,13 +113,13 @@ def test_a_damaged_checkpoint_is_named(tmp_path, damage):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     else:
         file.unlink()
-    with pytest.raises(CheckpointError, match=r"^cannot resume from .*step-00000001: .*; delete it to go on from"):
+    with pytest.raises(CheckpointError, match=r"^cannot resume from .*step-00000001: .*; delete it to resume from"):
         load_checkpoint(path, {"model": model}, optimizer)
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     path = saved(tmp_path, 1, *trained(range(1)))
-    other = Small()
+    other = SmallModel()
     other.head = nn.Linear(4, 5)
     with pytest.raises(CheckpointError, match=r"cannot resume from .*head\.(weight|bias)"):
         load_checkpoint(path, {"model": other}, build_optimizer(other, OptimConfig()))

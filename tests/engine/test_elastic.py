@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole command under torchrun, one of whose processes is killed."""
+"""`sohes.train` under torchrun when one of its processes is killed."""
 
 import json
 import os
@@ -18,7 +18,7 @@ JOB = [*MICRO, "--instruct.num-steps", str(STEPS), "--explore.num-workers", "1",
 
 
 def find_process(rank: int, parent: int) -> int | None:
-    """The child of torchrun that is this rank."""
+    """The process id of a rank among the children of torchrun."""
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
     for child in children:
         if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
@@ -27,8 +27,8 @@ def find_process(rank: int, parent: int) -> int | None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the process to kill in /proc")
-def test_a_killed_process_is_started_again_and_the_run_goes_on(tmp_path):
-    """SIGKILL for one of two as soon as there is a checkpoint: torchrun starts both again, without --resume."""
+def test_a_killed_process_is_restarted_and_the_run_resumes(tmp_path):
+    """SIGKILL for one of two processes after the first checkpoint: torchrun restarts both, without --resume."""
     out = tmp_path / "run"
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
     command = [sys.executable, *launcher, "-m", "sohes.train", *JOB, "--engine.checkpoint-seconds", "0"]
@@ -45,7 +45,7 @@ def test_a_killed_process_is_started_again_and_the_run_goes_on(tmp_path):
     log = (out / "log.txt").read_text()
     assert "2 processes, ddp, start 1" in log
     assert "2 processes, ddp, start 2" in log
-    assert "instruct: going on at step" in log
+    assert "instruct: resuming at step" in log
     steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(STEPS))
     assert set(json.loads((out / "results.json").read_text())) == {"explore", "instruct"}

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from micro import micro_model
-from torch import nn
+from small_model import SmallModel
 
 from sohes.configs.presets import PRESETS
 from sohes.configs.run import OptimConfig
@@ -16,20 +16,8 @@ from sohes.engine.optim import build_optimizer, learning_rate_at, set_learning_r
 from sohes.models.segmenter_model import build_model
 
 
-class Small(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.backbone = nn.Linear(4, 4)
-        self.norm = nn.BatchNorm1d(4)
-        self.queries = nn.Embedding(3, 4)
-        self.head = nn.Linear(4, 2)
-
-    def backbone_parameters(self):
-        return self.backbone.parameters()
-
-
 def test_optimizer_groups():
-    model, config = Small(), OptimConfig(learning_rate=1e-2, backbone_factor=0.1, weight_decay=0.05)
+    model, config = SmallModel(), OptimConfig(learning_rate=1e-2, backbone_factor=0.1, weight_decay=0.05)
     optimizer = build_optimizer(model, config)
     rows = {id(p): (g["lr_factor"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
     assert rows[id(model.backbone.weight)] == (0.1, 0.05)
@@ -42,7 +30,7 @@ def test_optimizer_groups():
     assert {g["lr"] for g in optimizer.param_groups} == {0.5, 0.05}
 
 
-def test_each_layer_of_the_vit_learns_slower_than_the_one_above():
+def test_layer_decay_lowers_the_learning_rate_of_each_lower_vit_layer():
     model = build_model(micro_model())
     optimizer = build_optimizer(model, OptimConfig(backbone_factor=0.5, layer_decay=0.1))
     factor = {id(p): group["lr_factor"] for group in optimizer.param_groups for p in group["params"]}
@@ -57,8 +45,8 @@ def test_each_layer_of_the_vit_learns_slower_than_the_one_above():
     ]:
         assert [factor[id(p)] for p in parameters] == pytest.approx([expected] * len(parameters))
     assert len(factor) == len(list(model.parameters()))
-    alike = build_optimizer(model, OptimConfig(backbone_factor=0.5))
-    assert {group["lr_factor"] for group in alike.param_groups} == {0.5, 1.0}
+    without_decay = build_optimizer(model, OptimConfig(backbone_factor=0.5))
+    assert {group["lr_factor"] for group in without_decay.param_groups} == {0.5, 1.0}
 
 
 def test_learning_rate_schedule():
@@ -73,7 +61,7 @@ def test_learning_rate_schedule():
 
 
 def test_teacher_follows_the_student():
-    student = Small()
+    student = SmallModel()
     teacher = make_teacher(student)
     assert not any(p.requires_grad for p in teacher.parameters())
     before = teacher.head.weight.clone()
@@ -86,18 +74,18 @@ def test_teacher_follows_the_student():
     assert not teacher.training
 
 
-def test_the_decay_is_what_the_setting_says_from_the_first_step_on():
+def test_without_warmup_the_decay_is_constant():
     assert [ema_decay_at(step, 0.9996) for step in (0, 1, 119, 10**6)] == [0.9996] * 4
     assert ema_decay_at(5, 0.0) == 0.0
 
 
-def test_the_decay_may_rise_over_a_few_steps():
+def test_the_decay_rises_during_warmup():
     assert [ema_decay_at(step, 0.96, 4) for step in range(6)] == pytest.approx([0, 0.24, 0.48, 0.72, 0.96, 0.96])
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_the_teacher_of_a_preset_forgets_its_start_and_averages_over_many_steps(name):
-    """What is left of the weights of phase 2 at the end of phase 3, and the memory, in parts of the phase."""
+    """Weight of the phase 2 model in the teacher at the end of phase 3, and the averaging window in steps."""
     settings = PRESETS[name]().correct
     left = math.prod(ema_decay_at(s, settings.ema_decay, settings.ema_warmup_steps) for s in range(settings.num_steps))
     assert left < 0.025

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The run folder: refusing to overwrite, resuming, metrics cut short by a kill."""
+"""The run folder: no overwriting, resuming, metrics truncated by a kill."""
 
 import json
 import sys
@@ -15,9 +15,9 @@ def rows(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_new_run_never_writes_over_an_old_one(tmp_path):
+def test_a_new_run_never_overwrites_an_old_one(tmp_path):
     open_run(tmp_path / "run", Config(), resume=False)
-    with pytest.raises(RunError, match="already holds a run: go on with it by --resume, or give another --out"):
+    with pytest.raises(RunError, match="already holds a run: continue it with --resume, or choose another --out"):
         open_run(tmp_path / "run", Config(), resume=False)
 
 
@@ -70,7 +70,7 @@ def test_metrics_go_to_tensorboard_too(tmp_path):
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(0, 2.5), (1, 1.5)]
 
 
-def test_tensorboard_that_is_not_installed_is_told(tmp_path, monkeypatch):
+def test_missing_tensorboard_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     run = open_run(tmp_path / "run", Config(), resume=False)
     with pytest.raises(RunError, match=r"pip install 'sohes\[tensorboard\]'"), run.open_metrics("instruct", 0, True):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loop on one process and on two: the same steps, exact resume, resume on another number of processes."""
+"""Training on one process and on two: equal steps, exact resume, resume on another number of processes."""
 
 import json
 import math
@@ -33,7 +33,7 @@ def run_here(folder, *jobs):
 
 
 def run_on_two(folder, *jobs):
-    """The jobs in two processes of this machine, as `srun` or any launcher that sets RANK would start them."""
+    """Run the jobs in two processes on this machine, started as by any launcher that sets RANK."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -73,16 +73,16 @@ def restart_at(step, run, phase, target):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Runs in one process, then runs in two, some of which go on from one another."""
+    """Runs on one process, then on two; some resume from others."""
     folder = tmp_path_factory.mktemp("runs")
     write_scenes(folder / "scenes", 6, 64, 0)
-    run_here(folder, "one,instruct,6,save=3", "parts,instruct,6,accumulate=2", "one,correct,20,save=10")
+    run_here(folder, "one,instruct,6,save=3", "split,instruct,6,accumulate=2", "one,correct,20,save=10")
     restart_at(3, folder / "one", "instruct", folder / "wider")
     restart_at(10, folder / "one", "correct", folder / "two")
     run_on_two(
         folder,
-        "copied,instruct,6",
-        "parted,instruct,6,sharding=fsdp,save=3",
+        "ddp,instruct,6",
+        "fsdp,instruct,6,sharding=fsdp,save=3",
         "wider,instruct,6",
         "two,correct,20,stop=13,sharding=fsdp",
     )
@@ -91,17 +91,17 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ["parts", "copied", "parted", "wider", "narrower"])
-def test_a_global_batch_gives_the_same_steps_however_it_is_shared(folder, name):
-    """In two parts, by DDP and FSDP2 on two processes, resumed after 3 steps: from one on two, from two on one."""
+@pytest.mark.parametrize("name", ["split", "ddp", "fsdp", "wider", "narrower"])
+def test_steps_do_not_depend_on_how_the_global_batch_is_split(folder, name):
+    """Two micro-batches; DDP and FSDP2 on two processes; resumed after 3 steps on two processes, and on one."""
     torch.testing.assert_close(losses(folder / name), losses(folder / "one"), rtol=0, atol=1e-4)
     norms = ([row["grad_norm"] for row in rows(folder / run)] for run in (name, "one"))
     torch.testing.assert_close(*norms, rtol=1e-4, atol=0)
 
 
-def test_the_teacher_s_labels_are_shared_out_too(folder):
-    """Phase 3, and its teacher, parted on two processes after 10 steps. Later, rounding may tip a label over its
-    threshold."""
+def test_phase_3_gives_the_same_steps_on_two_processes(folder):
+    """Student and teacher sharded on two processes after 10 steps. Compares 3 steps, since later rounding may move a
+    score across its threshold."""
     ours, theirs = (losses(folder / run, "correct")[10:13] for run in ("one", "two"))
     assert len(theirs) == 3
     torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=0)
@@ -109,11 +109,11 @@ def test_the_teacher_s_labels_are_shared_out_too(folder):
 
 @pytest.mark.parametrize("asynchronous", ["", ",async_checkpoints=1"])
 def test_ten_steps_and_ten_more_are_twenty_bitwise(folder, tmp_path, asynchronous):
-    """Phase 3, with its teacher, whose weights are the result."""
+    """Phase 3, whose result is the weights of the teacher."""
     (tmp_path / "scenes").symlink_to(folder / "scenes")
     restart_at(10, folder / "one", "correct", tmp_path / "again")
     run_here(tmp_path, f"again,correct,20,save=15{asynchronous}")
-    assert "going on at step 10" in (tmp_path / "again" / "log.txt").read_text()
+    assert "resuming at step 10" in (tmp_path / "again" / "log.txt").read_text()
     ours, theirs = (weights(run, "correct") for run in (folder / "one", tmp_path / "again"))
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     assert losses(folder / "one", "correct") == losses(tmp_path / "again", "correct")
@@ -121,7 +121,7 @@ def test_ten_steps_and_ten_more_are_twenty_bitwise(folder, tmp_path, asynchronou
     assert names == ["step-00000010", "step-00000015", "step-00000020"]
 
 
-def test_the_log_says_how_fast_it_goes(folder):
+def test_speed_is_logged(folder):
     line = (folder / "one" / "log.txt").read_text()
     assert "images/s" in line
     assert "data " in line
@@ -132,7 +132,7 @@ def test_the_log_says_how_fast_it_goes(folder):
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_trains(folder, tmp_path, precision):
-    """Close to full precision from the first step whose gradients fit; a skipped step is said, not counted as bad."""
+    """The loss is close to full precision once gradients fit; skipped steps are logged and not counted as bad."""
     (tmp_path / "scenes").symlink_to(folder / "scenes")
     run_here(tmp_path, f"half,instruct,4,precision={precision}")
     found = {row["step"]: row["loss"] for row in rows(tmp_path / "half")}
@@ -146,7 +146,7 @@ def test_half_precision_trains(folder, tmp_path, precision):
 
 
 def test_compiled_layers_give_the_same_steps(folder, tmp_path, monkeypatch):
-    """Traced but not turned into machine code, which would take minutes."""
+    """With the eager backend: compiling to machine code would take minutes."""
     (tmp_path / "scenes").symlink_to(folder / "scenes")
     compile_ = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: compile_(self, backend="eager", **how))
@@ -154,8 +154,8 @@ def test_compiled_layers_give_the_same_steps(folder, tmp_path, monkeypatch):
     torch.testing.assert_close(losses(tmp_path / "traced"), losses(folder / "one")[:2], rtol=0, atol=1e-4)
 
 
-def test_photos_without_masks_are_legal(folder, tmp_path):
-    """Nothing to find in any photo: queries learn that, and nothing is divided by zero."""
+def test_photos_without_masks(folder, tmp_path):
+    """No photo has a mask: nothing is divided by zero."""
     shutil.copytree(folder / "scenes", tmp_path / "scenes")
     path = tmp_path / "scenes" / "annotations.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"annotations": []}))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of distributed training run in one process or several: `train_job.py FOLDER JOB...`.
+"""Training jobs for tests, in one process or several: `train_job.py FOLDER JOB...`.
 
-A job is `NAME,PHASE,STEPS[,save=STEP][,stop=STEP][,setting=value...]`: it trains FOLDER/NAME up to STEPS, or breaks
-off after `stop`, going on from what is there, with checkpoints after `save` and at the end.
+A job is `NAME,PHASE,STEPS[,save=STEP][,stop=STEP][,setting=value...]`: it trains or resumes FOLDER/NAME up to STEPS, or
+only up to `stop`, with checkpoints after `save` and at the end.
 """
 
 from __future__ import annotations

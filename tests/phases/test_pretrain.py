@@ -257,7 +257,7 @@ def test_a_second_start_needs_resume_unless_a_launcher_restarts_the_job(photos, 
         with pytest.raises(SystemExit) as stop:
             run(tmp_path, photos, "--num-steps", "2")
         assert stop.value.code == 2
-        assert f"{tmp_path} already holds a run: go on with it by --resume" in capsys.readouterr().err
+        assert f"{tmp_path} already holds a run: continue it with --resume" in capsys.readouterr().err
     # A restart, as after one process of several was killed before the weights were written.
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     shutil.rmtree(tmp_path / "weights")
