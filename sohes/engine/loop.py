@@ -24,13 +24,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from sohes.configs.run import EngineConfig, OptimConfig, Phase
+from sohes.configs.run import EngineConfig, OptimConfig
 from sohes.data.dataset import Batch
 from sohes.data.photos import PhotoBatch
 from sohes.engine.checkpoint import Checkpoints, list_checkpoints, load_checkpoint
 from sohes.engine.optim import build_optimizer, learning_rate_at, set_learning_rate
 from sohes.engine.parallel import gradient_sync, prepare_model, wrap_model
-from sohes.engine.run import Run
+from sohes.engine.run import PhaseName, Run
 from sohes.losses.criterion import count_masks
 from sohes.models.base import TrainableModel
 from sohes.structures.target import Target
@@ -79,7 +79,7 @@ class Trainer(Generic[BatchT]):
     """
 
     run: Run
-    phase: Phase
+    phase: PhaseName
     modules: dict[str, TrainableModel]
     make_batches: Callable[[int], Iterator[tuple[int, BatchT]]]
     compute_loss: Callable[[int, MicroBatch[BatchT]], dict[str, Tensor]]

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from sohes.configs.io import to_dict
+from sohes.configs.pretrain import PretrainConfig
 from sohes.configs.run import Config, Phase, load
 from sohes.ops.environment import collect_env
 from sohes.utils.console import RunLog
@@ -21,6 +22,8 @@ from sohes.utils.files import write_whole, write_whole_once
 
 if TYPE_CHECKING:  # an optional package, imported only when it is used
     from torch.utils.tensorboard import SummaryWriter
+
+PhaseName = Phase | Literal["pretrain"]
 
 CONFIG_FILE, ENV_FILE = "config.json", "env.json"
 # Results of a run. While none exist, the folder can be started again with other settings.
@@ -60,20 +63,20 @@ class Run:
     def results(self) -> Path:
         return self.path / "results.json"
 
-    def weights(self, phase: Phase) -> Path:
+    def weights(self, phase: PhaseName) -> Path:
         return self.path / "weights" / phase
 
-    def checkpoints(self, phase: Phase) -> Path:
+    def checkpoints(self, phase: PhaseName) -> Path:
         return self.path / "checkpoints" / phase
 
-    def predictions(self, phase: Phase) -> Path:
+    def predictions(self, phase: PhaseName) -> Path:
         return self.path / "predictions" / f"{phase}.json"
 
     def truth(self, dataset: str) -> Path:
         """Ground truth in COCO format, converted from a data set."""
         return self.path / "eval" / f"{dataset}.json"
 
-    def is_trained(self, phase: Phase) -> bool:
+    def is_trained(self, phase: PhaseName) -> bool:
         return (self.weights(phase) / "model.safetensors").is_file()
 
     def read_results(self) -> dict[str, dict[str, float | None]]:
@@ -81,19 +84,19 @@ class Run:
         results: dict[str, dict[str, float | None]] = {}
         return json.loads(self.results.read_text()) if self.results.is_file() else results
 
-    def add_result(self, phase: Phase, scores: dict[str, Any]) -> None:
+    def add_result(self, phase: PhaseName, scores: dict[str, Any]) -> None:
         """Add the scores of a phase, numbers or lists, to results.json; NaN becomes null."""
         clean = {key: None if value != value else value for key, value in scores.items()}
         write_json(self.results, {**self.read_results(), phase: clean})
 
-    def add_scoring_time(self, phase: Phase, num_images: int, seconds: float) -> None:
+    def add_scoring_time(self, phase: PhaseName, num_images: int, seconds: float) -> None:
         """Append a line to scoring.jsonl: how long the evaluation of a phase took."""
         row = {"phase": phase, "images": num_images, "seconds": round(seconds, 3)}
         with (self.path / "scoring.jsonl").open("a", encoding="ascii") as file:
             file.write(json.dumps(row) + "\n")
 
     @contextmanager
-    def open_metrics(self, phase: Phase, start_step: int, tensorboard: bool = False) -> Iterator[Metrics]:
+    def open_metrics(self, phase: PhaseName, start_step: int, tensorboard: bool = False) -> Iterator[Metrics]:
         """A writer for the metrics of steps from `start_step` on. Raises RunError if TensorBoard is not installed."""
         if not self.is_main:
             yield Metrics(None, phase, start_step)
@@ -112,7 +115,9 @@ class Metrics:
     Writes nothing without a path. board: TensorBoard writer that gets the same numbers.
     """
 
-    def __init__(self, path: Path | None, phase: Phase, start_step: int, board: SummaryWriter | None = None) -> None:
+    def __init__(
+        self, path: Path | None, phase: PhaseName, start_step: int, board: SummaryWriter | None = None
+    ) -> None:
         self.phase = phase
         self.started = time.time()
         self._board = board
@@ -154,7 +159,7 @@ def import_tensorboard() -> type[SummaryWriter]:
     return SummaryWriter
 
 
-def _drop_rows(path: Path, phase: Phase, start_step: int) -> None:
+def _drop_rows(path: Path, phase: PhaseName, start_step: int) -> None:
     kept = []
     for line in path.read_text().splitlines():
         try:
@@ -166,7 +171,7 @@ def _drop_rows(path: Path, phase: Phase, start_step: int) -> None:
     write_whole(path, "".join(line + "\n" for line in kept))
 
 
-def check_run(path: Path, config: Config, resume: bool) -> None:
+def check_run(path: Path, config: Config | PretrainConfig, resume: bool) -> None:
     """Check that `open_run` can open this folder, without writing.
 
     Raises RunError when a new run would overwrite an old one, when there is nothing to resume, when a setting that
@@ -190,7 +195,7 @@ def check_run(path: Path, config: Config, resume: bool) -> None:
             raise RunError(f"--resume: {path} was started with other settings: {', '.join(changed)}")
 
 
-def open_run(path: Path, config: Config, resume: bool) -> Run:
+def open_run(path: Path, config: Config | PretrainConfig, resume: bool) -> Run:
     """Create a run folder, or open an old one with `resume`.
 
     Raises RunError as `check_run`, also when another process creates the same folder at the same time.
@@ -204,7 +209,7 @@ def open_run(path: Path, config: Config, resume: bool) -> Run:
     return run
 
 
-def start_run(path: Path, config: Config, resume: bool, again: bool) -> bool:
+def start_run(path: Path, config: Config | PretrainConfig, resume: bool, again: bool) -> bool:
     """Create or open the run folder and write env.json. Returns whether it is a new run.
 
     again: continue an existing run even without `resume`, because a launcher has restarted the job, or because it is
