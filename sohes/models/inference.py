@@ -47,10 +47,10 @@ def predict(model: SohesModel, images: Sequence[Tensor], config: InferConfig) ->
     forests: dict[int, Forest] = {}
     for size, members in groups.items():
         for start in range(0, len(members), config.batch_size):
-            part = members[start : start + config.batch_size]
-            batch = torch.stack([prepare(images[i].to(device), size) for i in part])  # [B, 3, h, w]
+            chunk = members[start : start + config.batch_size]
+            batch = torch.stack([prepare(images[i].to(device), size) for i in chunk])  # [B, 3, h, w]
             outputs = model(batch, grid_size=config.grid_size or None)
-            for row, index in enumerate(part):
+            for row, index in enumerate(chunk):
                 shape = (images[index].shape[1], images[index].shape[2])
                 forests[index] = extract_forest(outputs, row, shape, config)
     return [forests[index] for index in range(len(images))]
@@ -70,9 +70,9 @@ def _predict_tiled(model: SohesModel, image: Tensor, config: InferConfig) -> For
     tile_masks: list[TileMasks] = []
     del whole  # frees 1.4 GiB for 1000 masks of 12 million pixels
     for start in range(0, len(tiles), config.batch_size):
-        part = tiles[start : start + config.batch_size]
-        crops = [image[:, tile.y0 : tile.y1, tile.x0 : tile.x1] for tile in part]
-        tile_masks += map(TileMasks.from_forest, part, predict(model, crops, tile_config))
+        chunk = tiles[start : start + config.batch_size]
+        crops = [image[:, tile.y0 : tile.y1, tile.x0 : tile.x1] for tile in chunk]
+        tile_masks += map(TileMasks.from_forest, chunk, predict(model, crops, tile_config))
     return join_tiles(whole_masks, tile_masks, config)
 
 

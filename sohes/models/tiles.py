@@ -125,7 +125,7 @@ def join_tiles(whole: TileMasks, tiles: Sequence[TileMasks], config: InferConfig
     since the ancestor head compares only masks of one forward pass.
     """
     size, tiles = whole.tile.size, [whole, *tiles]
-    cut = [tile.tile.inner_borders(tile.boxes, size) for tile in tiles]
+    cut = [found.tile.inner_borders(found.boxes, size) for found in tiles]
     objects = [
         group for group in _group_pieces(tiles, cut, config.join_iou) if len(group) > 1 or not _is_cut(group, cut)
     ]
