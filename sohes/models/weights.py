@@ -137,7 +137,7 @@ def _nearest_folder(path: Path) -> str:
     except OSError:
         names = []
     near = difflib.get_close_matches(missing, names, n=1)
-    return f"; did you mean {str(parent / near[0])!r}?" if near else f"; nearest existing folder: {str(parent)!r}"
+    return f"; did you mean {str(parent / near[0])!r}?" if near else f", nearest existing folder: {str(parent)!r}"
 
 
 def _download(name: str, why: str) -> Path:
