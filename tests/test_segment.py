@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-import sohes.segment
 from sohes.configs.presets import photo_labels
 from sohes.configs.run import InferConfig, ModelConfig
 from sohes.data.coco import LabelSet
@@ -19,7 +18,9 @@ from sohes.labels.features import build_extractor
 from sohes.labels.pipeline import label_image
 from sohes.models.segmenter import Segmenter
 from sohes.models.segmenter_model import build_model
-from sohes.segment import Arguments, find_photos, main
+from sohes.phases import segment_photos
+from sohes.phases.segment_inputs import find_photos
+from sohes.segment import Arguments, main
 
 TINY_MODEL = ModelConfig(
     backbone="vit_tiny_patch16_224",
@@ -241,7 +242,7 @@ def test_missing_photos_stop_before_anything_is_written(weights, photos, tmp_pat
 
 
 def test_missing_weights_stop_before_a_photo_is_read(photos, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sohes.segment, "read_image", lambda path: pytest.fail("a photo was read"))
+    monkeypatch.setattr(segment_photos, "read_image", lambda path: pytest.fail("a photo was read"))
     (tmp_path / "no weights").mkdir()
     out = tmp_path / "out"
     assert run(photos, "--weights", tmp_path / "no weights", "--out", out) == 2
@@ -253,16 +254,16 @@ def test_missing_weights_stop_before_a_photo_is_read(photos, tmp_path, monkeypat
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_results_depend_on_neither_threads_nor_their_number(weights, photos, tmp_path, monkeypatch, workers):
-    monkeypatch.setattr(sohes.segment, "available_cpus", lambda: workers)
+    monkeypatch.setattr(segment_photos, "available_cpus", lambda: workers)
     photos_of, seen = [], []
-    segment_photo = sohes.segment.segment_photo
+    segment_photo = segment_photos.segment_photo
 
     def watch(photo, *rest):
         photos_of.append(photo)
         seen.append((threading.current_thread().name, torch.get_num_threads()))
         return segment_photo(photo, *rest)
 
-    monkeypatch.setattr(sohes.segment, "segment_photo", watch)
+    monkeypatch.setattr(segment_photos, "segment_photo", watch)
     before = torch.get_num_threads()
     for option in ([], ["--weights", weights]):
         out = tmp_path / f"out{len(option)}"
@@ -286,10 +287,15 @@ def test_results_depend_on_neither_threads_nor_their_number(weights, photos, tmp
 
 
 def test_a_single_photo_has_all_cpus_for_its_model(weights, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(sohes.segment, "available_cpus", lambda: 3)
+    monkeypatch.setattr(segment_photos, "available_cpus", lambda: 3)
     seen = []
-    finish = sohes.segment.finish
-    monkeypatch.setattr(sohes.segment, "finish", lambda *a: seen.append(torch.get_num_threads()) or finish(*a))
+    encode_masks = segment_photos.encode_masks
+
+    def watch(*arguments):
+        seen.append(torch.get_num_threads())
+        return encode_masks(*arguments)
+
+    monkeypatch.setattr(segment_photos, "encode_masks", watch)
     assert run(photos / "a.png", "--out", tmp_path / "a", "--weights", weights) == 0
     assert run(photos / "a.png", "--out", tmp_path / "b") == 0
     assert seen == [3, 1]
@@ -308,7 +314,7 @@ def test_the_device_is_obeyed_with_weights_and_without(given, device, monkeypatc
         asked.append(str(device))
         raise Stop
 
-    monkeypatch.setattr(sohes.segment, "build_extractor", stop)
+    monkeypatch.setattr(segment_photos, "build_extractor", stop)
     monkeypatch.setattr(Segmenter, "from_pretrained", stop)
     for option in ([], ["--weights", "here"]):
         with pytest.raises(Stop):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What sohes.segment writes, and where: nothing that is finished, or another's, is ever lost."""
+"""The output of sohes.segment: no finished file, and no file of another origin, is lost."""
 
 import json
 import os
@@ -12,9 +12,10 @@ import torch
 from micro import no_file_beyond
 from PIL import Image
 
-import sohes.segment
 from sohes.data.coco import LabelSet
-from sohes.segment import find_photos, main
+from sohes.phases import segment_photos
+from sohes.phases.segment_inputs import find_photos
+from sohes.segment import main
 from sohes.structures.forest import Forest
 from sohes.structures.masks import PackedMasks
 
@@ -28,7 +29,7 @@ def quick(monkeypatch):
         masks[0, 2:30, 2:30], masks[1, 5:9, 5:9] = True, True
         return Forest(PackedMasks.from_dense(masks), torch.tensor([0.9, 0.5]), torch.tensor([-1, 0]))
 
-    monkeypatch.setattr(sohes.segment, "load_segmenter", lambda *_: segment)
+    monkeypatch.setattr(segment_photos, "load_segmenter", lambda *_: segment)
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def contents(folder):
 
 def stop_at(monkeypatch, number, error):
     """Reading the photo of that number, from 1 on, ends in an error."""
-    read_image, calls = sohes.segment.read_image, []
+    read_image, calls = segment_photos.read_image, []
 
     def read(path):
         calls.append(path)
@@ -71,8 +72,8 @@ def stop_at(monkeypatch, number, error):
             raise error
         return read_image(path)
 
-    monkeypatch.setattr(sohes.segment, "available_cpus", lambda: 1)
-    monkeypatch.setattr(sohes.segment, "read_image", read)
+    monkeypatch.setattr(segment_photos, "available_cpus", lambda: 1)
+    monkeypatch.setattr(segment_photos, "read_image", read)
 
 
 @pytest.mark.parametrize("done", [0, 2])
@@ -167,7 +168,7 @@ def test_files_of_others_are_not_replaced(tmp_path, capsys):
         (labels / name).write_text(content)
         capsys.readouterr()
         assert run(photos / "a.jpg", "--out", labels) == 2
-        told = f"--out {labels}: its {name} is not of sohes.segment, and is not replaced: give another"
+        told = f"--out {labels}: its {name} was not written by sohes.segment and is not replaced: choose another"
         assert capsys.readouterr().err == f"sohes.segment: error: {told}\n"
         assert contents(labels) == {name: content.encode()}
         (labels / name).unlink()

@@ -8,8 +8,8 @@ from PIL import Image
 from sohes.configs.presets import get_preset
 from sohes.data.sources import list_images
 from sohes.phases import pipeline
+from sohes.phases.segment_inputs import find_photos
 from sohes.pretrain import main as pretrain
-from sohes.segment import find_photos
 from sohes.utils.distributed import World
 
 TOLD = "2 files left out: 2 .dng (a.DNG first)"

@@ -39,6 +39,7 @@ from sohes.data.sources import list_images
 from sohes.engine.checkpoint import list_checkpoints
 from sohes.engine.ema import make_teacher
 from sohes.models.distillation import build_distillation_model
+from sohes.phases import pretrain_pipeline
 from sohes.phases.pretrain import draw_views
 
 SMALL = [
@@ -71,7 +72,7 @@ def test_resumed_run_equals_one_never_stopped(photos, tmp_path, monkeypatch):
     class Stopped(Exception):
         pass
 
-    real = command.pretrain
+    real = pretrain_pipeline.pretrain
 
     def stopping(run_, config, photo_set, device, world):
         def batches(*args):
@@ -85,7 +86,7 @@ def test_resumed_run_equals_one_never_stopped(photos, tmp_path, monkeypatch):
             real(run_, config, photo_set, device, world)
 
     with monkeypatch.context() as patch:
-        patch.setattr(command, "pretrain", stopping)
+        patch.setattr(pretrain_pipeline, "pretrain", stopping)
         with pytest.raises(Stopped):
             run(tmp_path / "parts", photos, "--num-steps", "6", "--engine.checkpoint-seconds", "0")
     assert not (tmp_path / "parts" / "weights").exists()
