@@ -1,89 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Phase 1, self-exploration: photos in, forests of pseudo-labels out. Nothing is learned here."""
+"""Phase 1, self-exploration: pseudo-labels of all photos, by clustering. Nothing is learned here.
+
+How one photo is labelled is in `sohes/labels/pipeline.py`. Here: which process labels which shard, threads, progress,
+waiting for other processes, and the manifest.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import time
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from sohes.configs.run import ExploreConfig
-from sohes.data.images import UnreadableImage
 from sohes.data.sources import ImageList, list_images
 from sohes.labels.features import FeatureExtractor, build_extractor
-from sohes.labels.pipeline import StageClock, label_images
+from sohes.labels.label_files import is_failed, label_files
 from sohes.labels.refine import USES_HUMAN_LABELS, load_cascadepsp
 from sohes.labels.shards import LabelledFile, Row, Shards
-from sohes.utils.console import Progress, RunLog, format_seconds
+from sohes.phases.explore_summary import ExploreSummary
+from sohes.utils.console import Progress, RunLog
 from sohes.utils.devices import pick_device
 from sohes.utils.distributed import World
-from sohes.utils.errors import EXIT_FAILURES, SohesError
+from sohes.utils.errors import SohesError
+from sohes.utils.estimate import format_seconds
 from sohes.utils.workers import available_cpus, map_ahead, worker_pool
 
 TIMES_FILE = "explore.jsonl"
 
-# Failures that are told as they happen; the manifest has them all.
-_TOLD_FAILURES = 20
-# Seconds between two looks for the labels of other processes, until the first line about it, and between later ones.
-_LOOK, _TELL_FIRST, _TELL = 0.5, 5.0, 60.0
-
-
-class TooManyFailures(SohesError, RuntimeError):
-    """More images could not be used than the settings allow, or none at all. Everything else is written."""
-
-    exit_code = EXIT_FAILURES
+# Failures beyond this number are only in the manifest, not in the log.
+_MAX_LOGGED_FAILURES = 20
+# Waiting for the shards of other processes: how often to look, and when to log it first and again.
+_POLL_SECONDS, _FIRST_LOG_SECONDS, _LOG_INTERVAL_SECONDS = 0.5, 5.0, 60.0
 
 
 class LabelsTimeout(SohesError, TimeoutError):
-    """Other processes of this job have not written their labels for too long."""
-
-
-@dataclass
-class ExploreSummary:
-    """What is in the labels, or as long as other processes are at work, what this one has made.
-
-    is_complete: every image is accounted for, and the manifest is written. seconds: per stage, added up over threads,
-    of this call only; elapsed: from its start to its end.
-    """
-
-    num_images: int = 0
-    num_ok: int = 0
-    num_empty: int = 0
-    num_failed: int = 0
-    num_masks: int = 0
-    num_resumed: int = 0
-    first_failure: str = ""
-    is_complete: bool = False
-    seconds: dict[str, float] = field(default_factory=dict)
-    elapsed: float = 0.0
-
-    def count(self, rows: Iterable[Row]) -> None:
-        """Add the images of some manifest rows."""
-        for row in rows:
-            self.num_images += 1
-            self.num_ok += row["status"] == "ok"
-            self.num_empty += row["status"] == "empty"
-            self.num_masks += row["masks"]
-            if row["status"].startswith("failed"):
-                self.num_failed += 1
-                self.first_failure = self.first_failure or f"{row['file_name']}, {row['status']}"
-
-    def __str__(self) -> str:
-        counts = f"{self.num_ok} ok, {self.num_empty} empty, {self.num_failed} failed, {self.num_masks} masks"
-        total = sum(self.seconds.values())
-        shares = (f"{name} {format_seconds(s)} ({100 * s / total:.0f}%)" for name, s in self.seconds.items() if total)
-        stages = ", ".join(shares)
-        return f"{self.num_images} images: {counts}" + (f"; time over all threads: {stages}" if stages else "")
+    """Other processes have written no labels for `explore.patience` seconds."""
 
 
 def prepare(config: ExploreConfig, device: torch.device) -> FeatureExtractor:
-    """The extractor, and the refiner's network in memory: now, so that neither fails after hours.
+    """The feature extractor. Also loads the refiner's network, so that a missing one fails before the run starts.
 
     Raises WeightsError, ConfigError, RefinerMissing.
     """
@@ -94,7 +53,7 @@ def prepare(config: ExploreConfig, device: torch.device) -> FeatureExtractor:
 
 
 def explore(
-    images: ImageList | str | os.PathLike | Sequence[str | os.PathLike],
+    images: ImageList | str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     out: Path,
     config: ExploreConfig,
     *,
@@ -104,27 +63,27 @@ def explore(
     overwrite: bool = False,
     log: RunLog | None = None,
 ) -> ExploreSummary:
-    """Label every image, into `out`/labels: shards of COCO JSON and manifest.jsonl.
+    """Label every image: writes shards of COCO JSON and manifest.jsonl into `out`/labels.
 
-    Finished shards of an earlier call are kept, so that a killed run goes on where it stopped and ends with the same
-    bytes. Images with labels are in the shards; every image is in the manifest, as `ok`, `empty` or `failed: reason`.
-    `out`/explore.jsonl gets a line per shard: how long it took, and of that every stage.
+    Finished shards of an earlier call are kept, so that a killed run continues where it stopped, with the same bytes
+    as a run without interruption. Shards hold the images with labels; the manifest has every image, as `ok`, `empty`
+    or `failed: reason`. `out`/explore.jsonl gets a line per shard with its time, in total and per stage.
 
-    Of several processes each makes the shards whose number modulo `world.size` is its rank; they share nothing but the
-    folder, and need not run at the same time. Whichever finds all shards done writes the manifest. Labels depend
-    neither on the number of processes nor of threads.
+    Of several processes, each labels the shards whose index modulo `world.size` is its rank. They share only the
+    folder, and may run one after another. The process that finds all shards finished writes the manifest. Labels
+    depend neither on the number of processes nor of threads.
 
     Args:
         images: a list, or the sources that `list_images` takes.
-        extractor: what `prepare` gave. Default: it is made here, on the current GPU if there is one.
-        wait: for the shards of other processes; without it, the summary says whether they are done.
-        overwrite: make everything anew instead of refusing labels of other settings; in a world of one.
-        log: takes progress and the summary; None prints them.
+        extractor: from `prepare`. Default: built here, on the current GPU if there is one.
+        wait: wait for the shards of other processes. If False, `is_complete` of the summary says if they are finished.
+        overwrite: delete existing labels, also those of other settings; for a single process only.
+        log: for progress and the summary. Default: they are printed.
 
     Raises:
-        LabelsError: there are labels of other settings or images.
-        TooManyFailures: after everything is written. Also where no image at all could be used, whatever the settings.
-        DataError, WeightsError, RefinerMissing: no such images, weights or plug-in; before anything is written.
+        LabelsError: the folder has labels of other settings or images.
+        TooManyFailures: more than `config.max_failures` images failed, or all. Raised after everything is written.
+        DataError, WeightsError, RefinerMissing: before anything is written.
         LabelsTimeout: the other processes have written nothing for `config.patience` seconds.
     """
     if overwrite and world.size > 1:
@@ -135,35 +94,26 @@ def explore(
     extractor = extractor or prepare(config, pick_device())
     if config.refiner in USES_HUMAN_LABELS:
         log(f"explore: refiner {config.refiner} was trained on human masks: these labels USE HUMAN LABELS")
+
     shards = Shards(Path(out) / "labels", images, config)
-    mine = range(world.rank, len(shards), world.size)
-    shards.prepare(mine, alone=world.size == 1, everything=overwrite)
-    done = {index: rows for index in mine if (rows := shards.read(index)) is not None}
-    summary = ExploreSummary(num_resumed=sum(len(rows) for rows in done.values()))
-    for rows in done.values():
+    own = range(world.rank, len(shards), world.size)
+    shards.prepare(own, alone=world.size == 1, everything=overwrite)
+    finished = {index: rows for index in own if (rows := shards.read(index)) is not None}
+    summary = ExploreSummary(num_resumed=sum(len(rows) for rows in finished.values()))
+    for rows in finished.values():
         summary.count(rows)
-    todo = [index for index in mine if index not in done]
+    todo = [index for index in own if index not in finished]
 
     _label_shards(shards, todo, images, extractor, config, summary, world, log)
     if wait and world.size > 1:
-        _wait_for(shards, config.patience, log)
+        _wait_for_shards(shards, config.patience, log)
     if not shards.missing():
         shards.write_manifest()
-        complete = ExploreSummary(num_resumed=summary.num_resumed, is_complete=True, seconds=summary.seconds)
-        complete.count(shards.rows())
-        summary = complete
+        summary = ExploreSummary(num_resumed=summary.num_resumed, is_complete=True, seconds=summary.seconds)
+        summary.count(shards.rows())
     summary.elapsed = time.perf_counter() - started
     log(f"explore: {summary}")
-    if summary.is_complete and summary.num_failed == summary.num_images:
-        raise TooManyFailures(
-            f"none of {summary.num_images} images could be used; the first: {summary.first_failure}; all are in "
-            f"{shards.manifest}"
-        )
-    if summary.num_failed > config.max_failures:
-        raise TooManyFailures(
-            f"{summary.num_failed} of {summary.num_images} images could not be used, more than max_failures = "
-            f"{config.max_failures}; the first: {summary.first_failure}; all are in {shards.manifest}"
-        )
+    summary.check_failures(config.max_failures, shards.manifest)
     return summary
 
 
@@ -177,8 +127,8 @@ def _label_shards(
     world: World,
     log: RunLog,
 ) -> None:
-    """Make the shards `todo`, and count them. Threads go on with the next shard while one is being written."""
-    # Batches end with their shard, so that it does not depend on others.
+    """Label and write the shards `todo`, and count them. Threads start on the next shard while one is written."""
+    # A batch never crosses the border of a shard, so that a shard does not depend on others.
     batches = [
         shards.places(index)[start : start + config.batch_size]
         for index in todo
@@ -187,89 +137,71 @@ def _label_shards(
     num_cpus = max(1, available_cpus() // world.local_size)
     num_workers = config.num_workers or num_cpus
     total = summary.num_images + sum(len(batch) for batch in batches)
-    times = Path(shards.folder).parent / TIMES_FILE
     with (
         Progress(total, "explore", "images", initial=summary.num_images, log=log, enabled=world.is_main) as progress,
         worker_pool(num_workers, max(1, num_cpus // num_workers), "explore") as pool,
     ):
-        ready = map_ahead(pool, lambda batch: label_places(images, batch, extractor, config), batches, 2 * num_workers)
+        results = map_ahead(pool, lambda batch: label_files(images, batch, extractor, config), batches, 2 * num_workers)
+        num_failed = summary.num_failed
         for index in todo:
-            start, made = time.perf_counter(), []
-            while len(made) < len(shards.places(index)):
-                for file in next(ready):
-                    made.append(file)
+            start = time.perf_counter()
+            files: list[LabelledFile] = []
+            while len(files) < len(shards.places(index)):
+                for file in next(results):
+                    files.append(file)
                     progress.update(1)
-                    if is_failed(file):
-                        _tell_failure(file.row, summary.num_failed + sum(is_failed(f) for f in made), log)
-            shards.write(index, made)
-            summary.count(file.row for file in made)
-            seconds = dict(sum((Counter(file.seconds) for file in made), Counter()))
+                    if is_failed(file.row):
+                        num_failed += 1
+                        _log_failure(file.row, num_failed, log)
+            shards.write(index, files)
+            summary.count(file.row for file in files)
+            seconds = _sum_seconds(files)
             for stage, value in seconds.items():
                 summary.seconds[stage] = summary.seconds.get(stage, 0.0) + value
-            row = {"shard": index, "images": len(made), "rank": world.rank, "threads": num_workers}
-            row["elapsed"] = round(time.perf_counter() - start, 4)
-            row["seconds"] = {stage: round(value, 4) for stage, value in seconds.items()}
-            with times.open("a", encoding="ascii") as file:
-                file.write(json.dumps(row) + "\n")
+            times = {
+                "shard": index,
+                "images": len(files),
+                "rank": world.rank,
+                "threads": num_workers,
+                "elapsed": round(time.perf_counter() - start, 4),
+                "seconds": {stage: round(value, 4) for stage, value in seconds.items()},
+            }
+            with (shards.folder.parent / TIMES_FILE).open("a", encoding="ascii") as lines:
+                lines.write(json.dumps(times) + "\n")
 
 
-def label_places(
-    images: ImageList, places: Sequence[int], extractor: FeatureExtractor, config: ExploreConfig
-) -> list[LabelledFile]:
-    """Read and label some images of a list together; the id of each is its place, from 1 on."""
-    clock, pixels, reasons = StageClock(), {}, {}
-    with clock("decode"):
-        for place in places:
-            try:
-                pixels[place] = images.read(place)
-            except UnreadableImage as error:
-                reasons[place] = error.reason
-    forests = dict(zip(pixels, label_images(list(pixels.values()), extractor, config, clock), strict=True))
-    files = []
-    for place in places:
-        image_id, name = place + 1, images.names[place]
-        row = {"file_name": name, "image_id": image_id, "masks": 0, "status": "empty"}
-        record, annotations = None, []
-        if place in reasons:
-            row["status"] = f"failed: {reasons[place]}"
-        elif len(forests[place]):
-            row |= {"masks": len(forests[place]), "status": "ok"}
-            height, width = pixels[place].shape[1:]
-            record = {"id": image_id, "file_name": name, "width": width, "height": height}
-            with clock("encode"):
-                # Ids are the same whichever images come before: each image has its own range.
-                annotations = forests[place].to_coco(image_id, first_id=(image_id - 1) * config.max_masks + 1)
-        files.append(LabelledFile(row, record, annotations))
-    return [replace(file, seconds={s: t / len(files) for s, t in clock.seconds.items()}) for file in files]
+def _sum_seconds(files: Sequence[LabelledFile]) -> dict[str, float]:
+    """Seconds per stage, summed over images; stages that took no time are left out."""
+    seconds: dict[str, float] = {}
+    for file in files:
+        for stage, value in file.seconds.items():
+            seconds[stage] = seconds.get(stage, 0.0) + value
+    return {stage: value for stage, value in seconds.items() if value > 0}
 
 
-def is_failed(file: LabelledFile) -> bool:
-    return file.row["status"].startswith("failed")
-
-
-def _tell_failure(row: Row, number: int, log: RunLog) -> None:
-    if number <= _TOLD_FAILURES:
+def _log_failure(row: Row, number: int, log: RunLog) -> None:
+    if number <= _MAX_LOGGED_FAILURES:
         log(f"explore: {row['file_name']}: {row['status']}")
-    if number == _TOLD_FAILURES:
-        log("explore: further failures are told in the manifest only")
+    if number == _MAX_LOGGED_FAILURES:
+        log("explore: further failures are only listed in the manifest")
 
 
-def _wait_for(shards: Shards, patience: float, log: RunLog) -> None:
-    """Return when every shard is there. Raises LabelsTimeout when none has come for `patience` seconds."""
+def _wait_for_shards(shards: Shards, patience: float, log: RunLog) -> None:
+    """Return when every shard exists. Raises LabelsTimeout if no new one appears for `patience` seconds."""
     missing = shards.missing()
-    last_came = time.monotonic()
-    tell_at = last_came + _TELL_FIRST
+    last_change = time.monotonic()
+    next_log = last_change + _FIRST_LOG_SECONDS
     while missing:
         now = time.monotonic()
-        if now - last_came > patience:
+        if now - last_change > patience:
             raise LabelsTimeout(
-                f"{len(missing)} shards of other processes are missing, the first {shards.path(missing[0])}; none came "
-                f"for {format_seconds(patience)} (explore.patience): run again, finished shards are kept"
+                f"{len(missing)} shards of other processes are missing, the first {shards.path(missing[0])}; no new "
+                f"one for {format_seconds(patience)} (explore.patience): run again, finished shards are kept"
             )
-        if now > tell_at:
+        if now > next_log:
             log(f"explore: waiting for {len(missing)} shards of other processes, the first {missing[0]}")
-            tell_at = now + _TELL
-        time.sleep(_LOOK)
-        still = [index for index in missing if not shards.path(index).exists()]
-        if len(still) < len(missing):
-            missing, last_came = still, time.monotonic()
+            next_log = now + _LOG_INTERVAL_SECONDS
+        time.sleep(_POLL_SECONDS)
+        still_missing = [index for index in missing if not shards.path(index).exists()]
+        if len(still_missing) < len(missing):
+            missing, last_change = still_missing, time.monotonic()

@@ -23,7 +23,8 @@ from sohes.data.sources import list_images
 from sohes.labels.features import build_extractor
 from sohes.labels.pipeline import label_image, label_images
 from sohes.labels.shards import LabelsError, read_shard_info
-from sohes.phases.explore import LabelsTimeout, TooManyFailures, explore
+from sohes.phases.explore import LabelsTimeout, explore
+from sohes.phases.explore_summary import TooManyFailures
 from sohes.structures.masks import mask_iou
 from sohes.utils.console import RunLog
 from sohes.utils.distributed import World
@@ -156,7 +157,7 @@ def test_a_vit_sees_the_crops_of_a_batch_at_once():
 
 # Where a process is killed: at the n-th call of a function, before or after it is done.
 KILLS = {
-    "in the middle of an image": ("sohes.phases.explore.label_images", 3, "before"),
+    "in the middle of an image": ("sohes.labels.label_files.label_images", 3, "before"),
     "before the first byte of a shard": ("sohes.labels.shards.write_coco", 2, "before"),
     "within a shard": ("sohes.data.coco._write_lines", 3, "before"),
     "before a shard gets its name": ("os.replace", 2, "before"),
@@ -259,12 +260,12 @@ class TestSeveralProcesses:
         with pytest.raises(LabelsTimeout, match=r"^2 shards of other processes are missing, the first .*shard-00001"):
             label(photos, tmp_path, impatient, world=World(0, 2))
 
-    def test_waiting_is_told(self, photos, tmp_path, monkeypatch, capsys):
-        monkeypatch.setattr("sohes.phases.explore._TELL_FIRST", 0.2)
+    def test_waiting_is_logged(self, photos, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr("sohes.phases.explore._FIRST_LOG_SECONDS", 0.2)
         with pytest.raises(LabelsTimeout):
             explore(photos, tmp_path, replace(CONFIG, patience=1.2), world=World(0, 2))
-        told = [line for line in capsys.readouterr().err.splitlines() if "waiting for" in line]
-        assert told == ["explore: waiting for 2 shards of other processes, the first 1"]
+        logged = [line for line in capsys.readouterr().err.splitlines() if "waiting for" in line]
+        assert logged == ["explore: waiting for 2 shards of other processes, the first 1"]
 
     def test_failures_count_over_all(self, photos, labelled, tmp_path):
         strict = replace(CONFIG, max_failures=0)

@@ -9,9 +9,9 @@ import sys
 import pytest
 from micro import MICRO
 
+from sohes.configs.run import ExploreConfig
 from sohes.data import scenes
 from sohes.data.scenes import write_scenes
-from sohes.phases import explore as exploring
 from sohes.phases.explore import explore
 from sohes.phases.scoring import find_ground_truth, score_phase
 from sohes.train import main
@@ -80,7 +80,7 @@ def test_a_part_that_starts_late_leaves_the_manifest_that_another_writes(tmp_pat
     theirs = tmp_path / "labels" / ".manifest.jsonl.host.9.tmp"
     theirs.parent.mkdir()
     theirs.write_text("{")
-    settings = exploring.ExploreConfig(shard_size=1)
+    settings = ExploreConfig(shard_size=1)
     assert not explore(photos, tmp_path, settings, world=World(0, 2), wait=False).is_complete
     assert theirs.is_file()
     assert explore(photos, tmp_path, settings).is_complete
@@ -91,8 +91,9 @@ def test_two_jobs_may_score_one_run_at_the_same_time(tmp_path):
     """The second starts, and ends, while the first is at its second photo."""
     from sohes.engine.run import Run
     from sohes.labels.features import build_extractor
+    from sohes.labels.pipeline import label_image
 
-    settings = exploring.ExploreConfig()
+    settings = ExploreConfig()
     truth = find_ground_truth(write_scenes(tmp_path / "scenes", 3, 64, 5))
     run, extractor, seen = Run(tmp_path / "run"), build_extractor(settings), []
 
@@ -100,7 +101,7 @@ def test_two_jobs_may_score_one_run_at_the_same_time(tmp_path):
         seen.append(1)
         if len(seen) == 2:
             results.append(score_phase(run, "explore", segment, truth, World(), 1))
-        return exploring.label_image(image, extractor, settings)
+        return label_image(image, extractor, settings)
 
     results = []
     results.append(score_phase(run, "explore", segment, truth, World(), 0))
