@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Phase 3, self-correction: a student learns from the initial labels and from its own, slower teacher."""
+"""Phase 3, self-correction: a student learns the labels of phase 1 and the predictions of its EMA teacher."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch import Tensor
 from sohes.configs.run import Config, CorrectConfig
 from sohes.data.coco import LabelSet
 from sohes.data.dataset import Batch, LabelDataset
-from sohes.data.sampling import batches
 from sohes.engine.ema import ema_decay_at, make_teacher, update_teacher
 from sohes.engine.loop import MicroBatch, Targets, Trainer, train
 from sohes.engine.optim import cosine_between
@@ -22,6 +21,7 @@ from sohes.models.inference import score_masks
 from sohes.models.outputs import Outputs
 from sohes.models.segmenter import Segmenter
 from sohes.models.weights import save_weights
+from sohes.phases.training_batches import batches_from
 from sohes.structures.forest import Forest, build_forest
 from sohes.structures.masks import PackedMasks, nms_masks
 from sohes.structures.target import Target
@@ -29,10 +29,11 @@ from sohes.utils.distributed import World, on_main
 
 
 def correct(run: Run, config: Config, labels: LabelSet, device: torch.device, world: World) -> None:
-    """Teacher and student start from phase 2; the teacher becomes `weights/correct/`. Resumes like phase 2.
+    """Train from the weights of phase 2; writes the teacher to `weights/correct/`. Resumes from the newest checkpoint.
 
-    Both see the same crop, the teacher a weak and the student a strong view. One forward pass of the student serves
-    both branches [ours]: its loss against the initial labels and against the teacher's, weighted by cosine schedules.
+    Both see the same crop, the teacher a weak and the student a strong view. One forward pass of the student gives the
+    losses of both branches [ours], against the labels of phase 1 and against the teacher's masks, weighted by cosine
+    schedules.
 
     Raises TrainingDiverged, CheckpointError, WeightsError.
     """
@@ -83,17 +84,7 @@ def correct(run: Run, config: Config, labels: LabelSet, device: torch.device, wo
             run=run,
             phase="correct",
             modules={"model": student, "teacher": teacher},
-            make_batches=lambda start: batches(
-                dataset,
-                settings.batch_size,
-                config.seed + 1,
-                start,
-                settings.num_steps,
-                rank=world.rank,
-                world=world.size,
-                num_workers=config.views.num_workers,
-                pin_memory=device.type == "cuda",
-            ),
+            make_batches=batches_from(dataset, settings.batch_size, settings.num_steps, device, world),
             make_targets=make_targets,
             compute_loss=compute_loss,
             num_steps=settings.num_steps,
@@ -110,13 +101,13 @@ def correct(run: Run, config: Config, labels: LabelSet, device: torch.device, wo
 
 @torch.no_grad()
 def teacher_targets(outputs: Outputs, batch: Batch, config: CorrectConfig) -> list[Target]:
-    """The teacher's predictions as labels: scored, thresholded by size, without duplicates, with a forest.
+    """The teacher's predictions as labels: scored, thresholded, without duplicates, with a forest.
 
-    Thresholds depend on a mask's area [ours], measured as if the view's long side were 640 px.
+    The score threshold depends on the area of a mask [ours], scaled to a view with a long side of 640 px.
     """
     height, width = batch.images.shape[-2:]
     scale = (640 / max(height, width)) ** 2
-    # In float32 whatever the model ran in: bfloat16 takes 0.3 for 0.3008.
+    # Always float32: 0.3 in bfloat16 is 0.3008.
     device = outputs.class_logits.device
     limits, thresholds = (
         torch.tensor(values, dtype=torch.float32, device=device)
@@ -124,7 +115,7 @@ def teacher_targets(outputs: Outputs, batch: Batch, config: CorrectConfig) -> li
     )
     targets = []
     for b in range(len(batch.images)):
-        # One image at a time, in float32 whatever the model ran in: the largest tensors of a step.
+        # Always float32, and one image at a time: these are the largest tensors of a step.
         with torch.autocast(outputs.mask_features.device.type, enabled=False):
             embeddings, features = outputs.mask_embeddings[b].float(), outputs.mask_features[b].float()
             logits = torch.einsum("qe,ehw->qhw", embeddings, features)  # [Q, h, w]

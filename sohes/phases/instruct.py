@@ -9,25 +9,25 @@ from torch import Tensor
 from sohes.configs.run import Config
 from sohes.data.coco import LabelSet
 from sohes.data.dataset import Batch, LabelDataset
-from sohes.data.sampling import batches
 from sohes.engine.loop import MicroBatch, Targets, Trainer, train
 from sohes.engine.parallel import full_state_dict
 from sohes.engine.run import Run
 from sohes.losses.criterion import Criterion
 from sohes.models.segmenter_model import build_model
 from sohes.models.weights import save_weights
+from sohes.phases.training_batches import batches_from
 from sohes.utils.distributed import World, on_main
 
 
 def instruct(run: Run, config: Config, labels: LabelSet, device: torch.device, world: World) -> None:
-    """Train from the backbone's initial weights; writes `weights/instruct/`. Goes on from a checkpoint if there is one.
+    """Train from the backbone's initial weights and write `weights/instruct/`. Resumes from the newest checkpoint.
 
     Raises TrainingDiverged, CheckpointError.
     """
     torch.manual_seed(config.seed)
     model = build_model(config.model).to(device).train()
     criterion = Criterion(config.loss)
-
+    settings = config.instruct
     dataset = LabelDataset(labels, config.views, seed=config.seed)
 
     def make_targets(step: int, batch: Batch) -> Targets:
@@ -42,20 +42,10 @@ def instruct(run: Run, config: Config, labels: LabelSet, device: torch.device, w
             run=run,
             phase="instruct",
             modules={"model": model},
-            make_batches=lambda start: batches(
-                dataset,
-                config.instruct.batch_size,
-                config.seed,
-                start,
-                config.instruct.num_steps,
-                rank=world.rank,
-                world=world.size,
-                num_workers=config.views.num_workers,
-                pin_memory=device.type == "cuda",
-            ),
+            make_batches=batches_from(dataset, settings.batch_size, settings.num_steps, device, world),
             make_targets=make_targets,
             compute_loss=compute_loss,
-            num_steps=config.instruct.num_steps,
+            num_steps=settings.num_steps,
             seed=config.seed,
             optim=config.optim,
             engine=config.engine,

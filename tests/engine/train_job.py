@@ -73,7 +73,7 @@ def run_job(folder: Path, job: str) -> None:
     def stopping(dataset: LabelDataset, size: int, seed: int, start: int, _: int, **how: int) -> Iterator:
         return batches(dataset, size, seed, start, stop, **how)
 
-    with patch.object(Checkpoints, "save", save_some), patch(f"sohes.phases.{phase}.batches", stopping):
+    with patch.object(Checkpoints, "save", save_some), patch("sohes.phases.training_batches.batches", stopping):
         train(Run(folder / name, world.is_main), config, LabelSet(folder / "scenes"), torch.device("cpu"), world)
 
 
