@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The three phases, each a plain program."""
+"""The jobs of the commands, and the three phases of training."""

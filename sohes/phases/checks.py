@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What would stop a training run, looked for before its folder is made."""
+"""Checks of a training run before its folder is created: settings, paths, weights, optional packages."""
 
 from __future__ import annotations
 
@@ -13,29 +13,28 @@ from sohes.configs.run import PHASES, Config, ConfigError
 from sohes.data.sources import ImageList, list_images
 from sohes.data.tars import split_member
 from sohes.engine.run import Run, RunError, import_tensorboard
-from sohes.evaluation.datasets.registry import open_dataset
 from sohes.models.backbone import build_backbone
 from sohes.models.segmenter_model import build_model
-from sohes.phases.scoring import find_ground_truth, list_photos
+from sohes.phases.scoring import find_ground_truth, list_photos, open_eval_dataset
 from sohes.utils.distributed import World
 
 
 def check_config(config: Config, num_processes: int = 1) -> None:
-    """Raises ConfigError with every setting that does not fit, one a line."""
+    """Raises ConfigError with a line for each setting that is out of range or conflicts with others."""
     problems = find_conflicts(config, num_processes)
     if not problems and "instruct" in config.phases:
-        # Built without memory and without fetching weights.
+        # On the meta device: takes no memory, and downloads no weights.
         try:
             with torch.device("meta"):
                 build_model(replace(config.model, backbone_weights=""))
-        except (ValueError, TypeError, AssertionError) as error:  # of timm too
+        except (ValueError, TypeError, AssertionError) as error:  # also of timm
             problems = [f"model: {error}"]
     if problems:
         raise ConfigError("settings that do not fit:\n  " + "\n  ".join(problems))
 
 
 def check_part(part: tuple[int, int] | None, config: Config, world: World) -> None:
-    """Raises RunError when --part does not fit."""
+    """Raises RunError if --part is wrong, or conflicts with other options."""
     if part is None:
         return
     number, count = part
@@ -46,24 +45,20 @@ def check_part(part: tuple[int, int] | None, config: Config, world: World) -> No
 
 
 def check_inputs(config: Config) -> ImageList | None:
-    """Find paths that are wrong. Returns the photos to learn from, if any are given. Raises SohesError."""
+    """The photos to learn from, None if none are given. Raises SohesError for wrong paths of photos or ground truth."""
     if not config.phases:
         raise RunError(f"--phases: name at least one of {', '.join(PHASES)}")
     if config.eval_num_images is not None and config.eval_dataset is None:
         raise RunError(f"--eval-num-images {config.eval_num_images} goes with --eval-dataset NAME")
-    if config.eval_dataset is not None:
-        if config.eval is None:
-            raise RunError(f"--eval-dataset {config.eval_dataset} goes with --eval, the folder it lies in")
-        open_dataset(config.eval_dataset, config.eval)
-    elif config.eval is not None:
+    if open_eval_dataset(config) is None and config.eval is not None:
         _check_photos(config.eval)
     return list_images(config.images) if config.images else None
 
 
 def check_needs(run: Path, config: Config) -> None:
-    """Look for what the phases need and do not make: labels, weights, a backbone's weights, an optional package.
+    """Check that the phases have what they need: labels, weights of earlier phases and the backbone, TensorBoard.
 
-    run: the folder of the run, which need not exist.
+    run: the folder of the run, which may not exist yet.
 
     Raises RunError, WeightsError, ConfigError.
     """
@@ -78,12 +73,12 @@ def check_needs(run: Path, config: Config) -> None:
     if "instruct" in to_train and config.model.backbone_weights:
         try:
             build_backbone(config.model)
-        except ValueError as error:  # timm's own are found by check_config
+        except ValueError as error:  # names that timm does not know are found by check_config
             raise ConfigError(f"model: {error}") from error
 
 
 def _check_photos(path: Path) -> None:
-    """Raises RunError or BadInput for ground truth that is none, or whose photos are not there."""
+    """Raises RunError or BadInput if there is no ground truth in `path`, or its photos are missing."""
     truth = find_ground_truth(path)
     paths = [truth.image_root / name for _, name in list_photos(truth)]
     missing = [photo for photo in paths if not photo.exists() and split_member(photo) is None]

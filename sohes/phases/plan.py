@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run has before it, so that its log can tell how long it will take; and what to do with it afterwards."""
+"""The plan of a run, from which its log estimates the remaining time; and the commands to use after it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from sohes.engine.run import Run
 from sohes.utils.distributed import World
 from sohes.utils.estimate import Job, Part
 
-# What a photo of phase 3 costs, and one that is scored, where one of phase 2 costs 1: 1.6 to 2.0 and 0.7 to 1.2 with
-# the preset micro on two CPU cores beside other jobs (2026-11-27).
+# Time per photo in phase 3, and in scoring, relative to phase 2: measured 1.6 to 2.0 and 0.7 to 1.2 with the preset
+# micro on two shared CPU cores (2026-11-27).
 _CORRECT_COST, _SCORE_COST = 1.7, 1.0
 
 
 def plan_job(run: Run, config: Config, num_photos: int, num_scored: int, world: World) -> Job:
-    """The loops that this start of a run has yet to do.
+    """The loops that are still to run.
 
     Args:
-        num_photos: to label. num_scored: with ground truth, 0 for none.
+        num_photos: photos to label.
+        num_scored: photos with ground truth; 0: no scoring.
     """
     parts: list[Part] = []
     phases = [phase for phase in PHASES if phase in config.phases]
@@ -39,7 +40,7 @@ def plan_job(run: Run, config: Config, num_photos: int, num_scored: int, world: 
 
 
 def next_steps(run: Run, report: Path) -> str:
-    """What to type after a run."""
+    """The commands to use after a run, as text."""
     folder = shlex.quote(str(run.path))
     missing = [phase for phase in PHASES[1:] if not run.is_trained(phase)]
     steps = [f"look at {report} in a browser"]

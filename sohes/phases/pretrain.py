@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Before the three phases: a ViT teaches itself from raw photos, so that nothing need be downloaded.
+"""Self-supervised training of a ViT on raw photos, as a backbone for phase 1.
 
-Self-distillation between crops of a photo [DINO], the same on patches that are hidden from the student [iBOT], a term
-that keeps photos apart [DINOv2], and one that tells the regions of phase 1's own merge trees apart [DetCon]. The
-teacher is the student's moving average, and what is kept.
+Losses: self-distillation between crops of a photo [DINO] and on patches masked for the student [iBOT], a regulariser
+that spreads the class tokens of a batch [KoLeo, DINOv2], and a contrastive loss between regions of phase 1's merge
+trees [DetCon]. The teacher is the moving average of the student; its backbone is saved.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sohes.utils.distributed import World, on_main
 
 
 def pretrain(run: Run, config: PretrainConfig, photos: PhotoSet, device: torch.device, world: World) -> None:
-    """Train from random weights; the main process writes `weights/pretrain/`. Goes on from a checkpoint.
+    """Train from random weights and write `weights/pretrain/`. Resumes from the newest checkpoint.
 
     Raises TrainingDiverged, CheckpointError, DataError.
     """
@@ -37,30 +37,35 @@ def pretrain(run: Run, config: PretrainConfig, photos: PhotoSet, device: torch.d
 
     def compute_loss(step: int, micro_batch: MicroBatch) -> dict[str, Tensor]:
         batch, generator = micro_batch.batch, micro_batch.generators[0]
+        zero = torch.zeros((), device=device)
         large, small, regions = draw_views(batch, config, generator)
         grid = (config.crops.global_size // config.vit.patch,) * 2
         hidden = draw_patch_masks(len(large), grid, settings.mask_share, settings.mask_probability, generator)
-        seen = micro_batch.model(large, hidden, small, regions, is_student=True)
+        student_out = micro_batch.model(large, hidden, small, regions, is_student=True)
         with torch.no_grad():
-            taught = teacher(large, hidden, regions=regions)
+            teacher_out = teacher(large, hidden, regions=regions)
         with torch.autocast(device.type, enabled=False):
-            heat = teacher_temperature(step, config)
+            temperature = teacher_temperature(step, config)
             num = len(batch.images)
-            teacher_class = sinkhorn(taught.class_logits, heat).view(2, num, -1)
-            student_class = seen.class_logits.view(2 + config.crops.num_locals, num, -1)
+            teacher_class = sinkhorn(teacher_out.class_logits, temperature).view(2, num, -1)
+            student_class = student_out.class_logits.view(2 + config.crops.num_locals, num, -1)
+            koleo = sum((koleo_loss(tokens) for tokens in student_out.class_tokens.split(num)), start=zero)
             losses = {
                 "loss_class": class_loss(teacher_class, student_class, settings.student_temperature),
                 "loss_patch": patch_loss(
-                    sinkhorn(taught.patch_logits, heat), seen.patch_logits, hidden, settings.student_temperature
+                    sinkhorn(teacher_out.patch_logits, temperature),
+                    student_out.patch_logits,
+                    hidden,
+                    settings.student_temperature,
                 ),
-                "loss_koleo": sum(koleo_loss(tokens) for tokens in seen.class_tokens.split(num)) / 2,
+                "loss_koleo": koleo / 2,
             }
             if regions is not None:
-                present = seen.present.view(2, num, -1)  # [2, B, R]
+                present = student_out.present.view(2, num, -1)  # [2, B, R]
                 common = int(present.all(0).sum())
                 order = torch.randperm(common, generator=generator, device=device)[: settings.region_samples]
                 teacher_regions, student_regions = (
-                    views.regions.view(2, num, *views.regions.shape[1:]) for views in (taught, seen)
+                    views.regions.view(2, num, *views.regions.shape[1:]) for views in (teacher_out, student_out)
                 )
                 losses["loss_region"] = region_loss(
                     teacher_regions, student_regions, present, settings.region_temperature, order
@@ -71,7 +76,7 @@ def pretrain(run: Run, config: PretrainConfig, photos: PhotoSet, device: torch.d
             "loss_koleo": settings.koleo_weight,
             "loss_region": settings.region_weight,
         }
-        return {"loss": sum(weights[name] * value for name, value in losses.items()), **losses}
+        return {"loss": sum((weights[name] * value for name, value in losses.items()), start=zero), **losses}
 
     def after_step(step: int) -> None:
         update_teacher(teacher, student, cosine_between(*settings.momentum, step / config.num_steps))
@@ -101,19 +106,19 @@ def pretrain(run: Run, config: PretrainConfig, photos: PhotoSet, device: torch.d
 def draw_views(
     batch: PhotoBatch, config: PretrainConfig, generator: Generator
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The crops of a batch of B photos, normalised, drawn and coloured on the batch's device.
+    """Random crops of a batch of B photos, with colour jitter and normalised, on the batch's device.
 
     Returns:
-        Large crops float32 [2 * B, 3, G, G], the first crop of every photo before the second of any; small ones
-        [num_locals * B, 3, L, L] in the same order, None when there are to be none; int64 [2 * B, h, w], the region of
-        every patch of the large crops, both crops of a photo cut the same way, None for a batch without regions.
+        Large crops float32 [2 * B, 3, G, G]: the first crop of all photos, then the second. Small crops float32
+        [num_locals * B, 3, L, L] in the same order, None if num_locals is 0. Region of each patch of the large crops,
+        int64 [2 * B, h, w], from one segmentation per photo; None for a batch without regions.
     """
     crops, distortion = config.crops, config.distort
     canvases = batch.images.float() / 255  # [B, 3, S, S]
     num, side = len(canvases), canvases.shape[-1]
 
     def draw(scale: tuple[float, float]) -> tuple[Tensor, Tensor]:
-        """Boxes [B, 4], and who is mirrored, [B]."""
+        """Boxes [B, 4], and whether each crop is flipped, bool [B]."""
         boxes = draw_boxes(batch.sizes, scale, crops, generator)
         return boxes, torch.rand(num, generator=generator, device=boxes.device) < 0.5
 
@@ -129,8 +134,8 @@ def draw_views(
     small = [cut(draw(crops.local_scale), crops.local_size, blur[2], 0.0) for _ in range(crops.num_locals)]
     regions = None
     if batch.regions is not None:
-        ways = torch.randint(batch.regions.shape[1], (num,), generator=generator, device=canvases.device)
-        maps = batch.regions[torch.arange(num, device=ways.device), ways].long()  # [B, S', S']
+        chosen = torch.randint(batch.regions.shape[1], (num,), generator=generator, device=canvases.device)
+        maps = batch.regions[torch.arange(num, device=chosen.device), chosen].long()  # [B, S', S']
         grid = crops.global_size // config.vit.patch
         regions = torch.cat([cut_labels(maps, *place, grid, side) for place in places])
     large_views = normalise(torch.cat(large) * 255)
@@ -138,7 +143,7 @@ def draw_views(
 
 
 def teacher_temperature(step: int, config: PretrainConfig) -> float:
-    """Rises linearly over the first `teacher_warmup` of the steps."""
+    """The softmax temperature of the teacher: rises linearly over the first `teacher_warmup` of the steps."""
     start, end = config.distill.teacher_temperature
     warmup = config.distill.teacher_warmup * config.num_steps
     return end if step >= warmup else start + (end - start) * step / warmup

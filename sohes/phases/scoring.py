@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores a phase on photos with ground truth: segment each, write the predictions, measure."""
+"""Scores of a phase on photos with ground truth: segment each photo, write the predictions, compute the metrics."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from typing import Any
 
 from torch import Tensor
 
-from sohes.configs.run import Phase
+from sohes.configs.run import Config, Phase
 from sohes.data.coco import write_coco
 from sohes.data.images import read_annotated
 from sohes.engine.run import Run, RunError
 from sohes.evaluation import score_files
 from sohes.evaluation.coco_index import CocoIndex, ImageId
 from sohes.evaluation.datasets.base import DataSet
+from sohes.evaluation.datasets.registry import open_dataset
 from sohes.evaluation.tables import none_for_nan
 from sohes.structures.forest import Forest
 from sohes.utils.console import Progress
@@ -27,21 +28,21 @@ from sohes.utils.distributed import World, barrier, on_main
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """A COCO JSON file and the folder its file names are relative to. dataset: what it was converted from, if so."""
+    """A COCO JSON file and the folder that its file names are relative to. dataset: the source of a conversion."""
 
     annotations: Path
     image_root: Path
     dataset: DataSet | None = None
 
     def read_photo(self, name: str) -> Tensor:
-        """uint8 [3, H, W], as it is stored: what masks are annotated on."""
+        """The photo as stored, uint8 [3, H, W], without rotation by EXIF: masks are annotated on these pixels."""
         return read_annotated(self.image_root / name) if self.dataset is None else self.dataset.read_image(name)
 
 
 def find_ground_truth(path: Path) -> GroundTruth:
-    """`path` is a folder with annotations.json (images in images/ or beside it), or the JSON file itself.
+    """The ground truth in `path`: a folder with annotations.json, or the JSON file. Photos are in images/ or beside it.
 
-    Raises RunError naming what was looked for.
+    Raises RunError with the path that was expected.
     """
     annotations = path / "annotations.json" if path.is_dir() else path
     if not annotations.is_file():
@@ -50,23 +51,32 @@ def find_ground_truth(path: Path) -> GroundTruth:
     return GroundTruth(annotations, beside / "images" if (beside / "images").is_dir() else beside)
 
 
+def open_eval_dataset(config: Config) -> DataSet | None:
+    """The data set of `eval_dataset` in the folder `eval`, None if none is named. Raises RunError or LayoutError."""
+    if config.eval_dataset is None:
+        return None
+    if config.eval is None:
+        raise RunError(f"--eval-dataset {config.eval_dataset} goes with --eval, the folder it lies in")
+    return open_dataset(config.eval_dataset, config.eval)
+
+
 def score_phase(
     run: Run, phase: Phase, segment: Callable[[Tensor], Forest], ground_truth: GroundTruth, world: World, job: int = 0
 ) -> dict[str, float]:
-    """Apply `segment` (uint8 [3, H, W] -> Forest) to every photo; writes predictions/<phase>.json and results.json.
+    """The scores of `segment` (uint8 [3, H, W] -> Forest); writes predictions/<phase>.json and results.json.
 
-    Every process segments its block of the photos into a file of lines; the main one joins them, in the order of the
-    photos, and measures. Returns the scores in every process.
+    Each process segments its share of the photos into a JSON-lines file; the main process joins the files in the order
+    of the photos and computes the metrics. Returns the scores in all processes.
 
-    job: of several that may score the same run at the same time, each with a number, >= 0: they write the same.
+    job: number of this job, >= 0, different for each of several jobs that may score the same run at the same time.
     """
     started = time.monotonic()
     photos = list_photos(ground_truth)
     share = world.share(len(photos))
-    own = _part_path(run, phase, job, world.rank)
-    own.parent.mkdir(parents=True, exist_ok=True)
+    own_file = _part_path(run, phase, job, world.rank)
+    own_file.parent.mkdir(parents=True, exist_ok=True)
     with (
-        own.open("w", encoding="ascii") as lines,
+        own_file.open("w", encoding="ascii") as lines,
         Progress(len(share), f"evaluate {phase}", "images", log=run.log, enabled=world.is_main) as progress,
     ):
         for index in share:
@@ -79,7 +89,7 @@ def score_phase(
             progress.update(1)
     barrier()
 
-    def join_and_measure() -> dict[str, float]:
+    def join_and_score() -> dict[str, float]:
         parts = [_part_path(run, phase, job, rank) for rank in range(world.size)]
         images = (record["image"] for record in _records(parts))
         write_coco(run.predictions(phase), images, _renumbered(parts))
@@ -91,17 +101,18 @@ def score_phase(
         run.add_scoring_time(phase, len(photos), time.monotonic() - started)
         return scores
 
-    return on_main(join_and_measure)
+    return on_main(join_and_score)
 
 
 def list_photos(ground_truth: GroundTruth) -> list[tuple[ImageId, str]]:
-    """(id, file name) of every image, in the order of the file; masks are left where they are.
+    """(id, file name) of every image, in the order of the file; masks are not read.
 
-    Raises RunError where there is none, or one without a name.
+    Raises RunError if there are no images, or one has no file name.
     """
     images = CocoIndex(ground_truth.annotations).images or {}
-    photos = [(image_id, record.get("file_name")) for image_id, record in images.items()]
-    if not photos or not all(isinstance(name, str) for _, name in photos):
+    names = {image_id: record.get("file_name") for image_id, record in images.items()}
+    photos = [(image_id, name) for image_id, name in names.items() if isinstance(name, str)]
+    if not photos or len(photos) < len(names):
         raise RunError(f"{ground_truth.annotations}: expected COCO JSON with images that have a file_name")
     return photos
 
@@ -117,7 +128,7 @@ def _records(parts: list[Path]) -> Iterator[dict[str, Any]]:
 
 
 def _renumbered(parts: list[Path]) -> Iterator[dict[str, Any]]:
-    """The annotations of all parts; ids, and the parents that refer to them, count from 1 in each image."""
+    """The annotations of all parts, with ids and parents, which start at 1 in each image, made unique."""
     done = 0
     for record in _records(parts):
         for annotation in record["annotations"]:
