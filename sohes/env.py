@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m sohes.env`: versions, how the package was built, and which backend each operator uses and why."""
+"""`python -m sohes.env`: print versions, how the package was built, and which backend each operator uses and why."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sohes.utils.streams import say
 
 
 def format_env(env: dict[str, Any]) -> str:
-    """The facts as text for a person."""
+    """The report as readable text. env: as `collect_env` returns it."""
     lines = [f"sohes {env['sohes']}  ({env['package']})", f"python {env['python']}, {env['platform']}"]
     lines += [f"{env['cpus']} CPUs ({env['cpu_capability']}), torch uses {env['threads']} threads"]
     lines += [f"GPUs: {', '.join(env['gpus']) or 'none'}"]
@@ -34,14 +34,14 @@ def format_env(env: dict[str, Any]) -> str:
 
 
 def _format_operators(operators: dict[str, dict[str, Any]], device: str) -> list[str]:
-    """Those that use the same backend for the same reasons together."""
-    alike: dict[tuple, list[str]] = {}
+    """Lines of operators, grouped by backend and by the reasons why others are not used."""
+    groups: dict[tuple[Any, ...], list[str]] = {}
     for name, devices in operators.items():
         if device in devices:
             report = devices[device]
-            alike.setdefault((report["uses"], *report["why_not"].items()), []).append(name)
+            groups.setdefault((report["uses"], *report["why_not"].items()), []).append(name)
     lines = []
-    for (uses, *why_not), names in alike.items():
+    for (uses, *why_not), names in groups.items():
         text = f"{uses}: {', '.join(names)}"
         lines += textwrap.wrap(text, 100, initial_indent="  ", subsequent_indent=" " * (len(uses) + 4))
         lines += [f"    not {backend}: {reason}" for backend, reason in why_not]
@@ -49,7 +49,7 @@ def _format_operators(operators: dict[str, dict[str, Any]], device: str) -> list
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the report; `--json` prints it for machines."""
+    """Print the report as text, or with `--json` as JSON."""
     given = sys.argv[1:] if arguments is None else arguments
     answer_help("env", given)
     if given not in ([], ["--json"]):

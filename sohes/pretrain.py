@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m sohes.pretrain`: raw photos in; a small ViT whose patch features cluster well out, no network needed."""
+"""`python -m sohes.pretrain`: train a small ViT on raw photos, as a backbone for phase 1; needs no download.
+
+Arguments only; the job itself is in `sohes/phases/pretrain_pipeline.py`.
+"""
 
 from __future__ import annotations
 
@@ -26,18 +29,18 @@ from sohes.utils.distributed import find_world, process_group
 class Arguments:
     """Train a small ViT on raw photos by self-distillation.
 
-    The result is a folder that timm opens, and that phase 1 takes: `--explore.features OUT/weights/pretrain`.
+    The result is a folder that timm opens and phase 1 accepts: `--explore.features OUT/weights/pretrain`.
     """
 
     config: PretrainConfig = field(default_factory=PretrainConfig, metadata=FLAT)
     out: Path = Path("runs/pretrain")
     """Folder of the run: config, checkpoints, metrics, weights."""
     resume: bool = False
-    """Go on with the run in --out, from its files. Its settings are taken from there."""
+    """Continue the run in --out, with the settings stored there."""
     device: DeviceName = "auto"
     """Where to train: auto takes a GPU if there is one."""
     pack: Path | None = None
-    """Train nothing: write the photos of --images, shrunk to --crops.photo-side, into this tar, to carry elsewhere."""
+    """Do not train: write the photos of --images, resized to --crops.photo-side, into this tar, to copy elsewhere."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

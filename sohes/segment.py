@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m sohes.segment PHOTO... [--weights RUN]`: photos in; masks, and pictures of them, out."""
+"""`python -m sohes.segment PHOTO... [--weights RUN]`: write the masks of photos, and pictures of them.
+
+Arguments only; the job itself is in `sohes/phases/segment_photos.py`.
+"""
 
 from __future__ import annotations
 
@@ -24,15 +27,15 @@ from sohes.utils.errors import SohesError
 
 
 class UsageError(SohesError):
-    """Options that do not fit together, or lack what is needed."""
+    """Options that conflict, or a required one is missing."""
 
 
 @dataclass
 class Arguments:
     """Segment photos into entities and their parts: with trained weights, or by clustering alone.
 
-    Writes to --out: for every photo a picture of its masks, level by level; all masks in the chosen format; and
-    manifest.jsonl, in which every photo ends as ok, empty or failed.
+    Writes to --out: a picture of the masks of each photo, level by level; all masks in the chosen format; and
+    manifest.jsonl, with the status of each photo: ok, empty or failed.
     """
 
     photos: tuple[Path, ...] = field(default=(), metadata=POSITIONAL)
@@ -41,21 +44,21 @@ class Arguments:
     """A run folder, a folder with model.safetensors and config.json, or hf:owner/name of the Hugging Face hub. Default:
     photos are clustered as in phase 1, with the small backbone that comes with the package."""
     out: Path = Path("segments")
-    """Folder to write to; files of an earlier call are replaced."""
+    """Output folder; files of an earlier call are replaced."""
     format: Format = "coco"
-    """coco: one segments.json for all photos; sam: one JSON a photo, in the form of SAM's mask generator; png: one
-    16-bit label map a photo, 0 where there is no mask, else 1 + the mask's place by score."""
+    """coco: one segments.json for all photos; sam: one JSON per photo, as SAM's mask generator writes it; png: one
+    16-bit label map per photo, 0 where there is no mask, else 1 + the mask's rank by score."""
     depth: Annotated[int | None, at_least(0)] = None
     """Deepest level to keep: 0 keeps whole entities only, 1 their parts too. Default: every level."""
     min_score: Annotated[float | None, between(0, 1)] = None
-    """Drop masks that score less. Default: as the weights were saved with; 0 without."""
+    """Drop masks with a lower score. Default: as saved with the weights; 0 without weights."""
     max_masks: Annotated[int | None, at_least(1)] = None
-    """At most so many masks a photo, best scores first. Default: as saved with the weights, or as in phase 1."""
+    """Maximum number of masks per photo, best scores first. Default: as saved with the weights, or as in phase 1."""
     tile: Annotated[int | None, Range(ge=32, also=0)] = None
     """Segment photos with a longer side than this also in overlapping tiles of this side, in pixels, and join
-    the objects that tile borders cut; 0: never. Default: as the weights were saved with."""
+    objects that are cut by tile borders; 0: never. Default: as saved with the weights."""
     max_failures: Annotated[int, at_least(0)] = 0
-    """Exit with 1 when more photos than this could not be segmented. All others are segmented anyway."""
+    """Exit with 1 if more photos than this cannot be segmented. All others are segmented in any case."""
     device: DeviceName = "auto"
     """Where to run: auto takes a GPU if there is one."""
 
@@ -80,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def check_options(args: Arguments) -> None:
-    """Raises UsageError or OptionError for the first option that does not fit."""
+    """Raises UsageError or OptionError for the first wrong option."""
     if not args.photos:
         raise UsageError("name at least one photo or folder of photos")
     check_ranges(args)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m sohes.train`: a folder of photos in; a model that segments entities and their parts, and a report, out."""
+"""`python -m sohes.train`: train a model that segments entities and their parts, from photos without labels.
+
+Arguments only; the job itself is in `sohes/phases/pipeline.py`.
+"""
 
 from __future__ import annotations
 
@@ -29,18 +32,18 @@ from sohes.utils.distributed import find_world, process_group
 class Arguments:
     """Learn to segment entities and their parts from raw photos, without labels.
 
-    With no arguments: draws scenes, runs all three phases on them in minutes on a CPU, and reports.
+    Without arguments: draws scenes, runs all three phases on them in minutes on a CPU, and writes a report.
     """
 
     config: Config = field(default_factory=Config, metadata=FLAT)
     out: Path = Path("runs/default")
     """Folder of the run: config, labels, checkpoints, weights, scores and report.html."""
     resume: bool = False
-    """Go on with the run in --out, from its files. Its settings are taken from there; of them, `phases` and `engine`
-    may change, and the number of processes. Jobs that torchrun or SLURM start again go on by themselves."""
+    """Continue the run in --out, with the settings stored there; of them, only `phases`, `engine` and the number of
+    processes may change. Jobs that torchrun or SLURM restart continue without this option."""
     part: Annotated[tuple[int, int] | None, at_least(0)] = None
     """K N, with --phases explore: make the Kth of N parts of the labels, K from 0 to N - 1, as in an array job. Jobs
-    share nothing but --out and run in any order, also one after the other; the last one finishes the phase."""
+    share only --out and may run in any order, also one after another; the last one finishes the phase."""
     device: DeviceName = "auto"
     """Where to train: auto takes a GPU if there is one."""
 

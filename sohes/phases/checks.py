@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from sohes.configs.checks import find_conflicts
-from sohes.configs.run import PHASES, Config, ConfigError
+from sohes.configs.io import ConfigError
+from sohes.configs.run import PHASES, Config
 from sohes.data.sources import ImageList, list_images
 from sohes.data.tars import split_member
 from sohes.engine.run import Run, RunError, import_tensorboard
