@@ -127,7 +127,7 @@ def test_label_map_and_limits(weights, photos, tmp_path):
     assert labels.max() <= count
 
 
-def test_min_score_can_leave_nothing(weights, photos, tmp_path):
+def test_min_score_may_drop_all_masks(weights, photos, tmp_path):
     out = tmp_path / "out"
     assert run(photos, "--weights", weights, "--out", out, "--min-score", 1) == 0
     assert [row["status"] for row in read_manifest(out)] == ["empty"] * 4
@@ -153,7 +153,7 @@ def test_without_weights_photos_are_clustered(tmp_path, capsys):
     assert (few.scores >= middle - 1e-6).all()
 
 
-def test_photos_none_of_which_can_be_read_are_a_failure_however_many_are_allowed(photos, tmp_path):
+def test_no_readable_photo_is_a_failure_whatever_max_failures(photos, tmp_path):
     (tmp_path / "a.jpg").touch()
     assert run(tmp_path / "a.jpg", "--out", tmp_path / "out", "--max-failures", 9) == 1
 
@@ -178,7 +178,7 @@ def test_unreadable_photos_are_named_and_counted(weights, photos, tmp_path, caps
     assert "2 failed; see" in captured.out
 
 
-def test_names_never_meet_each_other_or_a_photo(tmp_path):
+def test_names_are_unique_and_never_those_of_a_photo(tmp_path):
     for name in ["one/x.jpg", "two/x.jpg", "two/X.png", "two/x-2.jpg", "two/x.labels.jpg"]:
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
@@ -224,7 +224,7 @@ def test_two_folders_with_equal_names(weights, photos, tmp_path):
         ),
     ],
 )
-def test_wrong_use_is_one_line_and_exit_code_2(weights, photos, capsys, arguments, message):
+def test_wrong_options_are_one_line_and_exit_code_2(weights, photos, capsys, arguments, message):
     known = {"photos": photos, "weights": weights}
     assert run(*[argument.format(**known) for argument in arguments]) == 2
     captured = capsys.readouterr()
@@ -302,7 +302,7 @@ def test_a_single_photo_has_all_cpus_for_its_model(weights, photos, tmp_path, mo
 
 
 @pytest.mark.parametrize(("given", "device"), [("auto", "cuda:1"), ("cuda", "cuda:1"), ("cpu", "cpu")])
-def test_the_device_is_obeyed_with_weights_and_without(given, device, monkeypatch, photos, tmp_path):
+def test_the_device_is_used_with_weights_and_without(given, device, monkeypatch, photos, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     asked = []

@@ -132,7 +132,7 @@ def test_a_full_disk_leaves_what_was_finished(photos, tmp_path, capsys, kind, li
 
 @pytest.mark.parametrize("place", [".", "segments", "sub"])
 @pytest.mark.parametrize("kind", ["coco", "sam", "png"])
-def test_own_pictures_are_no_photos_and_photos_are_not_replaced(photos, place, kind):
+def test_own_pictures_are_skipped_and_photos_are_not_replaced(photos, place, kind):
     """--out is the folder of photos, or in it; a folder in it may hold photos of its own."""
     before = contents(photos)
     for _ in range(3):
@@ -168,13 +168,13 @@ def test_files_of_others_are_not_replaced(tmp_path, capsys):
         (labels / name).write_text(content)
         capsys.readouterr()
         assert run(photos / "a.jpg", "--out", labels) == 2
-        told = f"--out {labels}: its {name} was not written by sohes.segment and is not replaced: choose another"
-        assert capsys.readouterr().err == f"sohes.segment: error: {told}\n"
+        message = f"--out {labels}: its {name} was not written by sohes.segment and is not replaced: choose another"
+        assert capsys.readouterr().err == f"sohes.segment: error: {message}\n"
         assert contents(labels) == {name: content.encode()}
         (labels / name).unlink()
 
 
-def test_a_folder_of_nothing_but_own_pictures(photos, tmp_path, capsys):
+def test_a_folder_with_only_own_pictures(photos, tmp_path, capsys):
     out = tmp_path / "out"
     assert run(photos, "--out", out) == 0
     capsys.readouterr()
@@ -199,7 +199,7 @@ def test_names_of_255_bytes(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["coco", "sam", "png"])
-def test_names_that_are_no_utf8(tmp_path, kind, capsysbinary):
+def test_names_that_are_not_utf8(tmp_path, kind, capsysbinary):
     photos = make_photos(tmp_path / os.fsdecode(b"caf\xe9"), b"Jos\xe9.jpg", b"Jos\xe9.png", b"d\xe9j\xe0/vu.png")
     (photos / os.fsdecode(b"mal\xe9.jpg")).touch()
     out = photos / os.fsdecode(b"segment\xe9")
@@ -232,7 +232,7 @@ def test_photos_of_an_archive_beside_it(tmp_path):
 
 
 @pytest.mark.parametrize("out", ["{tmp}/file", "{tmp}/file/out", "/proc/out", "/dev/null"])
-def test_an_out_that_cannot_be_is_one_line(photos, tmp_path, capsys, out):
+def test_an_impossible_out_is_a_one_line_error(photos, tmp_path, capsys, out):
     (tmp_path / "file").write_text("content")
     out = out.format(tmp=tmp_path)
     assert run(photos, "--weights", "x", "--out", out) == 2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole job at the smallest scale: all phases, resume after a kill, and every kind of bad input."""
+"""The whole job at the smallest scale: all phases, resuming after a kill, and wrong input."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def finished(tmp_path_factory):
     return out
 
 
-def test_a_run_leaves_everything_it_promises(finished):
+def test_a_run_writes_all_its_files(finished):
     results = json.loads((finished / "results.json").read_text())
     assert list(results) == ["explore", "instruct", "correct"]
     for scores in results.values():
@@ -87,8 +87,8 @@ def test_the_same_seed_gives_the_same_weights(finished, tmp_path):
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-def test_killed_run_goes_on_to_the_same_weights(finished, tmp_path):
-    """SIGKILL as soon as phase 3 has a checkpoint; resumed, it ends in the weights of the run never killed."""
+def test_killed_run_resumes_to_the_same_weights(finished, tmp_path):
+    """SIGKILL at the first checkpoint of phase 3; the resumed run ends with the weights of an uninterrupted one."""
     out = tmp_path / "run"
     command = [sys.executable, "-m", "sohes.train", *MICRO, "--engine.checkpoint-seconds", "0", "--out", str(out)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -116,8 +116,8 @@ def test_segment_with_the_weights_of_a_run(finished, tmp_path):
     assert [i["file_name"] for i in coco["images"]] == [str(photos / "a b.png")]
 
 
-def test_photos_as_the_world_has_them(tmp_path):
-    """One command over a nested folder with odd names, sizes, modes and archives; what is broken is in the manifest."""
+def test_odd_names_formats_and_archives(tmp_path):
+    """A nested folder with odd names, sizes, modes and archives; broken photos are listed in the manifest."""
     photos = tmp_path / "Fotos für alle" / "2026 (neu)"
     photos.mkdir(parents=True)
     scene = Image.fromarray(draw_scene(1, 96).image.permute(1, 2, 0).numpy())
@@ -151,7 +151,7 @@ def test_photos_as_the_world_has_them(tmp_path):
     assert "<h2>Merge trees</h2>" in (out / "report.html").read_text()
 
 
-def test_too_many_failures_end_with_an_error_that_a_resume_may_allow(tmp_path, capsys):
+def test_too_many_failures_are_an_error_until_a_resume_allows_them(tmp_path, capsys):
     photos, out = tmp_path / "photos", tmp_path / "run"
     photos.mkdir()
     Image.fromarray(draw_scene(1, 64).image.permute(1, 2, 0).numpy()).save(photos / "a.png")
@@ -166,20 +166,20 @@ def test_too_many_failures_end_with_an_error_that_a_resume_may_allow(tmp_path, c
 
 
 @pytest.mark.parametrize("phases", [["explore"], ["explore", "instruct"]])
-def test_photos_none_of_which_can_be_read_end_both_commands_alike(tmp_path, capsys, phases):
+def test_train_and_segment_fail_if_no_photo_can_be_read(tmp_path, capsys, phases):
     photos = tmp_path / "photos"
     photos.mkdir()
     for name in ("a.png", "b.jpg"):
         (photos / name).write_bytes(b"no picture")
     out = tmp_path / "run"
     assert run_main("--images", photos, "--phases", *phases, "--device", "cpu", "--out", out) == 1
-    told = capsys.readouterr().err.splitlines()[-1]
-    reason = re.search(r"none of 2 images could be used; the first: a.png, failed: .+; all are in (.+)$", told)
+    message = capsys.readouterr().err.splitlines()[-1]
+    reason = re.search(r"none of 2 images could be used; the first: a.png, failed: .+; all are in (.+)$", message)
     assert len(Path(reason.group(1)).read_text().splitlines()) == 2
     assert segment_main([str(photos), "--out", str(tmp_path / "segments")]) == 1
 
 
-# Settings that are wrong, and what is told; each is found before the run folder is made.
+# Wrong settings and their messages; each is found before the run folder is created.
 WRONG = {
     "features": (["--explore.features", "vit_smal_patch16_224"], "features 'vit_smal_patch16_224': expected"),
     "weights": (
@@ -234,7 +234,7 @@ def test_after_a_start_that_failed_the_corrected_command_works(tmp_path, capsys,
 
 
 @pytest.mark.parametrize("out", ["{tmp}/file", "{tmp}/file/run", "/proc/run"])
-def test_an_out_that_cannot_be_is_one_line(out, tmp_path, capsys):
+def test_an_impossible_out_is_a_one_line_error(out, tmp_path, capsys):
     (tmp_path / "file").write_text("content")
     out = out.format(tmp=tmp_path)
     assert run_main(*MICRO, "--out", out) == 2
@@ -244,7 +244,7 @@ def test_an_out_that_cannot_be_is_one_line(out, tmp_path, capsys):
     assert (tmp_path / "file").read_text() == "content"
 
 
-def test_names_that_are_no_utf8(tmp_path, capsysbinary):
+def test_names_that_are_not_utf8(tmp_path, capsysbinary):
     """From the photo's name to labels, log and page."""
     photos = os.fsencode(tmp_path / "photos")
     os.mkdir(photos)
@@ -268,7 +268,7 @@ def test_names_that_are_no_utf8(tmp_path, capsysbinary):
 
 
 def test_labels_made_in_parts(finished, tmp_path, capsys):
-    """Jobs that share nothing but the folder, one after the other; the last one finishes the phase."""
+    """Jobs that share only the folder, one after another; the last one finishes the phase."""
     photos = finished / "scenes" / "train" / "images"
     command = ["--images", photos, "--phases", "explore", "--explore.shard-size", "1", "--device", "cpu"]
     out = tmp_path / "run"
@@ -319,7 +319,7 @@ def test_phases_are_scored_on_a_data_set_by_name(finished, tmp_path):
         (["--phases"], r"--phases: expected at least one of correct, explore, instruct"),
     ],
 )
-def test_bad_input_is_one_clear_line(arguments, message, tmp_path, capsys):
+def test_bad_input_is_a_one_line_error(arguments, message, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     arguments = [a.format(tmp=tmp_path) for a in arguments]
     code = run_main(*arguments, "--out", tmp_path / "run")
@@ -331,8 +331,10 @@ def test_bad_input_is_one_clear_line(arguments, message, tmp_path, capsys):
 def test_correct_needs_instruct(tmp_path, capsys):
     out = tmp_path / "run"
     assert run_main(*MICRO, "--out", out, "--phases", "explore", "correct") == 2
-    told = f"sohes.train: error: {out} has no weights of instruct, from which correct starts: add instruct to --phases"
-    assert capsys.readouterr().err.splitlines() == [told]
+    message = (
+        f"sohes.train: error: {out} has no weights of instruct, from which correct starts: add instruct to --phases"
+    )
+    assert capsys.readouterr().err.splitlines() == [message]
     assert not out.exists()
     assert run_main(*MICRO, "--out", out, "--phases", "explore") == 0
     assert run_main("--out", out, "--resume", "--phases", "instruct", "correct", "--device", "cpu") == 0
@@ -345,14 +347,14 @@ def test_unknown_option_names_the_nearest(capsys):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_told(tmp_path, capsys):
+def test_a_missing_gpu_is_a_one_line_error(tmp_path, capsys):
     assert run_main("--device", "cuda", "--out", tmp_path / "run") == 2
     assert capsys.readouterr().err == "sohes.train: error: --device cuda: torch sees no CUDA device\n"
     assert not (tmp_path / "run").exists()
 
 
 def test_phases_are_scored_with_all_masks(tmp_path):
-    """People are shown masks from `min_score` on; average recall counts the weak ones too."""
+    """Masks below `min_score` are not shown, but average recall counts them."""
     torch.manual_seed(0)
     config = get_preset("micro")
     model = build_model(config.model)

@@ -47,5 +47,5 @@ def next_steps(run: Run, report: Path) -> str:
     if len(missing) < len(PHASES) - 1:
         steps.append(f"segment photos: python -m sohes.segment PHOTOS --weights {folder} --out segments")
     if missing:
-        steps.append(f"go on: python -m sohes.train --resume --out {folder} --phases {' '.join(missing)}")
+        steps.append(f"continue: python -m sohes.train --resume --out {folder} --phases {' '.join(missing)}")
     return "\n".join(["next:", *(f"  {step}" for step in steps)])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every part of self-correction can be switched off, and then does not act: three steps of the smallest model each."""
+"""Each part of self-correction can be switched off, and then has no effect: three steps of the smallest model."""
 
 import json
 from dataclasses import replace
@@ -91,22 +91,22 @@ def test_without_the_label_branch_the_teacher_alone_decides(correct_with):
     assert [row["loss"] for row in rows] == pytest.approx([total(row, "teacher") for row in rows], rel=1e-4)
 
 
-@pytest.mark.parametrize(("view", "alike"), [("weak", True), ("strong", False)])
-def test_the_student_s_view_is_the_teacher_s_or_its_strong_twin(correct_with, view, alike):
+@pytest.mark.parametrize(("view", "is_equal"), [("weak", True), ("strong", False)])
+def test_the_student_gets_the_weak_or_the_strong_view(correct_with, view, is_equal):
     _, _, seen = correct_with(student_view=view)
     pairs = zip(seen["teacher"], seen["student"], strict=True)
-    assert [torch.equal(teacher, student) for teacher, student in pairs] == [alike] * 3
+    assert [torch.equal(teacher, student) for teacher, student in pairs] == [is_equal] * 3
 
 
-@pytest.mark.parametrize(("decay", "alike"), [(0.0, True), (0.5, False)])
-def test_without_averaging_the_teacher_is_the_student(correct_with, tmp_path, decay, alike):
+@pytest.mark.parametrize(("decay", "is_equal"), [(0.0, True), (0.5, False)])
+def test_without_averaging_the_teacher_is_the_student(correct_with, tmp_path, decay, is_equal):
     """The result is the teacher; the last checkpoint has the student beside it."""
     run, _, _ = correct_with(ema_decay=decay)
     teacher = load_file(run.weights("correct") / "model.safetensors")
     dcp_to_torch_save(run.checkpoints("correct") / "step-00000003", tmp_path / "state.pth")
     student = torch.load(tmp_path / "state.pth")["model"]
     moved = [name for name in teacher if not torch.equal(teacher[name], student[name])]
-    assert (moved == []) is alike
+    assert (moved == []) is is_equal
 
 
 def test_without_a_forest_the_teacher_teaches_nothing_about_ancestors(correct_with):

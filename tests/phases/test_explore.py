@@ -129,7 +129,7 @@ def test_photos_of_a_batch_are_labelled_as_alone(photos, tmp_path, batch_size):
     for name in ("shard-00000.json", "shard-00001.json"):
         contents = [json.loads((tmp_path / out / "labels" / name).read_text()) for out in ("alone", "batches")]
         for content in contents:
-            del content["info"]  # tells the settings apart
+            del content["info"]  # differs with the settings
         assert contents[0] == contents[1]
     manifests = [(tmp_path / out / "labels/manifest.jsonl").read_text() for out in ("alone", "batches")]
     assert manifests[0] == manifests[1]
@@ -237,7 +237,7 @@ class TestSeveralProcesses:
             assert list(pool.map(in_child, [rank(0), rank(1)])) == [0, 0]
         assert contents(tmp_path) == contents(labelled[1])
 
-    def test_another_number_of_processes_goes_on(self, photos, labelled, tmp_path):
+    def test_another_number_of_processes_resumes(self, photos, labelled, tmp_path):
         label(photos, tmp_path, world=World(1, 3), wait=False)
         before = {p: p.stat().st_mtime_ns for p in (tmp_path / "labels").glob("shard-*")}
         assert [path.name for path in before] == ["shard-00001.json"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Jobs that make the parts of one phase at the same time, sharing nothing but the folder."""
+"""Jobs that make parts of the same labels at the same time, and share only the folder."""
 
 import multiprocessing
 import os
@@ -27,7 +27,7 @@ def files(run):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
 def test_all_parts_of_a_new_run_may_start_at_once(tmp_path):
-    """Each draws the scenes, labels its part of them, and whoever finds all done scores and reports."""
+    """Each job draws the scenes and labels its part; the job that finds all parts finished scores and reports."""
     context = multiprocessing.get_context("fork")
     together = context.Barrier(3)
     job = [*MICRO, "--scenes.num-train", "6", "--phases", "explore", "--explore.shard-size", "1"]
@@ -54,7 +54,7 @@ def test_all_parts_of_a_new_run_may_start_at_once(tmp_path):
 
 
 def test_scenes_that_another_drew_meanwhile_are_kept(tmp_path, monkeypatch):
-    """It may be reading them: the folder is the very one it made."""
+    """The other job may be reading them, so its folder stays."""
     folder, build, theirs = tmp_path / "scenes", scenes._build_scenes, []
 
     def slow(building, request):
@@ -75,7 +75,7 @@ def test_scenes_of_another_request_are_replaced(tmp_path):
 
 
 def test_a_part_that_starts_late_leaves_the_manifest_that_another_writes(tmp_path, monkeypatch):
-    """The other has found its last shard done just after this one looked."""
+    """The other job has finished its last shard just after this one checked."""
     photos = write_scenes(tmp_path / "scenes", 2, 64, 5) / "images"
     theirs = tmp_path / "labels" / ".manifest.jsonl.host.9.tmp"
     theirs.parent.mkdir()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run has before it, and what may follow."""
+"""The plan of a run, and the commands to use after it."""
 
 import json
 from dataclasses import replace

@@ -66,7 +66,7 @@ def run(out: Path, photos: Path, *options: str) -> dict[str, torch.Tensor]:
     return torch.load(out / "state.pt", weights_only=True)
 
 
-def test_resumed_run_equals_one_never_stopped(photos, tmp_path, monkeypatch):
+def test_resumed_run_equals_an_uninterrupted_one(photos, tmp_path, monkeypatch):
     whole = run(tmp_path / "whole", photos, "--num-steps", "6", "--engine.checkpoint-seconds", "0")
 
     class Stopped(Exception):
@@ -120,7 +120,7 @@ def test_backbone_opens_in_timm(photos, tmp_path):
     assert vit.forward_features(torch.rand(1, 3, 40, 56)).shape == (1, 5 + 5 * 7, 32)
 
 
-def test_only_hidden_patches_differ_for_the_student():
+def test_only_masked_patches_differ_for_the_student():
     torch.manual_seed(0)
     model = build_distillation_model(VitConfig(width=32, depth=1, heads=2, drop_path=0), DistillConfig(), 32).eval()
     torch.nn.init.normal_(model.mask_token)
@@ -129,7 +129,7 @@ def test_only_hidden_patches_differ_for_the_student():
     seen, hidden = model(crops, chosen), model(crops, chosen, is_student=True)
     assert seen.patch_logits.shape == hidden.patch_logits.shape == (3, DistillConfig().prototypes)
     changed = crops.clone()
-    changed[0, :, 8:16, 16:24] = 9.0  # the hidden patch at (1, 2): the student cannot tell
+    changed[0, :, 8:16, 16:24] = 9.0  # the masked patch at (1, 2), which the student does not see
     torch.testing.assert_close(model(changed, chosen, is_student=True).patch_logits, hidden.patch_logits)
     assert not torch.allclose(model(changed, chosen).patch_logits, seen.patch_logits)
     assert seen.class_logits.abs().max() <= 1 + 1e-5  # cosines
@@ -173,7 +173,7 @@ def test_regions_lie_where_the_crops_are(photos):
     assert (seen - regions).abs().max() < 46  # half of what a patch may span, and a neighbour
 
 
-def test_pack_holds_the_photos_shrunk(photos, tmp_path, capsys):
+def test_pack_holds_the_resized_photos(photos, tmp_path, capsys):
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "broken.png").write_bytes(b"no picture")
     pack = tmp_path / "pack.tar"
@@ -269,7 +269,7 @@ def test_a_second_start_needs_resume_unless_a_launcher_restarts_the_job(photos, 
     assert "was started with other settings: seed" in capsys.readouterr().err
 
 
-def test_tensorboard_that_is_not_installed_is_told_before_the_run_folder_is_made(photos, tmp_path, capsys, monkeypatch):
+def test_missing_tensorboard_is_reported_before_the_run_folder_is_created(photos, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(SystemExit):
         run(tmp_path / "run", photos, "--engine.tensorboard")
@@ -293,7 +293,7 @@ def test_photos_none_of_which_can_be_read(tmp_path, capsys):
     assert pack.read_bytes() == b"an older pack"
 
 
-def test_names_in_a_pack_fit_and_may_be_no_utf8(photos, tmp_path):
+def test_names_in_a_pack_fit_and_need_not_be_utf8(photos, tmp_path):
     folder = os.fsencode(tmp_path / "photos")
     os.mkdir(folder)
     for name in (b"x" * 251 + b".png", b"Jos\xe9.png"):
@@ -308,7 +308,7 @@ def test_names_in_a_pack_fit_and_may_be_no_utf8(photos, tmp_path):
 
 
 @pytest.mark.parametrize("pack", ["{tmp}/folder", "{tmp}/file/pack.tar", "/proc/pack.tar"])
-def test_a_pack_that_cannot_be_written_is_one_line(pack, photos, tmp_path, capsys):
+def test_a_pack_that_cannot_be_written_is_a_one_line_error(pack, photos, tmp_path, capsys):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
     pack = pack.format(tmp=tmp_path)
@@ -333,7 +333,7 @@ def test_a_pack_that_cannot_be_written_is_one_line(pack, photos, tmp_path, capsy
         ("vit.width", 100, "vit.width 100 is not a multiple of vit.heads 3"),
     ],
 )
-def test_settings_that_do_not_fit_are_named(name, value, message):
+def test_wrong_settings_are_named(name, value, message):
     config = get_preset("tiny-cpu")
     group, _, field = name.rpartition(".")
     setattr(getattr(config, group) if group else config, field, value)
@@ -341,7 +341,7 @@ def test_settings_that_do_not_fit_are_named(name, value, message):
         check_pretrain_config(config)
 
 
-def test_presets_are_sound():
+def test_presets_are_valid():
     for name in PRESETS:
         config: PretrainConfig = get_preset(name)
         check_pretrain_config(config)
