@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m sohes.env` says which backend runs, and why the others do not."""
+"""`python -m sohes.env` prints the backend of each operator, and why others are not used."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from sohes.ops import _binary
 from sohes.ops.environment import collect_env
 
 
-def test_every_operator_tells_what_it_uses_and_why_not():
+def test_every_operator_reports_its_backend_and_why_not_others():
     env = collect_env()
     assert {"merge_regions", "mask_overlap", "ms_deform_attn", "ms_deform_attn_backward"} <= set(env["operators"])
     for name, devices in env["operators"].items():
