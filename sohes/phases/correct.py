@@ -68,13 +68,13 @@ def correct(run: Run, config: Config, labels: LabelSet, device: torch.device, wo
         )
         losses = {"loss": outputs.class_logits.new_zeros((), dtype=torch.float32)}
         for branch, weight in branch_weights(step).items():
-            parts = criteria[branch](
+            branch_losses = criteria[branch](
                 outputs, micro_batch.targets[branch], micro_batch.generators, micro_batch.num_masks[branch]
             )
-            losses["loss"] = losses["loss"] + weight * parts["loss"]
-            losses |= {f"{branch}_{name}": value for name, value in parts.items()}
-        corrected = micro_batch.targets.get("teacher", [])
-        return losses | {"teacher_masks": torch.tensor(sum(len(t.masks) for t in corrected) / len(batch.names))}
+            losses["loss"] = losses["loss"] + weight * branch_losses["loss"]
+            losses |= {f"{branch}_{name}": value for name, value in branch_losses.items()}
+        from_teacher = micro_batch.targets.get("teacher", [])
+        return losses | {"teacher_masks": torch.tensor(sum(len(t.masks) for t in from_teacher) / len(batch.names))}
 
     def after_step(step: int) -> None:
         update_teacher(teacher, student, ema_decay_at(step, settings.ema_decay, settings.ema_warmup_steps))
