@@ -1,8 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operators. Each has a PyTorch reference that defines it and faster twins that agree with it.
+"""Operators on tensors: packed masks, merge trees of regions, and multi-scale deformable attention.
 
-Some modules here have the name of their function: `sohes.ops.merge_regions` is the function, and what else the module
-has is imported from it, `from sohes.ops.merge_regions import merge_regions_graph`.
+Each operator has a PyTorch reference that defines its result, and faster backends that agree with it.
+
+- Packed masks: `mask_pack`, `mask_unpack`, `mask_pack_logits`, `mask_from_index`, `mask_stats`.
+- Shape of masks: `mask_fill_holes`, `mask_largest_component`, `mask_components`, `mask_boundary`, `mask_resize`.
+- Pairs of masks: `mask_overlap`, `mask_nms`, `mask_parents`.
+- COCO RLE: `encode_rle`, `decode_rle`.
+- Merge trees: `merge_regions`, `merge_rounds`, `merge_regions_graph`, `merge_borders`, which return a `MergeTree`.
+- Attention: `ms_deform_attn`, `ms_deform_attn_fused`.
+
+`BackendUnavailable` is raised when a requested backend cannot run. Some modules have the name of their function:
+`sohes.ops.merge_regions` is the function, not the module.
 """
 
 from sohes.ops._library import BackendUnavailable

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds the compiled module `sohes._C`, or says why there is none.
+"""The compiled module `sohes._C`, or the reason why it cannot be loaded.
 
-Python run from inside a checkout imports the checkout's `sohes/`, which has no binary of its own unless it was
-built in place. The field's classic trap is that the installed binary is then silently shadowed. Here the checkout
-borrows the installed one, provided that it was compiled from the very same sources (compared by digest).
+Python started inside a checkout imports the checkout's `sohes/`, which has no binary unless it was built in place. It
+then uses the binary of the installed package, if that was compiled from the same sources (compared by digest).
 
 Standard library only: `setup.py` loads this file by its path for `source_digest`.
 """
@@ -29,7 +28,7 @@ _SOURCE_SUFFIXES = {".h", ".cuh", ".cpp", ".cu"}
 
 @dataclass(frozen=True)
 class Binary:
-    """The outcome of the search: a module, or the reason there is none."""
+    """Result of the search: a module, or the reason why there is none."""
 
     module: ModuleType | None
     path: Path | None
@@ -46,11 +45,11 @@ def source_digest(csrc: Path) -> str:
 
 @functools.cache
 def find_binary() -> Binary:
-    """Load `sohes._C` once: `$SOHES_BINARY` if set, else beside this file, else from the installed package."""
+    """`sohes._C`, loaded once: from `$SOHES_BINARY` if set, else from this package, else from the installed package."""
     forced = os.environ.get("SOHES_BINARY")
     if forced:
         return _load(Path(forced), expected_digest=None)
-    # Only a checkout has the sources beside the package; a binary there must match them.
+    # A checkout has the sources next to the package; its binary must match them.
     csrc = _PACKAGE.parent / "csrc"
     expected = source_digest(csrc) if (csrc / "bindings.cpp").is_file() else None
     filename = "_C" + sysconfig.get_config_var("EXT_SUFFIX")
@@ -71,7 +70,7 @@ def find_binary() -> Binary:
 
 
 def require_binary() -> ModuleType:
-    """The compiled module, or an ImportError that says why it is not there."""
+    """The compiled module. Raises ImportError with the reason if there is none."""
     found = find_binary()
     if found.module is None:
         raise ImportError(f"sohes: the compiled module is not available: {found.reason}")
@@ -79,7 +78,7 @@ def require_binary() -> ModuleType:
 
 
 def build_facts(folders: list[Path] | None = None) -> dict[str, Any]:
-    """What `setup.py` recorded when it built the package (`_build.json`), or {} for a checkout never built."""
+    """Facts that `setup.py` recorded at build time (`_build.json`); {} for a checkout that was never built."""
     for folder in folders or [_PACKAGE, *_installed_packages()]:
         path = folder / "_build.json"
         if path.is_file():
@@ -88,7 +87,7 @@ def build_facts(folders: list[Path] | None = None) -> dict[str, Any]:
 
 
 def _installed_packages() -> list[Path]:
-    """Folders named `sohes` of installed distributions, wherever this file itself lies."""
+    """Folders `sohes` of the installed distributions."""
     found = []
     for distribution in importlib.metadata.distributions(name="sohes"):
         folder = Path(str(distribution.locate_file("sohes"))).resolve()

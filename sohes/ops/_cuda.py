@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a CUDA entry of the compiled module is called."""
+"""Calls of the CUDA functions of the compiled module."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ from sohes.ops._binary import require_binary
 
 
 def run_cuda(entry: str, like: Tensor, *args: Any) -> None:
-    """Calls `entry` with these arguments on the device of `like` and the stream current there."""
+    """Call the function `entry` of the compiled module on the device of `like`, on its current stream."""
     with torch.cuda.device(like.device):
         getattr(require_binary(), entry)(*args, torch.cuda.current_stream().cuda_stream)

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How an operator of sohes is made: one schema, one PyTorch reference that defines it, any number of backends.
+"""Definition of operators: one schema, one PyTorch reference that defines the result, any number of backends.
 
     op = define_op("name", "(Tensor x, ..., str backend='auto') -> Tensor", reference=..., fake=...)
     op.add_backend("cpp", run=..., why_not=...)
 
 The schema is registered with `torch.library`, so `torch.compile`, `torch.export` and `opcheck` see one opaque
-operator whatever runs inside. Every schema ends in `str backend="auto"`: an explicit backend either runs or raises
-`BackendUnavailable` with the reason; `auto` takes the first backend that has no reason against it, and the
-reference is always last and always possible.
+operator. Every schema ends in `str backend="auto"`. An explicit backend runs or raises `BackendUnavailable` with the
+reason. `auto` takes the first backend that can run; the reference is the last and can always run.
 
-A derivative that does not exist raises NotImplementedError. Without that torch would hand out zeros for it: where an
-operator has no backward of its own, and in forward mode, which no operator here has.
+A missing derivative (backward of some operators, forward mode of all) raises NotImplementedError, because torch would
+return zeros for it.
 """
 
 from __future__ import annotations
@@ -32,12 +31,15 @@ WhyNot = Callable[[torch.device, torch.dtype], "str | None"]
 
 
 class BackendUnavailable(RuntimeError):
-    """An explicitly requested backend cannot run here; the message says why."""
+    """The requested backend cannot run here; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Backend:
-    """`run` takes the operator's arguments without `backend`; `why_not` returns None when it can run."""
+    """One implementation of an operator.
+
+    `run` takes the operator's arguments without `backend`. `why_not` returns why it cannot run, None if it can.
+    """
 
     name: str
     run: Callable[..., Any]
@@ -46,7 +48,7 @@ class Backend:
 
 @dataclass
 class Operator:
-    """A registered operator. Calling it goes through the torch dispatcher (autograd, fake tensors, compile)."""
+    """A registered operator, called through the torch dispatcher (autograd, fake tensors, compile)."""
 
     name: str
     backends: list[Backend] = field(default_factory=list)  # in the order `auto` tries them; the reference is last
@@ -57,15 +59,18 @@ class Operator:
         return getattr(torch.ops.sohes, self.name).default(*args)
 
     def add_backend(self, name: str, run: Callable[..., Any], why_not: WhyNot) -> None:
-        """Add a backend, tried by `auto` after those added before it and ahead of the reference."""
+        """Add a backend. `auto` tries backends in the order in which they were added, then the reference."""
         self.backends.insert(len(self.backends) - 1, Backend(name, run, why_not))
 
     def register_autograd(self, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
-        """Attach a backward (itself made of operators) through `torch.library.register_autograd`."""
+        """Register a backward, itself made of operators, with `torch.library.register_autograd`."""
         torch.library.register_autograd(f"sohes::{self.name}", backward, setup_context=setup_context, lib=LIBRARY)
 
     def choose(self, backend: str, device: torch.device, dtype: torch.dtype) -> Backend:
-        """The backend that runs for this request. Raises ValueError for an unknown name, BackendUnavailable else."""
+        """The backend that runs this request.
+
+        Raises ValueError for an unknown name, BackendUnavailable if the backend cannot run.
+        """
         if backend == "auto":
             return next(b for b in self.backends if b.why_not(device, dtype) is None)
         for candidate in self.backends:
@@ -80,7 +85,7 @@ class Operator:
         raise ValueError(f"{self.name}: unknown backend '{backend}', expected one of: {names}")
 
     def explain(self, device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
-        """Per backend, in `auto`'s order: None where it can run, else why not. For `python -m sohes.env`."""
+        """Why each backend cannot run (None if it can), in the order of `auto`. For `python -m sohes.env`."""
         return {b.name: b.why_not(device, dtype) for b in self.backends}
 
 
@@ -94,9 +99,13 @@ def define_op(
 ) -> Operator:
     """Register `sohes::<name>`.
 
-    `schema` is everything after the name and ends in `str backend="auto"`. `reference` and `fake` take the
-    arguments without `backend`; `fake` returns empty outputs of the right shape, dtype and device. `no_gradient` is
-    what a backward through the operator raises; with None `Operator.register_autograd` has to follow.
+    Args:
+        name: of the operator.
+        schema: everything after the name; ends in `str backend="auto"`.
+        reference: the PyTorch implementation; takes the arguments without `backend`.
+        fake: returns empty outputs of the right shape, dtype and device from the same arguments.
+        no_gradient: the message of the NotImplementedError that backward raises. With None the caller must call
+            `Operator.register_autograd`.
     """
     if "backend" not in schema:
         raise ValueError(f'{name}: the schema must end in `str backend="auto"`, got {schema}')
@@ -125,22 +134,21 @@ def define_op(
 
 
 def refuse_tangents(name: str, *args: Any) -> None:
-    """Raise NotImplementedError where an argument carries the tangent of a forward-mode derivative (jvp)."""
+    """Raise NotImplementedError if an argument has a tangent of forward-mode differentiation (jvp)."""
     for arg in args:
         if isinstance(arg, torch.Tensor) and forward_ad.unpack_dual(arg).tangent is not None:
             raise NotImplementedError(f"{name}: there is no forward-mode derivative (jvp)")
 
 
 def why_not_cpp(device: torch.device, dtype: torch.dtype) -> str | None:
-    """The reason shared by every C++ backend: it needs a CPU tensor and the compiled module."""
+    """Why the C++ backends cannot run, or None: they need a CPU tensor and the compiled module."""
     if device.type != "cpu":
         return f"needs a CPU tensor, got {device}"
     return _binary.find_binary().reason or None
 
 
 def why_not_cuda(device: torch.device, dtype: torch.dtype) -> str | None:
-    """The reason shared by every CUDA backend: a module compiled with nvcc, and a CUDA tensor on a device that can run
-    what it holds."""
+    """Why the CUDA backends cannot run, or None: they need kernels that were compiled for the device of the tensor."""
     found = _binary.find_binary()
     if found.module is None:
         return found.reason
@@ -151,16 +159,15 @@ def why_not_cuda(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cuda":
         return f"needs a CUDA tensor, got {device}"
     if torch.version.hip is not None:
-        return "needs an NVIDIA GPU, and this torch is for AMD's"
+        return "needs an NVIDIA GPU, but this torch was built for AMD GPUs"
     capability, driver = _devices.capability_of(device), _devices.driver_version()
     return _devices.why_not_on_device(build["cuda_architectures"], build["cuda_version"], capability, driver)
 
 
 def why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
-    """The reason shared by every Triton twin: a tensor on a GPU that Triton has code for, or any tensor under
-    TRITON_INTERPRET=1."""
+    """Why the Triton backends cannot run, or None: they need a tensor on a supported GPU, or TRITON_INTERPRET=1."""
     try:
-        import triton  # noqa: F401 - only whether it is there
+        import triton  # noqa: F401 - only whether it is installed
     except ImportError as error:
         return f"triton is not installed: {error}"
     if os.environ.get("TRITON_INTERPRET") == "1":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Facts about an installation: versions, how the package was built, and which backend each operator uses and why."""
+"""Facts about an installation: versions, build settings, and the backend that each operator uses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _OPTIONAL = ("tensorboard", "segmentation-refinement")
 
 
 def collect_env() -> dict[str, Any]:
-    """Facts about this installation, JSON-ready. `operators` maps name -> device -> {uses, why_not}."""
+    """Facts about this installation as JSON values. `operators` maps name -> device -> {uses, why_not}."""
     found = _binary.find_binary()
     return {
         "sohes": sohes.__version__,

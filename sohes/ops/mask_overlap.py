@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""mask_overlap: exact intersections of two sets of packed masks."""
+"""mask_overlap: intersections of all pairs of two sets of packed masks."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from sohes.ops.reference import mask_overlap as reference
 
 
 def mask_overlap(a: PackedLike, b: PackedLike, backend: str = "auto") -> Tensor:
-    """Pixels that each mask of `a` shares with each mask of `b`: int64 [N, M], exact. No gradient.
+    """Number of pixels in the intersection of each mask of `a` with each mask of `b`: int64 [N, M]. No gradient.
 
     Args:
-        a, b: N and M masks of one size on one device; zero masks and masks without pixels are legal.
+        a, b: N and M PackedMasks of one size on one device; N, M and the masks may be empty.
         backend: "auto", "cpp", "cuda", "triton" or "reference".
 
     Raises:
@@ -47,15 +47,15 @@ def _run_cuda(words_a: Tensor, boxes_a: Tensor, words_b: Tensor, boxes_b: Tensor
     same = same and words_a.stride() == words_b.stride()
     out = words_a.new_zeros((len(words_a), len(words_b)))
     words_a, boxes_a, words_b, boxes_b = (t.contiguous() for t in (words_a, boxes_a, words_b, boxes_b))
-    order_a = _by_place(boxes_a)
-    order_b = order_a if same else _by_place(boxes_b)
+    order_a = _spatial_order(boxes_a)
+    order_b = order_a if same else _spatial_order(boxes_b)
     words_b = words_a if same else words_b
     run_cuda("mask_overlap_cuda", out, words_a, boxes_a, order_a, words_b, boxes_b, order_b, height, out)
     return out
 
 
-def _by_place(boxes: Tensor) -> Tensor:
-    """An order int64 [N] in which neighbours lie near each other: narrow boxes from left to right, then wide ones."""
+def _spatial_order(boxes: Tensor) -> Tensor:
+    """Permutation int64 [N] that puts nearby masks side by side: narrow boxes from left to right, then wide boxes."""
     if len(boxes) == 0:
         return boxes.new_zeros(0)
     left, right = boxes[:, 0], boxes[:, 2]  # [N] each
@@ -64,9 +64,9 @@ def _by_place(boxes: Tensor) -> Tensor:
 
 
 def _run_triton(words_a: Tensor, boxes_a: Tensor, words_b: Tensor, boxes_b: Tensor, height: int) -> Tensor:
-    from sohes.ops.triton import mask_overlap as twin  # only here: triton may not be installed
+    from sohes.ops.triton import mask_overlap as kernels  # triton may not be installed
 
-    return twin.mask_overlap(words_a, boxes_a, words_b, boxes_b, height)
+    return kernels.mask_overlap(words_a, boxes_a, words_b, boxes_b, height)
 
 
 def _fake(words_a: Tensor, boxes_a: Tensor, words_b: Tensor, boxes_b: Tensor, height: int) -> Tensor:

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dense masks, logits and label maps to packed masks, and back: operators over tensors.
+"""Operators between packed masks and dense masks, logits and index maps.
 
-The layout of the bits is defined in `sohes/ops/reference/mask_pack.py`. All results are exact and the same on every
-backend.
+The layout of the bits is defined in `sohes/ops/reference/mask_pack.py`. All backends return equal results.
 """
 
 from __future__ import annotations
@@ -13,33 +12,34 @@ from torch import Tensor
 from sohes.ops._binary import find_binary, require_binary
 from sohes.ops._cuda import run_cuda
 from sohes.ops._library import define_op, refuse_tangents, why_not_cpp, why_not_cuda
-from sohes.ops._words import num_words, reused_words, zero_words
+from sohes.ops._words import Size, reused_words, zero_words
 from sohes.ops.reference import mask_pack as reference
+from sohes.ops.reference.mask_pack import num_words
 
-MASKS_AT_A_TIME = 64  # masks copied at a time to bring their pixels side by side: one cache line of a masks-last array
+MASKS_AT_A_TIME = 64  # masks made contiguous at a time: one cache line of an array [H, W, N]
 
 
 def mask_pack(dense: Tensor, backend: str = "auto") -> tuple[Tensor, Tensor, Tensor]:
-    """bool or uint8 [N, H, W] of any strides -> words int64 [N, V], areas int64 [N], boxes int64 [N, 4]."""
+    """Words int64 [N, V], areas int64 [N] and boxes int64 [N, 4] of dense masks, bool or uint8 [N, H, W]."""
     if dense.ndim != 3 or dense.dtype not in (torch.bool, torch.uint8):
         raise ValueError(f"mask_pack: expected bool or uint8 [N, H, W], got {dense.dtype} {list(dense.shape)}")
     return _pack(dense, backend)
 
 
 def mask_unpack(words: Tensor, size: tuple[int, int], backend: str = "auto") -> Tensor:
-    """words int64 [N, V] of masks of `size` (H, W) -> bool [N, H, W]."""
+    """Dense masks bool [N, H, W] from words int64 [N, V] and their `size` (H, W)."""
     return _unpack(words, *size, backend)
 
 
 def mask_stats(words: Tensor, size: tuple[int, int], backend: str = "auto") -> tuple[Tensor, Tensor]:
-    """words int64 [N, V] of masks of this (H, W) -> areas int64 [N], boxes int64 [N, 4]: half-open x0, y0, x1, y1."""
+    """Areas int64 [N] and boxes int64 [N, 4] (x0, y0, x1, y1, half-open) from words int64 [N, V] and (H, W)."""
     return _stats(words, *size, backend)
 
 
 def mask_pack_logits(
     logits: Tensor, size: tuple[int, int], threshold: float, backend: str = "auto"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Floating-point [N, h, w] -> words, areas, boxes of the masks where the bilinear upsampling is > threshold."""
+    """Words, areas and boxes of the masks where logits [N, h, w], upsampled bilinearly to `size`, are > threshold."""
     if logits.ndim != 3 or not logits.is_floating_point():
         raise ValueError(
             f"mask_pack_logits: expected floating-point [N, h, w], got {logits.dtype} {list(logits.shape)}"
@@ -51,9 +51,12 @@ def mask_pack_logits(
 
 
 def mask_take(words: Tensor, boxes: Tensor, height: int, index: Tensor, out: Tensor | None = None) -> Tensor:
-    """words int64 [N, V] and boxes of masks of this height -> words[index], for index int64 [K] from 0 to N - 1.
+    """words[index], int64 [K, V], copied only inside the boxes of the masks.
 
-    out: zeros int64 [K, V], contiguous, to be filled and returned; of them only what the boxes reach is touched.
+    Args:
+        words, boxes: int64 [N, V] and [N, 4] of masks of this height.
+        index: int64 [K], from 0 to N - 1.
+        out: zeros int64 [K, V], contiguous, to fill and return; None allocates them.
     """
     binary = find_binary().module
     if binary is None or not words.is_cpu or len(index) == 0:
@@ -64,17 +67,17 @@ def mask_take(words: Tensor, boxes: Tensor, height: int, index: Tensor, out: Ten
 
 
 def mask_from_index(index: Tensor, num_masks: int, backend: str = "auto") -> Tensor:
-    """int64 [H, W], for each pixel the mask (below num_masks) that holds it or -1 -> words int64 [num_masks, V]."""
+    """Words int64 [num_masks, V] from the index of the mask at each pixel, int64 [H, W], -1 for none."""
     return _from_index(index, num_masks, backend)
 
 
 def _new_stats(like: Tensor) -> tuple[Tensor, Tensor]:
-    """Areas and boxes for as many masks as `like` has."""
+    """Empty tensors for areas and boxes of len(like) masks, on the device of `like`."""
     areas = torch.empty(like.shape[0], dtype=torch.int64, device=like.device)
     return areas, torch.empty((like.shape[0], 4), dtype=torch.int64, device=like.device)
 
 
-def _fake_packed(like: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_packed(like: Tensor, size: Size) -> tuple[Tensor, Tensor, Tensor]:
     words = torch.empty((like.shape[0], num_words(size)), dtype=torch.int64, device=like.device)
     return words, *_new_stats(like)
 
@@ -85,13 +88,13 @@ def _pack_cpp(dense: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     out = (words, *_new_stats(dense))
     threads = torch.get_num_threads()
     scratch = words.new_zeros((0 if is_zero else threads, words.shape[1]))
-    columns_first = dense.stride(1) == 1 and dense.stride(2) == H
-    side_by_side = dense.stride(2) == 1 or columns_first
-    step = max(N, 1) if side_by_side else MASKS_AT_A_TIME
+    is_column_major = dense.stride(1) == 1 and dense.stride(2) == H
+    is_packable = dense.stride(2) == 1 or is_column_major
+    step = max(N, 1) if is_packable else MASKS_AT_A_TIME
     for start in range(0, N, step):
-        part = dense[start : start + step]
+        chunk = dense[start : start + step]
         args = (t[start : start + step] for t in out)
-        require_binary().mask_pack(part if side_by_side else part.contiguous(), scratch, *args, threads)
+        require_binary().mask_pack(chunk if is_packable else chunk.contiguous(), scratch, *args, threads)
     return out
 
 
@@ -107,9 +110,12 @@ def _stats_cpp(words: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     return out
 
 
-def _tables(source: tuple[int, int], target: tuple[int, int]) -> tuple[Tensor, ...]:
-    """What the kernels read where: of each row its source row, of each source row the first row that reads it or a
-    later one, weights of the rows; then of each column its source column, weights of the columns."""
+def _tables(source: Size, target: Size) -> tuple[Tensor, ...]:
+    """Tables of bilinear upsampling: rows, row starts, row weights, columns, column weights.
+
+    rows [H] and columns [W] give the source row and column. Row start [h + 1] gives the first target row that reads
+    this or a later source row.
+    """
     rows, row_weight = reference.bilinear_table(source[0], target[0])  # [H]
     columns, column_weight = reference.bilinear_table(source[1], target[1])  # [W]
     return rows, torch.searchsorted(rows, torch.arange(source[0] + 1, device="cpu")), row_weight, columns, column_weight
@@ -124,20 +130,20 @@ def _pack_logits_cpp(logits: Tensor, height: int, width: int, threshold: float) 
     threads = torch.get_num_threads()
     binary = require_binary()
     scratch = torch.empty((threads, binary.mask_pack_logits_scratch(h, w)), dtype=torch.int64, device="cpu")
-    for part in reference.chunks(N, h * w):  # float32 copies of other types stay small
-        values = logits[part].float().contiguous()
-        binary.mask_pack_logits(values, threshold, *tables, scratch, *(t[part] for t in out), threads)
+    for chunk in reference.chunks(N, h * w):  # limits the memory of copies in float32
+        values = logits[chunk].float().contiguous()
+        binary.mask_pack_logits(values, threshold, *tables, scratch, *(t[chunk] for t in out), threads)
     return out
 
 
-def _zero_packed(like: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Words, areas and boxes of as many masks as `like` has, on its device, full of zeros."""
+def _zero_packed(like: Tensor, size: Size) -> tuple[Tensor, Tensor, Tensor]:
+    """Zeros for words, areas and boxes of len(like) masks, on the device of `like`."""
     words = torch.zeros((len(like), num_words(size)), dtype=torch.int64, device=like.device)
     return words, words.new_zeros(len(like)), words.new_zeros((len(like), 4))
 
 
 def _pack_cuda(dense: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    out = _zero_packed(dense, tuple(dense.shape[1:]))
+    out = _zero_packed(dense, (dense.shape[1], dense.shape[2]))
     run_cuda("mask_pack_cuda", dense, dense, *out)
     return out
 
@@ -160,34 +166,35 @@ def _pack_logits_cuda(logits: Tensor, height: int, width: int, threshold: float)
     if out[0].numel() == 0:
         return out
     tables = [t.to(logits.device, non_blocking=True) for t in _tables((h, w), (height, width))]
-    ready = logits.dtype == torch.float32 and logits.is_contiguous()
-    for part in [slice(N)] if ready else reference.chunks(N, h * w):  # copies as float32 stay small
-        values = logits[part].float().contiguous()
-        run_cuda("mask_pack_logits_cuda", logits, values, threshold, *tables, *(t[part] for t in out))
+    needs_copy = logits.dtype != torch.float32 or not logits.is_contiguous()
+    for chunk in reference.chunks(N, h * w) if needs_copy else [slice(N)]:  # limits the memory of copies in float32
+        values = logits[chunk].float().contiguous()
+        run_cuda("mask_pack_logits_cuda", logits, values, threshold, *tables, *(t[chunk] for t in out))
     return out
 
 
 def _from_index_cuda(index: Tensor, num_masks: int) -> Tensor:
-    words = torch.zeros((num_masks, num_words(tuple(index.shape))), dtype=torch.int64, device=index.device)
+    shape = (num_masks, num_words((index.shape[0], index.shape[1])))
+    words = torch.zeros(shape, dtype=torch.int64, device=index.device)
     run_cuda("mask_from_index_cuda", index, index.T.contiguous(), words)
     return words
 
 
 def _from_index_cpp(index: Tensor, num_masks: int) -> Tensor:
-    words = zero_words(num_masks, tuple(index.shape))
+    words = zero_words(num_masks, (index.shape[0], index.shape[1]))
     require_binary().mask_from_index(index.T.contiguous(), words)
     return words
 
 
 def _fake_from_index(index: Tensor, num_masks: int) -> Tensor:
-    return index.new_empty((num_masks, num_words(tuple(index.shape))))
+    return index.new_empty((num_masks, num_words((index.shape[0], index.shape[1]))))
 
 
 _pack = define_op(
     "mask_pack",
     '(Tensor dense, str backend="auto") -> (Tensor words, Tensor areas, Tensor boxes)',
     reference=reference.mask_pack,
-    fake=lambda dense: _fake_packed(dense, tuple(dense.shape[1:])),
+    fake=lambda dense: _fake_packed(dense, (dense.shape[1], dense.shape[2])),
 )
 _unpack = define_op(
     "mask_unpack",

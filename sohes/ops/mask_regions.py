@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connected regions, outlines and resizing of packed masks: operators over words, or PackedMasks.
+"""Operators on the shape of packed masks: connected components, holes, boundaries, resizing.
 
-Connectivity and ties are defined in `sohes/ops/reference/mask_regions.py`; results are the same on every backend.
+Connectivity and ties are defined in `sohes/ops/reference/mask_regions.py`. All backends return equal results.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def mask_fill_holes(masks: Packed, *, backend: str = "auto") -> Packed: ...
 @overload
 def mask_fill_holes(masks: Tensor, size: Size, backend: str = "auto") -> Tensor: ...
 def mask_fill_holes(masks: Any, size: Size | None = None, backend: str = "auto") -> Any:
-    """Each mask with every background region (4-connected) that does not reach the border of the image.
+    """Masks with their holes filled: background regions (4-connected) that do not touch the border of the image.
 
-    Takes and gives PackedMasks, or words int64 [N, V] of masks of `size` (H, W); so do the others below.
+    Takes PackedMasks, or words int64 [N, V] and their `size` (H, W), and returns the same type.
     """
     return _map("mask_fill_holes", _fill_holes, masks, size, backend)
 
@@ -39,7 +39,7 @@ def mask_largest_component(masks: Packed, *, backend: str = "auto") -> Packed: .
 @overload
 def mask_largest_component(masks: Tensor, size: Size, backend: str = "auto") -> Tensor: ...
 def mask_largest_component(masks: Any, size: Size | None = None, backend: str = "auto") -> Any:
-    """Each mask's component (8-connected) with the most pixels; empty masks stay empty."""
+    """The largest component (8-connected) of each mask; an empty mask stays empty. Types as `mask_fill_holes`."""
     return _map("mask_largest_component", _largest_component, masks, size, backend)
 
 
@@ -48,21 +48,26 @@ def mask_boundary(masks: Packed, *, backend: str = "auto") -> Packed: ...
 @overload
 def mask_boundary(masks: Tensor, size: Size, backend: str = "auto") -> Tensor: ...
 def mask_boundary(masks: Any, size: Size | None = None, backend: str = "auto") -> Any:
-    """Pixels inside with one of their 4 neighbours outside; beyond the image is outside."""
+    """The boundary of each mask: its pixels with a 4-neighbour outside the mask or the image.
+
+    Types as `mask_fill_holes`.
+    """
     return _map("mask_boundary", _boundary, masks, size, backend)
 
 
 @overload
-def mask_resize(masks: Packed, new_size: Size, *, backend: str = "auto") -> Packed: ...
+def mask_resize(masks: Packed, new_size: Size, /, *, backend: str = "auto") -> Packed: ...
+@overload
+def mask_resize(masks: Packed, *, new_size: Size, backend: str = "auto") -> Packed: ...
 @overload
 def mask_resize(masks: Tensor, size: Size, new_size: Size, backend: str = "auto") -> Tensor: ...
 def mask_resize(masks: Any, size: Size | None = None, new_size: Size | None = None, backend: str = "auto") -> Any:
-    """Masks of `new_size`, each pixel the one at its centre (nearest): of PackedMasks, or of words and their `size`.
+    """Masks resized to `new_size` by nearest neighbour at pixel centres, from PackedMasks or words and their `size`.
 
-    Raises ValueError where there is no pixel to take.
+    Raises ValueError if masks without pixels are resized to a size with pixels.
     """
     if not isinstance(masks, Tensor) and new_size is None:
-        size, new_size = None, size  # the one size that is given is the new one
+        size, new_size = None, size  # PackedMasks and one size: the new size
     words, size = words_of("mask_resize", masks, size)
     if new_size is None:
         raise TypeError("mask_resize: expected a new size (H, W)")
@@ -77,13 +82,13 @@ def mask_components(masks: Packed) -> tuple[Packed, Tensor]: ...
 @overload
 def mask_components(masks: Tensor, size: Size) -> tuple[Tensor, Tensor]: ...
 def mask_components(masks: Any, size: Size | None = None) -> tuple[Any, Tensor]:
-    """All components (8-connected) of all masks, R in number, and the mask int64 [R] that each is of.
+    """All R components (8-connected) of all masks, and the index of the mask of each, int64 [R].
 
-    A plain function, since R depends on the data. Runs in C++ or CUDA where the binary is there.
+    Types as `mask_fill_holes`. Not a torch operator, because R depends on the data. Runs in C++ or CUDA if available.
     """
     words, size = words_of("mask_components", masks, size)
-    parts, owners = _components(words, size)
-    return like_masks(masks, parts, size), owners
+    components, owners = _components(words, size)
+    return like_masks(masks, components, size), owners
 
 
 def _components(words: Tensor, size: Size) -> tuple[Tensor, Tensor]:
@@ -108,7 +113,7 @@ def _map(name: str, operator: Operator, masks: Any, size: Size | None, backend: 
 
 
 def _scratch(words: Tensor, height: int, width: int) -> Tensor:
-    """Room for the runs of any one of the masks, for each thread."""
+    """Scratch for the runs of the mask with the most runs, for each thread."""
     threads = torch.get_num_threads()
     num_runs = torch.empty(len(words), dtype=torch.int64, device="cpu")  # [N]
     require_binary().mask_num_runs(words, height * width, words.new_empty(0), height, num_runs, threads)
@@ -138,9 +143,7 @@ def _boundary_cpp(words: Tensor, height: int, width: int) -> Tensor:
 
 def _resize_cpp(words: Tensor, height: int, width: int, new_height: int, new_width: int) -> Tensor:
     rows = reference.nearest_table(height, new_height)  # [new H]
-    row_start = torch.searchsorted(
-        rows, torch.arange(height + 1, device="cpu")
-    )  # [H + 1], first pixel that shows row r or a later one
+    row_start = torch.searchsorted(rows, torch.arange(height + 1, device="cpu"))  # [H + 1], first target of row r
     columns = reference.nearest_table(width, new_width)  # [new W]
     out = zero_words(len(words), (new_height, new_width))
     binary, threads = require_binary(), torch.get_num_threads()
@@ -150,8 +153,10 @@ def _resize_cpp(words: Tensor, height: int, width: int, new_height: int, new_wid
 
 @dataclass(frozen=True)
 class _Runs:
-    """The runs of the columns of masks on a CUDA device, R in all: where each lies (flat bits, half-open), the first
-    run of its component, and its mask. All int64 [R]."""
+    """The R runs of the columns of masks on a CUDA device.
+
+    starts, stops: flat bits, half-open. labels: the first run of the component. masks: the mask. All int64 [R].
+    """
 
     starts: Tensor
     stops: Tensor
@@ -159,13 +164,13 @@ class _Runs:
     masks: Tensor
 
     def paint(self, target: Tensor, words: Tensor) -> Tensor:
-        """Sets the pixels of each run in the mask target[run] of `words`, nowhere where that is negative."""
+        """`words` with the pixels of each run set in mask target[run]; a negative target is skipped."""
         run_cuda("mask_paint_runs_cuda", words, self.starts, self.stops, target, words)
         return words
 
 
 def _runs_cuda(words: Tensor, height: int, width: int, value: bool) -> _Runs:
-    """Runs of the pixels that are inside, or outside."""
+    """Runs of the pixels that equal `value`: True for foreground, False for background."""
     num_runs = words.new_empty(len(words))  # [N]
     run_cuda("mask_num_column_runs_cuda", words, words, height, width, value, num_runs)
     first = F.pad(num_runs.cumsum(0), (1, 0))  # [N + 1]
@@ -178,7 +183,7 @@ def _runs_cuda(words: Tensor, height: int, width: int, value: bool) -> _Runs:
 def _components_cuda(words: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     runs = _runs_cuda(words.contiguous(), height, width, True)
     is_root = runs.labels == torch.arange(len(runs.labels), device=words.device)  # [R]
-    rank = is_root.cumsum(0) - 1  # [R], of a root the number of its component
+    rank = is_root.cumsum(0) - 1  # [R], index of the component at its root
     owners = runs.masks[is_root]  # [components]
     return runs.paint(rank[runs.labels], words.new_zeros((len(owners), words.shape[1]))), owners
 
@@ -186,10 +191,10 @@ def _components_cuda(words: Tensor, height: int, width: int) -> tuple[Tensor, Te
 def _largest_component_cuda(words: Tensor, height: int, width: int) -> Tensor:
     runs = _runs_cuda(words.contiguous(), height, width, True)
     places = torch.arange(len(runs.labels), device=words.device)  # [R]
-    sizes = torch.zeros_like(places).index_add_(0, runs.labels, runs.stops - runs.starts)  # [R], 0 but for roots
+    sizes = torch.zeros_like(places).index_add_(0, runs.labels, runs.stops - runs.starts)  # [R], 0 except at roots
     most = words.new_zeros(len(words)).scatter_reduce_(0, runs.masks, sizes, "amax")  # [N]
     is_best = (sizes > 0) & (sizes == most[runs.masks])  # [R]
-    best = words.new_full((len(words),), len(places))  # [N], the first root of so many pixels
+    best = words.new_full((len(words),), len(places))  # [N], the first root of that size
     best.scatter_reduce_(0, runs.masks[is_best], places[is_best], "amin")
     target = torch.where(best[runs.masks] == runs.labels, runs.masks, -1)  # [R]
     return runs.paint(target, torch.zeros_like(words, memory_format=torch.contiguous_format))
@@ -202,7 +207,7 @@ def _fill_holes_cuda(words: Tensor, height: int, width: int) -> Tensor:
     runs = _runs_cuda(filled, height, width, False)
     at_side = (runs.starts < height) | (runs.starts >= (width - 1) * height)
     at_border = at_side | (runs.starts % height == 0) | (runs.stops % height == 0)  # [R]
-    is_open = torch.zeros_like(at_border)  # [R], of a root whether its component reaches the border
+    is_open = torch.zeros_like(at_border)  # [R], at a root: whether its component touches the border
     is_open[runs.labels[at_border]] = True
     return runs.paint(torch.where(is_open[runs.labels], -1, runs.masks), filled)
 
@@ -222,7 +227,7 @@ def _resize_cuda(words: Tensor, height: int, width: int, new_height: int, new_wi
 
 
 def _define(
-    name: str, definition: Callable[..., Tensor], run_cpp: Callable[..., Tensor], run_on_cuda: Callable[..., Tensor]
+    name: str, definition: Callable[..., Tensor], cpp: Callable[..., Tensor], cuda: Callable[..., Tensor]
 ) -> Operator:
     op = define_op(
         name,
@@ -230,8 +235,8 @@ def _define(
         reference=definition,
         fake=lambda words, height, width: torch.empty_like(words, memory_format=torch.contiguous_format),
     )
-    op.add_backend("cpp", run_cpp, why_not_cpp)
-    op.add_backend("cuda", run_on_cuda, why_not_cuda)
+    op.add_backend("cpp", cpp, why_not_cpp)
+    op.add_backend("cuda", cuda, why_not_cuda)
     return op
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Duplicates and parents among packed masks: operators over words."""
+"""Operators that relate packed masks of one image: non-maximum suppression and parents by coverage."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-import sohes.ops.mask_overlap  # noqa: F401 - the references and the CUDA backend call that operator
+import sohes.ops.mask_overlap  # noqa: F401 - registers the operator that the references and the CUDA backend call
 from sohes.ops._binary import require_binary
 from sohes.ops._cuda import run_cuda
 from sohes.ops._library import define_op, why_not_cpp, why_not_cuda
@@ -36,10 +36,10 @@ def _parents_cpp(words: Tensor, areas: Tensor, boxes: Tensor, order: Tensor, the
 
 def _nms_cuda(words: Tensor, areas: Tensor, boxes: Tensor, order: Tensor, threshold: float, height: int) -> Tensor:
     num_words = (len(words) + 63) // 64
-    duplicates = words.new_empty((len(words), num_words))  # [N, ceil(N / 64)], one bit a pair
+    duplicates = words.new_empty((len(words), num_words))  # [N, ceil(N / 64)], one bit per pair
     areas, order, rank = areas.contiguous(), order.contiguous(), _ranks(order)
-    for part, shared in _rows_of_overlap(words, boxes, height):
-        run_cuda("mask_duplicates_cuda", words, shared, part.start, areas, order, rank, threshold, duplicates)
+    for rows, shared in _rows_of_overlap(words, boxes, height):
+        run_cuda("mask_duplicates_cuda", words, shared, rows.start, areas, order, rank, threshold, duplicates)
     keep = torch.empty_like(areas, dtype=torch.bool)
     run_cuda("mask_keep_cuda", words, duplicates, order, words.new_zeros(num_words), keep)
     return keep
@@ -48,33 +48,33 @@ def _nms_cuda(words: Tensor, areas: Tensor, boxes: Tensor, order: Tensor, thresh
 def _parents_cuda(words: Tensor, areas: Tensor, boxes: Tensor, order: Tensor, theta: float, height: int) -> Tensor:
     parents = torch.empty_like(areas, memory_format=torch.contiguous_format)
     areas, order, rank = areas.contiguous(), order.contiguous(), _ranks(order)
-    for part, shared in _rows_of_overlap(words, boxes, height):
-        run_cuda("mask_parents_cuda", words, shared, part.start, areas, order, rank, theta, parents)
+    for rows, shared in _rows_of_overlap(words, boxes, height):
+        run_cuda("mask_parents_cuda", words, shared, rows.start, areas, order, rank, theta, parents)
     return parents
 
 
 def _ranks(order: Tensor) -> Tensor:
-    """The place of each mask in `order`, int64 [N]."""
+    """The rank of each mask in `order`, int64 [N]."""
     ranks = torch.empty_like(order, memory_format=torch.contiguous_format)
     ranks[order] = torch.arange(len(order), device=order.device)
     return ranks
 
 
 def _rows_of_overlap(words: Tensor, boxes: Tensor, height: int) -> Iterator[tuple[slice, Tensor]]:
-    """Rows [n, N] of the intersections of all pairs, so many at a time that memory follows N and not N * N."""
-    for part in chunks(len(words), len(words)):
-        yield part, torch.ops.sohes.mask_overlap(words[part], boxes[part], words, boxes, height)
+    """Rows [n, N] of the matrix of intersections, a chunk at a time, so that memory grows with N and not with N * N."""
+    for rows in chunks(len(words), len(words)):
+        yield rows, torch.ops.sohes.mask_overlap(words[rows], boxes[rows], words, boxes, height)
 
 
 def mask_nms(
     words: Tensor, areas: Tensor, boxes: Tensor, order: Tensor, threshold: float, height: int, backend: str = "auto"
 ) -> Tensor:
-    """Which masks no better one duplicates, bool [N]; `sohes.structures.masks.nms_masks` takes PackedMasks.
+    """Masks kept by greedy non-maximum suppression, bool [N]; `sohes.structures.masks.nms_masks` takes PackedMasks.
 
     Args:
         words, areas, boxes: int64 [N, V], [N] and [N, 4], as of PackedMasks.
-        order: int64 [N], masks from the best to the worst.
-        threshold: a mask is dropped when its IoU with a kept one is over it.
+        order: int64 [N], indices of the masks, best first.
+        threshold: a mask is dropped if its IoU with a better kept mask is above this.
         height: of the masks in pixels.
     """
     return _nms(words, areas, boxes, order, float(threshold), height, backend)
@@ -83,9 +83,11 @@ def mask_nms(
 def mask_parents(
     words: Tensor, areas: Tensor, boxes: Tensor, order: Tensor, theta: float, height: int, backend: str = "auto"
 ) -> Tensor:
-    """The parent of each mask by coverage, int64 [N], -1 for none; `build_forest` takes PackedMasks.
+    """Parent of each mask by coverage, int64 [N], -1 for none; `structures.forest.build_forest` takes PackedMasks.
 
-    Arguments as `mask_nms`; order: from the fewest pixels to the most; theta: share of a mask that lies in its parent.
+    Args as `mask_nms`, except:
+        order: int64 [N], indices of the masks, smallest area first.
+        theta: least share of a mask that lies in its parent.
     """
     return _parents(words, areas, boxes, order, float(theta), height, backend)
 

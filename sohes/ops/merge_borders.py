@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""merge_borders: greedy merging of pixel-sharp regions by their features and by the edges between them.
+"""merge_borders: a merge tree from the features of regions and the edge strength along their borders.
 
-`merge_regions` is the method's own clustering, by features alone; this is its companion for starting regions whose
-borders mean something. What is merged when is defined in `sohes/ops/reference/merge_borders.py`.
+For starting regions with pixel-accurate borders; `merge_regions` uses features alone, as the method does. The order of
+merging is defined in `sohes/ops/reference/merge_borders.py`.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ def merge_borders(
     size_exponent: float = 0.3,
     backend: str = "auto",
 ) -> tuple[MergeTree, Tensor]:
-    """Merge adjacent regions, the cheapest pair first, until no two are adjacent.
+    """The merge tree of adjacent regions, merged cheapest pair first until no two are adjacent.
 
     Args:
         means: float32 [N, C], the mean feature of each starting region, on the CPU.
-        sizes: int64 [N], its pixels.
+        sizes: int64 [N], the pixels of each region.
         edges: int32 or int64 [E, 2], adjacent pairs of different regions, each pair once.
         borders: float32 [E, 2], the length of each border (> 0) and the sum of edge strength along it.
-        border_weight: what a border of mean strength 1 costs beside the distance of the means, >= 0.
-        size_exponent: how much a pair of small regions is preferred, >= 0.
-        backend: "auto", or the name of one backend, which then runs or raises BackendUnavailable.
+        border_weight: weight of the mean edge strength of a border relative to the distance of the means, >= 0.
+        size_exponent: how strongly pairs of small regions are preferred, >= 0.
+        backend: "auto", "cpp" or "reference".
 
     Returns:
-        The MergeTree, grid None, similarity = -cost; and float32 [M, 2], the border along which each merge happened.
-        Both without gradients.
+        The MergeTree (grid None, similarity = -cost), and the length and strength of the border of each merge,
+        float32 [M, 2]. Both without gradients.
 
     Raises:
-        ValueError: a shape, dtype or value that does not fit; the message quotes it.
+        ValueError: invalid shape, dtype or value. BackendUnavailable: see `sohes.ops._library`.
     """
     if means.ndim != 2 or 0 in means.shape or means.dtype != torch.float32 or not means.is_cpu:
         raise ValueError(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""merge_regions: exact greedy merging of adjacent regions into one merge tree per image, or merging in rounds.
+"""merge_regions: one merge tree per image by greedy merging of adjacent regions, exactly or in rounds.
 
-What is merged when (similarity, ties, zero and NaN features) is defined in `sohes/ops/reference/merge_regions.py`, for
-rounds in `sohes/ops/reference/merge_rounds.py`; what can be read from the result in `sohes/ops/merge_tree.py`.
+The order of merging (similarity, ties, zero and NaN features) is defined in `sohes/ops/reference/merge_regions.py`, for
+rounds in `sohes/ops/reference/merge_rounds.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sohes.ops._binary import require_binary
+from sohes.ops._cuda import run_cuda
 from sohes.ops._library import Operator, define_op, refuse_tangents, why_not_cpp, why_not_cuda, why_not_triton
 from sohes.ops.merge_tree import MergeTree
 from sohes.ops.reference import merge_regions as reference
@@ -31,28 +32,28 @@ def merge_regions(
     schedule: str = "exact",
     backend: str = "auto",
 ) -> list[MergeTree]:
-    """Merge the patches of each image, most similar neighbours first, until one region is left.
+    """The merge tree of each image: adjacent patches merged, most similar pair first, until one region is left.
 
     Args:
         features: [h, w, C], [B, h, w, C], or a list of [h, w, C] of mixed sizes; float32, float16 or bfloat16, any
-            device, any strides. Sums and similarities are the same for every dtype: float32 sums, see the reference.
-        min_similarity: stop before the first merge below this; thresholds under it can then not be cut.
-        region_mask: bool, shaped as features without C: patches that are False take no part and get no label.
-        schedule: "exact" merges the best pair of all, one at a time; "rounds" merges all mutually best pairs at once:
-            another tree, for devices that do much at a time (on a CPU the exact order is the faster one). How far the
-            two agree is measured in benchmarks/bench_merge_regions.py.
-        backend: "auto", or the name of one backend, which then runs or raises BackendUnavailable.
+            device, any strides. Sums are float32 for every dtype.
+        min_similarity: stop before the first merge below this; the tree then has no cuts at lower thresholds.
+        region_mask: bool, in the shape of features without C; patches that are False are not merged and have no label.
+        schedule: "exact" merges the best of all pairs, one at a time. "rounds" merges all mutually best pairs at once,
+            which gives another tree and suits parallel devices; on a CPU "exact" is faster. Their agreement is
+            measured in benchmarks/bench_merge_regions.py.
+        backend: "auto", "cpp", "cuda", "triton" (exact only) or "reference".
 
     Returns:
         One MergeTree per image (a list of one for a single [h, w, C]), on the CPU, without gradients.
 
     Raises:
-        ValueError: a shape, dtype, device or schedule that does not fit; the message quotes it.
+        ValueError: invalid shape, dtype, device or schedule. BackendUnavailable: see `sohes.ops._library`.
     """
-    operator = _operator_of(schedule)
+    operator = _operator_for(schedule)
     images = _as_list(features, 3, "features [h, w, C], [B, h, w, C] or a list of [h, w, C]")
     _check_features(images)
-    _check_stop(min_similarity)
+    _check_min_similarity(min_similarity)
     refuse_tangents("merge_regions", *images)
     if not images:
         return []
@@ -89,7 +90,7 @@ def merge_rounds(
     region_mask: Tensor | Sequence[Tensor] | None = None,
     backend: str = "auto",
 ) -> list[MergeTree]:
-    """`merge_regions` with `schedule="rounds"`: all mutually best pairs at once, which gives another tree."""
+    """The merge trees of `merge_regions` with `schedule="rounds"`: all mutually best pairs are merged at once."""
     return merge_regions(
         features, min_similarity=min_similarity, region_mask=region_mask, schedule="rounds", backend=backend
     )
@@ -104,26 +105,26 @@ def merge_regions_graph(
     schedule: str = "exact",
     backend: str = "auto",
 ) -> MergeTree:
-    """Merge starting regions of any kind (superpixels, pieces of a tree) along a list of adjacent pairs.
+    """The merge tree of arbitrary starting regions, such as superpixels, along a list of adjacent pairs.
 
     Args:
         features: [N, C], the mean feature of each starting region; float32, float16 or bfloat16.
-        edges: int32 or int64 [E, 2], adjacent pairs of different regions; order and repetition do not matter.
-        sizes: int64 [N], patches or pixels in each starting region: its weight in the sums (a region's feature is
-            the sum over its parts of mean * size) and in the tree's areas. None means 1 each.
+        edges: int32 or int64 [E, 2], adjacent pairs of different regions, in any order, with or without repetition.
+        sizes: int64 [N], patches or pixels of each starting region: its weight in the sums (the feature of a merged
+            region is the sum of mean * size) and in the areas of the tree. None means 1 each.
         min_similarity, schedule, backend: as in merge_regions.
 
     Returns:
         A MergeTree with grid None.
 
     Raises:
-        ValueError: a shape, dtype, id or schedule that does not fit; the message quotes it.
+        ValueError: invalid shape, dtype, id or schedule. BackendUnavailable: see `sohes.ops._library`.
     """
-    operator = _operator_of(schedule)
+    operator = _operator_for(schedule)
     if features.ndim != 2 or 0 in features.shape:
         raise ValueError(f"merge_regions_graph: expected features [N, C], none empty, got {list(features.shape)}")
     _check_dtype(features)
-    _check_stop(min_similarity)
+    _check_min_similarity(min_similarity)
     refuse_tangents("merge_regions_graph", features)
     num_leaves = features.shape[0]
     if edges.ndim != 2 or edges.shape[1] != 2 or edges.dtype not in (torch.int32, torch.int64):
@@ -177,7 +178,7 @@ OPERATOR = define_op("merge_regions", _SCHEMA, reference=reference.merge_regions
 ROUNDS = define_op("merge_rounds", _SCHEMA, reference=rounds_reference.merge_rounds, fake=_fake)
 
 
-def _operator_of(schedule: str) -> Operator:
+def _operator_for(schedule: str) -> Operator:
     operators = {"exact": OPERATOR, "rounds": ROUNDS}
     if schedule not in operators:
         raise ValueError(f"merge_regions: unknown schedule '{schedule}', expected one of: {', '.join(operators)}")
@@ -193,7 +194,7 @@ def run_cpp(
     loops: str = "",
     in_rounds: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The compiled kernel; `loops` names one of its instruction sets, "" takes the fastest."""
+    """Run the C++ kernel with the loops of the instruction set `loops`, "" for the fastest."""
     kernels = require_binary()
     features = features.contiguous()
     outputs = _fake(features, edges, region_mask, grid_sizes, min_similarity)
@@ -210,21 +211,22 @@ def run_cpp(
         kernels.merge_regions(
             features, mask, grid_sizes, min_similarity, num_threads, loops, scratch, *outputs, heights
         )
-    return _in_order(outputs, heights, edges, grid_sizes, min_similarity) if in_rounds else outputs
+    return outputs if heights is None else _sort_merges(outputs, heights, edges, grid_sizes, min_similarity)
 
 
-def _in_order(
+def _sort_merges(
     outputs: tuple[Tensor, Tensor, Tensor],
     heights: Tensor,
     edges: Tensor | None,
     grid_sizes: list[int],
     min_similarity: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Merges of rounds sorted by similarity, see `sohes.ops.reference.merge_rounds.sort_merges`."""
     merges, similarity, num_merges = outputs
     sizes = [height * width for height, width in zip(grid_sizes[::2], grid_sizes[1::2], strict=True)]
     if edges is not None:
         sizes = [len(merges)]
-    return rounds_reference.in_order(merges, similarity, heights, num_merges, sizes, min_similarity)
+    return rounds_reference.sort_merges(merges, similarity, heights, num_merges, sizes, min_similarity)
 
 
 def _run_cuda(
@@ -235,24 +237,20 @@ def _run_cuda(
     min_similarity: float,
     in_rounds: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    kernels = require_binary()
-    device = features.device
-    sums = features.to(torch.float32, copy=True).contiguous()  # merged in place
+    sums = features.to(torch.float32, copy=True).contiguous()  # overwritten by the kernel
     outputs = _fake(features, edges, region_mask, grid_sizes, min_similarity)
     heights = torch.empty_like(outputs[1]) if in_rounds else None
     pairs = None if edges is None else edges.int().contiguous()
     mask = None if region_mask is None else region_mask.contiguous()
-    table = kernels.merge_regions_cuda_table(grid_sizes, -1 if pairs is None else len(pairs), in_rounds)
-    scratch = torch.empty(table[-1], dtype=torch.uint8, device=device)
-    with torch.cuda.device(device):
-        stream = torch.cuda.current_stream().cuda_stream
-        rows = torch.tensor(table[:-1], dtype=torch.int64, device="cpu").to(device, non_blocking=True)
-        inputs = (sums, pairs, mask, grid_sizes, rows)
-        if heights is None:
-            kernels.merge_regions_cuda(*inputs, min_similarity, scratch, *outputs, stream)
-            return outputs
-        kernels.merge_rounds_cuda(*inputs, scratch, *outputs, heights, stream)
-        return _in_order(outputs, heights, edges, grid_sizes, min_similarity)
+    table = require_binary().merge_regions_cuda_table(grid_sizes, -1 if pairs is None else len(pairs), in_rounds)
+    scratch = torch.empty(table[-1], dtype=torch.uint8, device=features.device)
+    spans = torch.tensor(table[:-1], dtype=torch.int64, device="cpu").to(features.device, non_blocking=True)
+    inputs = (sums, pairs, mask, grid_sizes, spans)
+    if heights is None:
+        run_cuda("merge_regions_cuda", sums, *inputs, min_similarity, scratch, *outputs)
+        return outputs
+    run_cuda("merge_rounds_cuda", sums, *inputs, scratch, *outputs, heights)
+    return _sort_merges(outputs, heights, edges, grid_sizes, min_similarity)
 
 
 def _run_triton(
@@ -262,9 +260,9 @@ def _run_triton(
     grid_sizes: list[int],
     min_similarity: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from sohes.ops.triton import merge_regions as twin  # only here: triton may not be installed
+    from sohes.ops.triton import merge_regions as kernels  # triton may not be installed
 
-    return twin.merge_regions(features, edges, region_mask, grid_sizes, min_similarity)
+    return kernels.merge_regions(features, edges, region_mask, grid_sizes, min_similarity)
 
 
 OPERATOR.add_backend("cpp", run=run_cpp, why_not=why_not_cpp)
@@ -275,9 +273,9 @@ ROUNDS.add_backend("cuda", run=partial(_run_cuda, in_rounds=True), why_not=why_n
 
 
 def _as_list(value: Tensor | Sequence[Tensor], ndim: int, expected: str) -> list[Tensor]:
-    """One tensor per image, from one image, a batch or a list."""
+    """A list with one tensor per image, from one image, a batch or a list."""
     if isinstance(value, Tensor):
-        value = [value] if value.ndim == ndim else value.unbind(0) if value.ndim == ndim + 1 else [value]
+        value = value.unbind(0) if value.ndim == ndim + 1 else [value]
     for image in value:
         if image.ndim != ndim:
             raise ValueError(f"merge_regions: expected {expected}, got {list(image.shape)}")
@@ -302,7 +300,7 @@ def _check_dtype(features: Tensor) -> None:
         raise ValueError(f"merge_regions: expected float32, float16 or bfloat16 features, got {features.dtype}")
 
 
-def _check_stop(min_similarity: float) -> None:
+def _check_min_similarity(min_similarity: float) -> None:
     if isnan(min_similarity):
         raise ValueError("merge_regions: min_similarity is NaN; -inf merges everything")
 
@@ -317,7 +315,7 @@ def _check_masks(masks: list[Tensor], images: list[Tensor]) -> None:
 
 
 def _pack(features: Tensor | Sequence[Tensor], images: list[Tensor]) -> Tensor:
-    """[T, C], contiguous; without a copy where the input is one contiguous tensor."""
+    """Features of all images [T, C], contiguous; not copied if the input is one contiguous tensor."""
     channels = images[0].shape[2]
     if isinstance(features, Tensor):
         return features.detach().reshape(-1, channels).contiguous()

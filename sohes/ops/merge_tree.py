@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MergeTree: everything greedy merging did to one image, readable at every threshold without touching features."""
+"""MergeTree: the hierarchy of regions of one image, with label maps at any threshold without the features."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from sohes.ops.reference.merge_tree import TreeLayout, cut_labels, tree_layout
 
 @dataclass(frozen=True, eq=False, repr=False)
 class MergeTree:
-    """The merges of one image, in the order in which they happened.
+    """The merges of one image, in the order of merging.
 
-    Nodes are regions: the N leaves 0..N-1 are the starting regions (patch (y, x) of a grid is leaf y*w + x), and merge
-    k joins nodes merges[k] = (lower id, higher id) into the new node N + k. R = N + M nodes in all. M is N - 1 when
-    everything was merged, less after an early stop, outside a region mask, or on a graph of several pieces.
+    Nodes are regions. The N leaves 0..N-1 are the starting regions (patch (y, x) of a grid is leaf y*w + x); merge k
+    joins nodes merges[k] = (lower id, higher id) into the new node N + k. There are R = N + M nodes. M is N - 1 for a
+    full tree, and less after an early stop, with a region mask, or on a graph that is not connected.
 
-    All tensors are on the CPU. Arrays of the layout are computed once, on first use.
+    All tensors are on the CPU. The layout is computed on first use and cached.
 
     Attributes:
         num_leaves: N.
         merges: int32 [M, 2].
-        similarity: float32 [M] of each merge. Not always falling: a sum may be closer to a neighbour than its parts.
+        similarity: float32 [M] of each merge. Not monotonic: a sum may be closer to a neighbour than its parts are.
         grid: (h, w) with h*w == N, or None for a tree over a general graph (shapes below are then [N] for [h, w]).
         min_similarity: merging stopped before the first merge below this.
-        leaf_mask: bool [N], True where a leaf takes part; None means everywhere.
-        leaf_sizes: int64 [N], what a leaf counts in `areas`; None means 1 each.
+        leaf_mask: bool [N], True for leaves inside the region mask; None means all.
+        leaf_sizes: int64 [N], the size of each leaf in `areas`; None means 1 each.
     """
 
     num_leaves: int
@@ -50,17 +50,17 @@ class MergeTree:
 
     @property
     def num_nodes(self) -> int:
-        """R = N + M."""
+        """Number of nodes, R = N + M."""
         return self.num_leaves + len(self.merges)
 
     @cached_property
     def parents(self) -> Tensor:
-        """int64 [R]: the node that swallowed each node, -1 for a root."""
+        """Parent of each node, int64 [R], -1 for a root."""
         return self._layout_tensors[2].long()
 
     @cached_property
     def areas(self) -> Tensor:
-        """int64 [R]: leaves (patches) in each node, weighted by leaf_sizes where given."""
+        """Number of leaves (patches) in each node, or sum of their leaf_sizes, int64 [R]."""
         if self.leaf_sizes is None:
             return self._layout_tensors[0]
         by_position = self.leaf_sizes.numpy()[self._order]
@@ -69,13 +69,13 @@ class MergeTree:
 
     @cached_property
     def boxes(self) -> Tensor:
-        """int32 [R, 4]: (x0, y0, x1, y1) of each node in patches, half-open.
+        """Box of each node in patches, int32 [R, 4]: x0, y0, x1, y1, half-open.
 
         Raises:
             ValueError: the tree has no grid.
         """
         if self.grid is None:
-            raise ValueError("a merge tree over a general graph has no boxes: its leaves have no place on a grid")
+            raise ValueError("a merge tree over a general graph has no boxes: its leaves have no positions on a grid")
         return self._layout_tensors[4]
 
     @property
@@ -87,7 +87,7 @@ class MergeTree:
         return torch.from_numpy(self._starts), torch.from_numpy(self._counts), torch.from_numpy(self._order)
 
     def num_merges(self, threshold: float) -> int:
-        """How many merges happen before the first one whose similarity is below `threshold` (rounded to float32).
+        """Number of merges before the first one with a similarity below `threshold` (rounded to float32).
 
         Raises:
             ValueError: threshold is NaN, or below the min_similarity at which merging stopped.
@@ -98,15 +98,15 @@ class MergeTree:
         return first if len(is_below) and is_below[first] else len(is_below)
 
     def cut(self, threshold: float) -> Tensor:
-        """The regions just before the first merge below `threshold`, as a label map.
+        """Label map of the regions before the first merge below `threshold`.
 
         Returns:
-            int32 [h, w] (or [N] without a grid): the node id alive at each leaf, -1 outside leaf_mask.
+            Node ids, int32 [h, w] (or [N] without a grid), -1 outside leaf_mask.
         """
         return self.cuts([threshold])[0]
 
     def cuts(self, thresholds: Sequence[float]) -> Tensor:
-        """The cut at each of n thresholds, in one pass over the tree: int32 [n, h, w] (or [n, N] without a grid)."""
+        """Label maps at n thresholds, in one pass over the tree: int32 [n, h, w] (or [n, N] without a grid)."""
         labels = torch.empty((len(thresholds), *self._leaf_shape), dtype=torch.int32, device="cpu")
         kernels = find_binary().module
         if kernels is None:
@@ -121,9 +121,9 @@ class MergeTree:
         return labels
 
     def cut_to(self, count: int) -> Tensor:
-        """The cut at which `count` regions are left, or as near as there was one: int32 [h, w] ([N] without a grid).
+        """Label map with `count` regions, or the nearest possible number: int32 [h, w] ([N] without a grid).
 
-        Node ids, -1 outside leaf_mask; leaves outside count as regions.
+        Node ids, -1 outside leaf_mask; leaves outside are counted as regions.
         """
         merged = min(max(self.num_leaves - count, 0), len(self.merges))
         labels = self._labels_after(merged)
@@ -132,8 +132,8 @@ class MergeTree:
         return labels
 
     def candidates(self, thresholds: Iterable[float]) -> Tensor:
-        """int64 [n]: ids, ascending, of the nodes that are alive in the cut of at least one of `thresholds`."""
-        # A node is in the state after m merges exactly when born <= m <= died.
+        """Ids, ascending, of the nodes that are regions in the cut of at least one of `thresholds`, int64 [n]."""
+        # A node is a region after m merges if and only if born <= m <= died.
         cuts = np.unique([self.num_merges(threshold) for threshold in thresholds])
         born = np.maximum(np.arange(self.num_nodes) - self.num_leaves + 1, 0)
         died = np.where(self._parents < 0, len(self.merges), self._parents - self.num_leaves)
@@ -143,7 +143,7 @@ class MergeTree:
         return torch.from_numpy(np.flatnonzero(alive))
 
     def node_masks(self, ids: Tensor) -> Tensor:
-        """bool [n, h, w] (or [n, N] without a grid): the leaves of each node in `ids` (int64 [n])."""
+        """Masks of the nodes `ids` (int64 [n]) over the leaves: bool [n, h, w] (or [n, N] without a grid)."""
         nodes = self._check_ids(ids)
         position = self._starts[: self.num_leaves]
         start, end = self._starts[nodes], self._starts[nodes] + self._counts[nodes]
@@ -151,14 +151,14 @@ class MergeTree:
         return torch.from_numpy(inside.reshape(len(nodes), *self._leaf_shape))
 
     def contains(self, outer: Tensor, inner: Tensor) -> Tensor:
-        """bool [n, m]: is node outer[i] equal to, or an ancestor of, node inner[j]? Nodes are nested or disjoint."""
+        """Whether node outer[i] is node inner[j] or an ancestor of it, bool [n, m]. Nodes are nested or disjoint."""
         out, inn = self._check_ids(outer), self._check_ids(inner)
         start, end = self._starts[out], self._starts[out] + self._counts[out]
         inner_end = self._starts[inn] + self._counts[inn]
         return torch.from_numpy((start[:, None] <= self._starts[inn]) & (inner_end <= end[:, None]))
 
     def _labels_after(self, num_merges: int) -> Tensor:
-        """int32 [h, w] ([N] without a grid): the node alive at each leaf after so many merges, leaf_mask or not."""
+        """Label map after `num_merges` merges, without regard to leaf_mask: int32 [h, w] ([N] without a grid)."""
         return torch.from_numpy(cut_labels(self._layout, self.num_leaves + num_merges)).view(self._leaf_shape)
 
     def _check_threshold(self, threshold: float) -> None:
@@ -168,16 +168,18 @@ class MergeTree:
                 f"got {threshold}"
             )
 
-    # Leaves in depth-first order make every node one interval [start, start + count) of positions, so that masks,
+    # With the leaves in depth-first order every node is one interval [start, start + count) of positions, so masks,
     # nesting and cuts are comparisons of numbers.
 
     @cached_property
     def _layout_tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """The fields of TreeLayout."""
+        """The fields of TreeLayout as tensors."""
         width = self.grid[1] if self.grid else 1
         kernels = find_binary().module
         if kernels is None:
-            return tuple(map(torch.from_numpy, tree_layout(self.merges.numpy(), self.num_leaves, width)))
+            layout = tree_layout(self.merges.numpy(), self.num_leaves, width)
+            counts, starts, parents = (torch.from_numpy(x) for x in (layout.counts, layout.starts, layout.parents))
+            return counts, starts, parents, torch.from_numpy(layout.order), torch.from_numpy(layout.boxes)
         counts = torch.empty(self.num_nodes, dtype=torch.int64, device="cpu")
         starts, parents = (torch.empty(self.num_nodes, dtype=torch.int32, device="cpu") for _ in range(2))
         order = torch.empty(self.num_leaves, dtype=torch.int32, device="cpu")

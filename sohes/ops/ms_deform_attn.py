@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Multi-scale deformable attention: operator, backward operator and the function that checks and calls them."""
+"""Multi-scale deformable attention: the public function, its operator and the operator of its backward."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sohes.ops._binary import require_binary
+from sohes.ops._cuda import run_cuda
 from sohes.ops._fixed_point import empty_sums, read_sums
 from sohes.ops._library import define_op, why_not_cpp, why_not_cuda, why_not_triton
 from sohes.ops.reference import ms_deform_attn as reference
@@ -24,25 +25,25 @@ def ms_deform_attn(
     attention_weights: Tensor,
     backend: str = "auto",
 ) -> Tensor:
-    """Sum of bilinear samples of several feature maps, weighted per query and head; differentiable once.
+    """Multi-scale deformable attention: weighted sums of bilinear samples per query and head; differentiable once.
 
-    The meaning is Deformable DETR's (align_corners=False, zeros outside); see `sohes.ops.reference.ms_deform_attn`.
+    As in Deformable DETR (align_corners=False, zeros outside); defined in `sohes.ops.reference.ms_deform_attn`.
 
     Args:
         value: [B, S, K, D], the levels flattened row by row and concatenated; float32, float64, bfloat16, float16.
         spatial_shapes: (height, width) of each level; their products sum to S.
         sampling_locations: [B, Q, K, L, P, 2], (x, y) with 0..1 spanning a level. The dtype of value, or float32
-            beside a half type (recommended: bfloat16 resolves only 1/256 of a map).
-        attention_weights: [B, Q, K, L, P] in the dtype of sampling_locations; used as they are (softmax is yours).
+            with a half type (recommended: bfloat16 resolves only 1/256 of a map).
+        attention_weights: [B, Q, K, L, P] in the dtype of sampling_locations, after the softmax.
         backend: "auto", "cpp", "cuda", "triton" or "reference".
 
-    Under autocast value is cast to the autocast type, locations and weights to float32; float64 stays.
+    Under autocast value is cast to the autocast dtype, locations and weights to float32; float64 is not cast.
 
     Returns:
         [B, Q, K*D] in the dtype of value.
 
     Raises:
-        ValueError: a shape, dtype or device does not fit. BackendUnavailable: see `sohes.ops._library`.
+        ValueError: invalid shape, dtype or device. BackendUnavailable: see `sohes.ops._library`.
     """
     device_type = value.device.type
     is_castable = torch.amp.is_autocast_available(device_type) and value.dtype != torch.float64
@@ -99,14 +100,15 @@ def check_inputs(
 
 
 def fake_forward(value: Tensor, spatial_shapes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
-    # Also the output of the kernels, which write every element.
+    # The kernels use it as their output and write every element.
     return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
 
 
 def fake_backward(
     grad_output: Tensor, value: Tensor, spatial_shapes: list[int], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (value, locations, weights))
+    grads = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (value, locations, weights)]
+    return grads[0], grads[1], grads[2]
 
 
 FORWARD = define_op(
@@ -130,7 +132,7 @@ BACKWARD = define_op(
 def cpp_forward(
     value: Tensor, spatial_shapes: list[int], locations: Tensor, weights: Tensor, reference_points: Tensor | None = None
 ) -> Tensor:
-    """Run the C++ kernel; with reference points [Q, 2] as `sohes.ops.ms_deform_attn_fused` says."""
+    """Output of the C++ kernel. With reference points [Q, 2] the arguments are those of `ms_deform_attn_fused`."""
     module, threads = require_binary(), torch.get_num_threads()
     value, locations, weights = value.contiguous(), locations.contiguous(), weights.contiguous()
     output = fake_forward(value, spatial_shapes, locations, weights)
@@ -148,7 +150,7 @@ def cpp_backward(
     weights: Tensor,
     reference_points: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run the C++ kernel; with reference points as `cpp_forward`."""
+    """Gradients from the C++ kernel; arguments as in `cpp_forward`."""
     module, threads = require_binary(), torch.get_num_threads()
     inputs = [t.contiguous() for t in (value, locations, weights)]
     grads = fake_backward(grad_output, value, spatial_shapes, locations, weights)
@@ -163,9 +165,7 @@ def cpp_backward(
 def _cuda_forward(value: Tensor, spatial_shapes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
     value, locations, weights = value.contiguous(), locations.contiguous(), weights.contiguous()
     output = fake_forward(value, spatial_shapes, locations, weights)
-    with torch.cuda.device(value.device):
-        stream = torch.cuda.current_stream().cuda_stream
-        require_binary().ms_deform_attn_cuda(value, spatial_shapes, locations, weights, output, stream)
+    run_cuda("ms_deform_attn_cuda", value, value, spatial_shapes, locations, weights, output)
     return output
 
 
@@ -177,21 +177,22 @@ def _cuda_backward(
     grad_locations, grad_weights = torch.empty_like(locations), torch.empty_like(weights)
     if grad_output.numel() == 0:
         return torch.zeros_like(value), grad_locations, grad_weights
-    num_terms = weights.shape[1] * weights.shape[4]  # of one position: its level's points
+    num_terms = weights.shape[1] * weights.shape[4]  # points that may add to one position
     sums, units = empty_sums(value, lambda: grad_output.abs().amax() * weights.abs().amax(), num_terms)
-    with torch.cuda.device(value.device):
-        stream = torch.cuda.current_stream().cuda_stream
-        require_binary().ms_deform_attn_backward_cuda(
-            grad_output, value, spatial_shapes, locations, weights, sums, units, grad_locations, grad_weights, stream
-        )
+    run_cuda(
+        "ms_deform_attn_backward_cuda",
+        value,
+        *(grad_output, value, spatial_shapes, locations, weights),
+        *(sums, units, grad_locations, grad_weights),
+    )
     return read_sums(sums, units, value.dtype), grad_locations, grad_weights
 
 
 def _triton(name: str) -> Callable[..., Any]:
     def run(*args: Any) -> Any:
-        from sohes.ops.triton import ms_deform_attn as twin  # needs triton, so only where it runs
+        from sohes.ops.triton import ms_deform_attn as kernels  # triton may not be installed
 
-        return getattr(twin, name)(*args)
+        return getattr(kernels, name)(*args)
 
     return run
 

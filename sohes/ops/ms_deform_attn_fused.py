@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Multi-scale deformable attention from the raw outputs of a layer: offsets in pixels and logits.
+"""Multi-scale deformable attention from the raw outputs of a layer: offsets in pixels and attention logits.
 
-The softmax and the arithmetic of locations, which in PyTorch take longer than the C++ kernel itself, happen inside it.
-On a GPU they are PyTorch's, around the kernels of `sohes.ops.ms_deform_attn`.
+The C++ kernel includes the softmax and the computation of locations, which take longer than the kernel itself in
+PyTorch. On a GPU they run in PyTorch, around the kernels of `sohes.ops.ms_deform_attn`.
 """
 
 from __future__ import annotations
@@ -14,18 +14,9 @@ import torch
 from torch import Tensor
 
 from sohes.ops._library import define_op, refuse_tangents, why_not_cpp, why_not_cuda, why_not_triton
-from sohes.ops.ms_deform_attn import (
-    BACKWARD as UNFUSED_BACKWARD,
-)
-from sohes.ops.ms_deform_attn import (
-    FORWARD as UNFUSED_FORWARD,
-)
-from sohes.ops.ms_deform_attn import (
-    check_inputs,
-    cpp_backward,
-    cpp_forward,
-    fake_forward,
-)
+from sohes.ops.ms_deform_attn import BACKWARD as UNFUSED_BACKWARD
+from sohes.ops.ms_deform_attn import FORWARD as UNFUSED_FORWARD
+from sohes.ops.ms_deform_attn import check_inputs, cpp_backward, cpp_forward, fake_backward, fake_forward
 from sohes.ops.reference.ms_deform_attn import HALF_TYPES, place_points, raw_gradients
 
 
@@ -39,25 +30,25 @@ def ms_deform_attn_fused(
 ) -> Tensor:
     """`ms_deform_attn` at `reference_points + sampling_offsets / (width, height)` with the softmax of the logits.
 
-    Differentiable once, in all but `reference_points`. Half types are storage only, here too: locations and weights
+    Differentiable once, in all arguments except `reference_points`. Half types are storage types: locations and weights
     are float32 inside.
 
     Args:
         value: [B, S, K, D], as `sohes.ops.ms_deform_attn.ms_deform_attn` takes it.
         spatial_shapes: (height, width) of each level.
         reference_points: float [Q, 2], (x, y) with 0..1 spanning a map; the same for every image and head.
-        sampling_offsets: [B, Q, K, L, P, 2], (x, y) in pixels of the level. The dtype of value, or float32 beside a
+        sampling_offsets: [B, Q, K, L, P, 2], (x, y) in pixels of the level. The dtype of value, or float32 with a
             half type.
         attention_logits: [B, Q, K, L, P] in the dtype of sampling_offsets; the softmax is over L and P together.
         backend: "auto", "cpp", "cuda", "triton" or "reference".
 
-    Under autocast value is cast to the autocast type; offsets and logits stay, in that type or in float32.
+    Under autocast value is cast to the autocast dtype; offsets and logits in another dtype are cast to float32.
 
     Returns:
         [B, Q, K*D] in the dtype of value.
 
     Raises:
-        ValueError: a shape, dtype or device does not fit, or reference_points require a gradient.
+        ValueError: invalid shape, dtype or device, or reference_points require a gradient.
         BackendUnavailable: see `sohes.ops._library`.
     """
     device_type = value.device.type
@@ -100,11 +91,11 @@ def _fake_backward(
     offsets: Tensor,
     logits: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (value, offsets, logits))
+    return fake_backward(grad_output, value, spatial_shapes, offsets, logits)
 
 
 def _around(backend: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Forward and backward in PyTorch around those of `ms_deform_attn` on one backend."""
+    """Forward and backward in PyTorch around the operators of `ms_deform_attn` on one backend."""
 
     def forward(
         value: Tensor, spatial_shapes: list[int], reference_points: Tensor, offsets: Tensor, logits: Tensor

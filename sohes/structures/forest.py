@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The forest of masks of one image: what labels, predictions, metrics and exports all are."""
+"""Forest: the masks of one image with scores and parents, used by labels, predictions, metrics and exports."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Forest:
     scores: float32 [N].
     parents: int64 [N], the index of each mask's parent, -1 for a root. No cycles.
 
-    The level of a mask is the number of its ancestors in this forest: 0 for a root, 1 for a root's parts, and so on.
-    JSON, pictures, the report and `--depth` all mean this. `select` makes a forest of fewer masks, with levels of its
-    own; pictures that show the best masks of a forest keep the levels of the forest.
+    The level of a mask is the number of its ancestors in this forest: 0 for a root, 1 for its children, and so on.
+    JSON, visualizations, the report and `--depth` use this level. `select` returns a smaller forest with new levels;
+    visualizations of the best masks keep the levels of the full forest.
     """
 
     masks: PackedMasks
@@ -42,7 +42,7 @@ class Forest:
                 raise ValueError(f"Forest: expected {name} {dtype} [{count}], got {got}")
         if count and (int(self.parents.min()) < -1 or int(self.parents.max()) >= count):
             raise ValueError(f"Forest: expected parents from -1 to {count - 1}, got {self.parents.tolist()}")
-        self.levels  # noqa: B018  (walks to every root, and so refuses cycles)
+        self.levels  # noqa: B018  (raises ValueError for cycles)
 
     def __len__(self) -> int:
         return len(self.masks)
@@ -54,9 +54,9 @@ class Forest:
 
     @cached_property
     def levels(self) -> Tensor:
-        """The number of ancestors of each mask, int64 [N]: the steps up to its root."""
+        """Number of ancestors of each mask, int64 [N]."""
         levels = torch.zeros_like(self.parents)  # [N]
-        above = self.parents  # [N], walks up one step a turn
+        above = self.parents  # [N], one step closer to the root in each iteration
         for _ in range(len(self)):
             inside = above >= 0
             if not inside.any():
@@ -68,7 +68,7 @@ class Forest:
         return levels
 
     def ancestors(self) -> Tensor:
-        """bool [N, N]: [i, j] says that mask i is an ancestor of mask j (parent, parent's parent, ...)."""
+        """Ancestor matrix, bool [N, N]: [i, j] is True if mask i is an ancestor of mask j, at any distance."""
         count = len(self)
         matrix = torch.zeros((count, count), dtype=torch.bool, device=self.parents.device)  # [N, N]
         below = torch.arange(count, device=self.parents.device)  # [N]
@@ -79,12 +79,12 @@ class Forest:
         return matrix
 
     def select(self, indices: Index) -> Forest:
-        """The forest of some masks, in the order asked for. Where a parent is gone, the nearest kept ancestor follows.
+        """The forest of some masks, in the given order; a removed parent is replaced by the nearest kept ancestor.
 
-        indices: without repeats, as of `sohes.structures.masks.as_indices`.
+        indices: without repeats, in a form that `sohes.structures.masks.as_indices` accepts.
         """
         indices = as_indices(indices, len(self), self.parents.device)  # [kept]
-        place = torch.full_like(self.parents, -1)  # [N], new index of an old one
+        place = torch.full_like(self.parents, -1)  # [N], old index -> new index
         place[indices] = torch.arange(len(indices), device=indices.device)
         if int((place >= 0).sum()) != len(indices):
             raise ValueError("Forest.select: expected indices without repeats")
@@ -95,8 +95,10 @@ class Forest:
         return Forest(self.masks[indices], self.scores[indices], parents)
 
     def to_coco(self, image_id: int | str, first_id: int = 1) -> list[dict]:
-        """COCO annotations, ids from `first_id` on; `parent` is an annotation id or None, `bbox` is x, y, w, h."""
-        image_id, first_id = (one.item() if isinstance(one, np.generic) else one for one in (image_id, first_id))
+        """COCO annotations with ids from `first_id` on; `parent` is an annotation id or None, `bbox` is x, y, w, h."""
+        if isinstance(image_id, np.generic):
+            image_id = image_id.item()
+        first_id = int(first_id)
         x0, y0, x1, y1 = self.masks.boxes.cpu().unbind(1)  # [N] each
         rows = zip(
             self.masks.to_rle(),
@@ -127,7 +129,7 @@ class Forest:
     def from_coco(cls, annotations: Sequence[Mapping], size: Size) -> Forest:
         """The forest of one image's annotations (RLE segmentations).
 
-        A missing score is 1. Without a parent, or with one that is not among the annotations, a mask is a root.
+        A missing score is 1. A mask is a root if it has no parent, or if the parent is not among the annotations.
         """
         masks = PackedMasks.from_rle([annotation["segmentation"] for annotation in annotations], size)
         index_of = {annotation["id"]: index for index, annotation in enumerate(annotations) if "id" in annotation}
@@ -138,15 +140,15 @@ class Forest:
         return cls(masks, scores, torch.tensor(parents, dtype=torch.int64, device="cpu"))
 
     def to_label_map(self, depth: int | None = None) -> Tensor:
-        """One label per pixel, int64 [H, W]: the index of the deepest mask there, -1 where there is none.
+        """Index of the deepest mask at each pixel, int64 [H, W], -1 for none.
 
-        depth: the deepest level to show; None shows all. Within a level a smaller mask lies over a larger one, of
-            equals the lower index over the higher.
+        depth: the deepest level to show; None shows all. Within a level a smaller mask covers a larger one, and of
+            masks with equal area the one with the lower index covers the other.
         """
         shown = torch.arange(len(self), device=self.parents.device)  # [N]
         if depth is not None:
             shown = shown[self.levels <= depth]
-        shown = shown.flip(0)  # painted first to last: of equals the lower index is painted last
+        shown = shown.flip(0)  # painted in this order; of equal masks the lower index is painted last
         shown = shown[self.masks.areas[shown].argsort(descending=True, stable=True)]
         shown = shown[self.levels[shown].argsort(stable=True)]
         labels = torch.full(self.masks.size, -1, dtype=torch.int64, device=self.parents.device)  # [H, W]
@@ -155,7 +157,7 @@ class Forest:
         return labels
 
     def to_sam(self) -> list[dict]:
-        """Records in the form of SAM's automatic mask generator, with `parent` (index or None) and `level` added."""
+        """Records in the format of SAM's automatic mask generator, plus `parent` (index or None) and `level`."""
         return [
             {
                 "segmentation": annotation["segmentation"],
@@ -173,31 +175,32 @@ class Forest:
 
     @classmethod
     def from_sam(cls, records: Sequence[Mapping], size: Size) -> Forest:
-        """The forest of one image's records in the form of SAM's automatic mask generator, its own or SAM's.
+        """The forest of one image's records, from `to_sam` or from SAM's automatic mask generator.
 
-        A `segmentation` is an RLE or bool [H, W]. `predicted_iou` is the score; without a `parent` a mask is a root.
+        `segmentation` is RLE or bool [H, W]. `predicted_iou` is the score. A mask without `parent` is a root.
         """
         masks = [PackedMasks.empty(size)]
         for record in records:
             segmentation = record["segmentation"]
-            is_rle = isinstance(segmentation, Mapping)
-            one = [segmentation] if is_rle else torch.as_tensor(segmentation, device="cpu")[None]
-            masks.append(PackedMasks.from_rle(one, size) if is_rle else PackedMasks.from_dense(one))
+            if isinstance(segmentation, Mapping):
+                masks.append(PackedMasks.from_rle([segmentation], size))
+            else:
+                masks.append(PackedMasks.from_dense(torch.as_tensor(segmentation, device="cpu")[None]))
         scores = torch.tensor([record["predicted_iou"] for record in records], dtype=torch.float32, device="cpu")
         parents = [-1 if record.get("parent") is None else record["parent"] for record in records]
         return cls(PackedMasks.cat(masks), scores, torch.tensor(parents, dtype=torch.int64, device="cpu"))
 
 
 def build_forest(masks: PackedMasks, theta_cover: float = 0.9, backend: str = "auto") -> Tensor:
-    """Parents int64 [N] of masks by coverage, -1 for a root.
+    """Parent of each mask by coverage, int64 [N], -1 for a root.
 
-    A lies inside B when at least `theta_cover` of A lies in B and not the other way round; its parent is the smallest
-    such B, of equals the lower index. B then has more pixels than A, so there are no cycles. An empty mask is a root
-    without children. (The rule of SOHES, with the coverage of its sibling HASSOD.)
+    A is inside B if B covers at least `theta_cover` of A and A covers less than that of B. The parent of A is the
+    smallest such B, of equal ones the one with the lower index. B has more pixels than A, so there are no cycles. An
+    empty mask is a root without children. The rule of SOHES, with the coverage of HASSOD.
 
     Raises ValueError unless 0 < theta_cover <= 1.
     """
     if not 0 < theta_cover <= 1:
         raise ValueError(f"build_forest: expected theta_cover in (0, 1], got {theta_cover}")
-    order = masks.areas.argsort(stable=True)  # [N], the lower index first among equals
+    order = masks.areas.argsort(stable=True)  # [N], of equal areas the lower index first
     return mask_parents(masks.words, masks.areas, masks.boxes, order, theta_cover, masks.size[0], backend)

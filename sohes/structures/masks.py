@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sets of binary masks of one size, one bit a pixel, and what is asked of them most."""
+"""PackedMasks: binary masks of one size with one bit per pixel, and IoU, coverage and non-maximum suppression."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from sohes.ops.mask_pack import (
     mask_stats,
     mask_take,
     mask_unpack,
-    num_words,
 )
 from sohes.ops.mask_select import mask_nms
+from sohes.ops.reference.mask_pack import num_words
 
 Size = tuple[int, int]
 Index = int | np.integer | slice | Tensor | np.ndarray | Sequence[int] | Sequence[bool]
@@ -32,10 +32,10 @@ _INDEX = "an integer, a slice, or a vector of integers or bools"
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PackedMasks:
-    """N masks of one size (H, W), 64 pixels a word. Any number of masks and any size are legal, zero too.
+    """N masks of one size (H, W), 64 pixels per word; N, H and W may be 0.
 
-    words: int64 [N, ceil(H*W/64)]. Pixel (y, x) is flat bit `i = x*H + y` (column-major, as COCO RLE), in word
-        `i // 64` at position `i % 64`; bits past H*W are zero.
+    words: int64 [N, ceil(H*W/64)]. Pixel (y, x) is flat bit `i = x*H + y` (column-major, as in COCO RLE), at position
+        `i % 64` of word `i // 64`; bits after H*W are zero.
     size: (H, W) in pixels.
     """
 
@@ -45,10 +45,10 @@ class PackedMasks:
     def __post_init__(self) -> None:
         if not isinstance(self.words, Tensor):
             raise TypeError(
-                f"PackedMasks: expected int64 words [N, V], got {type(self.words).__name__}; dense masks are packed by "
-                "PackedMasks.from_dense"
+                f"PackedMasks: expected int64 words [N, V], got {type(self.words).__name__}; "
+                "use PackedMasks.from_dense for dense masks"
             )
-        object.__setattr__(self, "size", as_size(self.size))  # also of a list or of numpy's numbers
+        object.__setattr__(self, "size", as_size(self.size))  # also accepts lists and numpy integers
         expected = num_words(self.size)
         if self.words.dtype != torch.int64 or self.words.ndim != 2 or self.words.shape[1] != expected:
             got = f"{self.words.dtype} {list(self.words.shape)}"
@@ -56,22 +56,22 @@ class PackedMasks:
 
     @classmethod
     def empty(cls, size: Size, device: torch.device | str | None = None) -> PackedMasks:
-        """No masks at all, of this size; on the CPU without a `device`."""
+        """Zero masks of this size, on the CPU unless `device` is given."""
         size = as_size(size)
         return cls(torch.zeros((0, num_words(size)), dtype=torch.int64, device=device or "cpu"), size)
 
     @classmethod
     def from_dense(cls, masks: Tensor | np.ndarray) -> PackedMasks:
-        """bool or uint8 [N, H, W], a tensor or an array of any strides; non-zero is inside."""
+        """Masks from bool or uint8 [N, H, W], a tensor or an array of any strides; non-zero is inside."""
         dense = _as_tensor(masks, "from_dense: expected bool or uint8 [N, H, W]")
         packed = mask_pack(dense)
         return _with_stats(cls(packed[0], (dense.shape[1], dense.shape[2])), *packed[1:])
 
     @classmethod
     def from_logits(cls, logits: Tensor | np.ndarray, size: Size, threshold: float = 0.0) -> PackedMasks:
-        """Logits [N, h, w] -> masks of `size` where the bilinear upsampling (align_corners False) is > `threshold`.
+        """Masks of `size` where logits [N, h, w], upsampled bilinearly (align_corners=False), are > `threshold`.
 
-        Upsampled masks never exist in full, so memory does not grow with N. NaN is outside.
+        The upsampled logits are never stored in full, so memory does not grow with N. NaN is outside.
         """
         size = as_size(size)
         packed = mask_pack_logits(_as_tensor(logits, "from_logits: expected [N, h, w]"), size, threshold)
@@ -79,27 +79,29 @@ class PackedMasks:
 
     @classmethod
     def from_label_map(cls, labels: Tensor | np.ndarray, ids: Tensor | np.ndarray | Sequence[int]) -> PackedMasks:
-        """Integer labels [H, W] and ids [N] -> mask n is where the label equals ids[n]."""
+        """N masks from integer labels [H, W] and ids [N]: mask n contains the pixels with label ids[n]."""
         labels = _as_tensor(labels, "from_label_map: expected integer [H, W]")
         ids = torch.as_tensor(ids, dtype=torch.int64, device=labels.device)
         if labels.ndim != 2 or labels.is_floating_point():
             raise ValueError(f"from_label_map: expected integer [H, W], got {labels.dtype} {list(labels.shape)}")
         distinct, place = torch.unique(ids, return_inverse=True)  # [ids], [N]
+        size = (labels.shape[0], labels.shape[1])
         if len(distinct) == 0:
-            return cls.empty(tuple(labels.shape), labels.device)
+            return cls.empty(size, labels.device)
         index = torch.searchsorted(distinct, labels.long().contiguous()).clamp(max=len(distinct) - 1)  # [H, W]
         index = torch.where(distinct[index] == labels, index, -1)  # [H, W]
-        masks = cls(mask_from_index(index, len(distinct)), tuple(labels.shape))
+        masks = cls(mask_from_index(index, len(distinct)), size)
         return masks if torch.equal(place, torch.arange(len(distinct), device=place.device)) else masks[place]
 
     @classmethod
     def from_rle(cls, rles: Sequence[Mapping], size: Size | None = None) -> PackedMasks:
-        """COCO RLE: {"size": [H, W], "counts": str, bytes or list of run lengths}; `size` is needed for no RLE at all.
+        """Masks from COCO RLE: {"size": [H, W], "counts": str, bytes or list of run lengths}.
 
-        Raises ValueError when sizes differ, a string is no RLE, or the runs do not add up to H * W.
+        An empty list needs a `size`. Raises ValueError if sizes differ, a string is not RLE, or the runs do not sum to
+        H * W.
         """
         if size is None and len(rles) == 0:
-            raise ValueError("PackedMasks.from_rle: expected a size beside an empty list")
+            raise ValueError("PackedMasks.from_rle: expected a size with an empty list")
         height, width = rles[0]["size"] if size is None else size
         size = (int(height), int(width))
         for index, rle in enumerate(rles):
@@ -109,19 +111,19 @@ class PackedMasks:
 
     @classmethod
     def cat(cls, sets: Sequence[PackedMasks]) -> PackedMasks:
-        """One set after the other: at least one set, all of one size and device."""
+        """Concatenation of at least one set, all of one size and device."""
         sizes = {masks.size for masks in sets}
         if len(sizes) != 1:
             raise ValueError(f"PackedMasks.cat: expected sets of one size, got {sorted(sizes)}")
         return cls(torch.cat([masks.words for masks in sets]), sets[0].size)
 
     def to_dense(self) -> Tensor:
-        """bool [N, H, W]."""
+        """Dense masks, bool [N, H, W]."""
         return mask_unpack(self.words, self.size)
 
     def to_rle(self) -> list[dict]:
-        """Compressed COCO RLE, `counts` as str, equal to pycocotools' to the bit."""
-        boxes = self.boxes if "_stats" in self.__dict__ else None  # to find them would be to read all words
+        """Compressed COCO RLE with `counts` as str, equal to that of pycocotools."""
+        boxes = self.boxes if "_stats" in self.__dict__ else None  # computing boxes would read all words
         counts = mask_rle.encode_rle(self.words, self.size[0] * self.size[1], boxes, self.size[0])
         return [{"size": list(self.size), "counts": one} for one in counts]
 
@@ -131,7 +133,7 @@ class PackedMasks:
 
     @property
     def areas(self) -> Tensor:
-        """Pixels of each mask, int64 [N]."""
+        """Number of pixels of each mask, int64 [N]."""
         return self._stats[0]
 
     @property
@@ -156,9 +158,9 @@ class PackedMasks:
         return f"PackedMasks({len(self)} masks of {self.size[0]} x {self.size[1]}{where})"
 
     def __getitem__(self, index: Index) -> PackedMasks:
-        """Some of the masks, in the order asked for; a single number gives a set of one.
+        """The selected masks, in the order of the index; a single integer gives a set of one mask.
 
-        index: as of `as_indices`, which also says what is raised. A slice with a positive step copies no words.
+        index: in a form that `as_indices` accepts; raises the same errors. A slice with a positive step is a view.
         """
         if isinstance(index, slice) and (index.step is None or index.step > 0):
             chosen: slice | Tensor = slice(*index.indices(len(self)))
@@ -169,27 +171,27 @@ class PackedMasks:
         return _with_stats(PackedMasks(words, self.size), self.areas[chosen], self.boxes[chosen])
 
     def fill_holes(self) -> PackedMasks:
-        """With every background region (4-connected) that does not reach the border of the image."""
+        """Masks with holes filled: background regions (4-connected) that do not touch the border of the image."""
         return mask_regions.mask_fill_holes(self)
 
     def largest_component(self) -> PackedMasks:
-        """Of each mask the component (8-connected) with the most pixels; of equals the first, column by column."""
+        """The largest component (8-connected) of each mask; of equal ones the first, column by column."""
         return mask_regions.mask_largest_component(self)
 
     def components(self) -> tuple[PackedMasks, Tensor]:
-        """All components (8-connected) of all masks, R in number, and the mask int64 [R] that each is of."""
+        """All R components (8-connected) of all masks, and the index of the mask of each, int64 [R]."""
         return mask_regions.mask_components(self)
 
     def boundary(self) -> PackedMasks:
-        """Pixels inside with one of their 4 neighbours outside; what lies beyond the image is outside."""
+        """The pixels of each mask with a 4-neighbour outside the mask or the image."""
         return mask_regions.mask_boundary(self)
 
     def resize(self, size: Size) -> PackedMasks:
-        """Masks of another size, each pixel the nearest one by centres."""
+        """Masks resized by nearest neighbour at pixel centres."""
         return mask_regions.mask_resize(self, as_size(size))
 
     def num_corners(self) -> Tensor:
-        """How many of the image's four corner pixels each mask holds, int64 [N]."""
+        """Number of the four corner pixels of the image in each mask, int64 [N]."""
         height, width = self.size
         if height * width == 0:
             return self.words.new_zeros(len(self))
@@ -198,21 +200,21 @@ class PackedMasks:
 
 
 def _with_stats(masks: PackedMasks, areas: Tensor, boxes: Tensor) -> PackedMasks:
-    """Hands over areas and boxes that are known already, so that they are not counted again."""
+    """`masks` with areas and boxes cached."""
     masks.__dict__["_stats"] = (areas, boxes)
     return masks
 
 
 def as_indices(index: Index, count: int, device: torch.device | str = "cpu") -> Tensor:
-    """Which of `count` things: int64 [kept] from 0 to count - 1, on `device`.
+    """Indices int64 [kept] from 0 to count - 1, on `device`, from any kind of index.
 
     Args:
         index: an integer of Python, numpy or a 0-d tensor; a slice; or a vector (tensor, array, list, range) of
             integers, or of `count` bools. Negative integers count from the end.
 
     Raises:
-        IndexError: a number out of range, or bools that are more or fewer than `count`.
-        TypeError: something else.
+        IndexError: an integer out of range, or a number of bools other than `count`.
+        TypeError: any other index.
     """
     if isinstance(index, slice):
         return torch.tensor(range(*index.indices(count)), dtype=torch.int64, device=device)
@@ -239,7 +241,7 @@ def as_indices(index: Index, count: int, device: torch.device | str = "cpu") -> 
 def _as_integers(index: object) -> np.ndarray:
     array = np.asarray(index)
     if array.size == 0 and array.ndim == 1 and not isinstance(index, np.ndarray):
-        return np.zeros(0, np.int64)  # numpy takes an empty list for floats
+        return np.zeros(0, np.int64)  # numpy makes floats of an empty list
     if array.dtype == bool or np.issubdtype(array.dtype, np.integer):
         return array.astype(bool if array.dtype == bool else np.int64)
     got = type(index).__name__ if array.dtype == object or array.dtype.kind in "US" else f"{array.dtype}"
@@ -247,11 +249,11 @@ def _as_integers(index: object) -> np.ndarray:
 
 
 def as_size(size: Sequence[int]) -> Size:
-    """(H, W) as integers of Python. Raises ValueError for what is no pair of whole numbers, or negative."""
+    """(H, W) as Python integers. Raises ValueError for anything but two integers >= 0."""
     try:
         height, width = (operator.index(side) for side in size)
     except (TypeError, ValueError):
-        raise ValueError(f"expected a size (H, W) of whole numbers, got {size!r}") from None
+        raise ValueError(f"expected a size (H, W) of integers, got {size!r}") from None
     if height < 0 or width < 0:
         raise ValueError(f"expected a size (H, W) of at least 0 x 0, got {size!r}")
     return height, width
@@ -262,7 +264,7 @@ def _as_tensor(array: Tensor | np.ndarray, expected: str) -> Tensor:
         return array
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{expected}, a tensor or an array, got {type(array).__name__}")
-    # torch cannot share an array that runs backwards, and warns about one that is read-only.
+    # torch cannot share an array with negative strides, and warns about a read-only one.
     shareable = array.flags.writeable and min(array.strides, default=0) >= 0
     return torch.from_numpy(array if shareable else array.copy())
 
@@ -275,7 +277,7 @@ def mask_iou(a: PackedMasks, b: PackedMasks) -> Tensor:
 
 
 def mask_coverage(a: PackedMasks, b: PackedMasks) -> Tensor:
-    """Share of mask a_i that lies inside b_j, float32 [N, M]; 0 where a_i is empty."""
+    """Share of mask a_i inside mask b_j, float32 [N, M]; 0 where a_i is empty."""
     return (mask_overlap(a, b).double() / a.areas[:, None].clamp(min=1)).float()
 
 
@@ -285,10 +287,10 @@ def nms_masks(
     scores: Tensor | np.ndarray | Sequence[float] | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Indices int64 [kept] of the masks that no better one duplicates, best first.
+    """Indices int64 [kept] of the masks kept by greedy non-maximum suppression, best first.
 
-    Better is a higher score, or more pixels where `scores` is None; of equals the lower index. A mask is dropped when
-    its IoU with a kept one is over `iou_threshold`. Two empty masks have IoU 0, so neither drops the other.
+    Masks are ordered by score, or by area if `scores` is None; of equal ones the lower index is better. A mask is
+    dropped if its IoU with a better kept mask is above `iou_threshold`. Two empty masks have IoU 0.
     """
     rank = masks.areas if scores is None else torch.as_tensor(scores, device=getattr(scores, "device", "cpu"))
     if rank.shape != (len(masks),):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is to be learned from one image: dense masks, who is whose ancestor, and how far each mask is trusted."""
+"""Target: the training target of one image, with dense masks, ancestor relations and scores."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from sohes.structures.forest import Forest
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """What is to be found in one image; N may be 0.
+    """Training target of one image with N masks; N may be 0.
 
-    masks: bool [N, H, W]. ancestors: bool [N, N], [i, j] says that mask i is an ancestor of mask j, transitively
-    closed. scores: float32 [N], the trust in each mask.
+    masks: bool [N, H, W].
+    ancestors: bool [N, N]; [i, j] is True if mask i is an ancestor of mask j (at any distance).
+    scores: float32 [N], the confidence of each mask.
     """
 
     masks: Tensor
@@ -24,4 +25,5 @@ class Target:
 
     @classmethod
     def from_forest(cls, forest: Forest) -> Target:
+        """The target with all masks of a forest."""
         return cls(forest.masks.to_dense(), forest.ancestors(), forest.scores)

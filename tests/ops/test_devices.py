@@ -39,7 +39,7 @@ T4, A100, A10, H100, B200, RTX5090 = (7, 5), (8, 0), (8, 6), (9, 0), (10, 0), (1
         ("80-real 90-real", B200, (13, 0), "compiled for sm_80, sm_90, this device is sm_100"),
         ("90a", RTX5090, (13, 0), "compiled for sm_90a, this device is sm_120"),
         ("100f", RTX5090, (13, 0), "compiled for sm_100f, this device is sm_120"),
-        ("80 90", H100, (12, 8), "compiled with CUDA 13.0, but the driver is of CUDA 12.8"),
+        ("80 90", H100, (12, 8), "compiled with CUDA 13.0, but the driver supports CUDA 12.8"),
         ("80 90", None, (13, 0), "torch sees no CUDA device"),
     ],
 )
@@ -49,10 +49,10 @@ def test_what_a_device_runs(architectures, capability, driver, expected):
 
 
 def test_ptx_needs_a_driver_as_new_as_the_compiler():
-    """Machine code runs with any driver of the same major version, translated code does not."""
+    """Machine code runs with any driver of the same major version, PTX does not."""
     assert _devices.why_not_on_device("80 90", "12.8.61", H100, (12, 2)) is None
     reason = _devices.why_not_on_device("80 90", "12.8.61", B200, (12, 2))
-    assert reason.endswith("(sm_100) needs a driver of CUDA 12.8 or newer, this one is of 12.2")
+    assert reason.endswith("(sm_100) needs a driver for CUDA 12.8 or newer, this driver supports 12.2")
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_an_amd_gpu(pretend, monkeypatch):
     """Its tensors are of device type cuda, too."""
     pretend(None)
     monkeypatch.setattr(torch.version, "hip", "6.4")
-    assert why_not_cuda(CUDA, torch.float32) == "needs an NVIDIA GPU, and this torch is for AMD's"
+    assert why_not_cuda(CUDA, torch.float32) == "needs an NVIDIA GPU, but this torch was built for AMD GPUs"
     pytest.importorskip("triton", reason="triton is not installed")
     assert why_not_triton(CUDA, torch.float32) is None
 

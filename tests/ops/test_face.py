@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `sohes.ops` offers: functions under the names of the README's table, whatever was imported before."""
+"""Public names of `sohes.ops`: the functions in the table of the README, for any order of imports."""
 
 import importlib
 import re
@@ -40,16 +40,16 @@ def table():
     return operators
 
 
-def test_the_readme_names_all_and_nothing_else():
+def test_the_readme_lists_exactly_the_public_operators():
     assert set(table()) == set(sohes.ops.__all__) - NOT_OPERATORS
 
 
 @pytest.mark.parametrize("name", table())
-def test_the_readme_tells_the_backends(name):
+def test_the_readme_lists_the_backends(name):
     cells = table()[name]
     operator = OPERATORS.get({"merge_regions_graph": "merge_regions"}.get(name, name))
     if operator is None:
-        assert name in ("encode_rle", "decode_rle", "mask_components")  # plain functions: results of any length
+        assert name in ("encode_rle", "decode_rle", "mask_components")  # not torch operators
         return
     found = {backend.name for backend in operator.backends}
     wanted = {key for key, cell in zip(("reference", "cpp", "cuda", "triton"), cells, strict=True) if cell}
@@ -113,7 +113,7 @@ def test_masks_in_masks_out():
 @pytest.mark.parametrize("function", [mask_fill_holes, mask_components, mask_boundary])
 def test_what_is_no_set_of_masks(function):
     words = PackedMasks.from_dense(mixed(0, 8, 9)).words
-    with pytest.raises(TypeError, match=rf"^{function.__name__}: expected a size \(H, W\) beside words$"):
+    with pytest.raises(TypeError, match=rf"^{function.__name__}: expected a size \(H, W\) with words$"):
         function(words)
     with pytest.raises(TypeError, match=r"expected PackedMasks, or words int64 \[N, V\] with a size, got list$"):
         function([[1, 0], [0, 1]])

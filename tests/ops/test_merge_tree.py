@@ -162,7 +162,7 @@ def test_a_general_graph_has_sizes_but_no_boxes():
     assert tree.node_masks(torch.tensor([3])).tolist() == [[True, False, True]]
     with pytest.raises(ValueError) as error:
         _ = tree.boxes
-    assert str(error.value) == "a merge tree over a general graph has no boxes: its leaves have no place on a grid"
+    assert str(error.value) == "a merge tree over a general graph has no boxes: its leaves have no positions on a grid"
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (1, 5), (5, 1)])

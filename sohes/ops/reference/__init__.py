@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The definitions: each operator in plain PyTorch."""
+"""Reference implementations in plain PyTorch, which define the result of each operator."""

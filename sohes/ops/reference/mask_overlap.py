@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""mask_overlap, defined: the number of pixels that two packed masks share, for every pair."""
+"""Reference of mask_overlap: the number of pixels in the intersection of every pair of packed masks."""
 
 import torch
 from torch import Tensor
@@ -8,11 +8,13 @@ WORDS_AT_A_TIME = 1 << 10  # 65,536 pixels: float32 sums of zeros and ones are e
 
 
 def mask_overlap(words_a: Tensor, boxes_a: Tensor, words_b: Tensor, boxes_b: Tensor, height: int) -> Tensor:
-    """words int64 [N, V] and [M, V], boxes int64 [N, 4] and [M, 4] -> intersections int64 [N, M].
+    """Intersections int64 [N, M]: `out[i, j] = sum_v popcount(a[i, v] & b[j, v])`.
 
-    `out[i, j] = sum_v popcount(a[i, v] & b[j, v])`. The boxes (x0, y0, x1, y1, half-open) promise that no bit lies
-    outside, with which faster twins skip pairs; here they, and the height of the masks, are not needed.
-    N = 0, M = 0 and V = 0 are legal.
+    Args:
+        words_a, words_b: int64 [N, V] and [M, V]; N, M and V may be 0.
+        boxes_a, boxes_b: int64 [N, 4] and [M, 4], (x0, y0, x1, y1), half-open. No pixel is outside its box, so kernels
+            skip pairs of disjoint boxes; not used here.
+        height: of the masks; not used here.
     """
     overlap = words_a.new_zeros((len(words_a), len(words_b)))  # [N, M]
     for start in range(0, words_a.shape[1], WORDS_AT_A_TIME):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packed masks, defined: which pixel sits in which bit, and what is read from the bits alone.
+"""Reference of packed masks: the layout of the bits, and conversion from and to dense masks.
 
-Pixel (y, x) of an H x W mask is flat bit `i = x * H + y` (column-major, the order of COCO RLE). Bit `i` sits in word
-`i // 64` at position `i % 64`. Bits past H * W in the last word are zero. The words are the same on every device; the
-views as bytes assume a little-endian machine, as torch does. V = ceil(H * W / 64).
+Pixel (y, x) of an H x W mask is flat bit `i = x * H + y` (column-major, the order of COCO RLE), at position `i % 64` of
+word `i // 64`. Bits after H * W in the last word are zero. V = ceil(H * W / 64). The words are equal on every device;
+views as bytes assume a little-endian machine, as torch does.
 """
 
 from collections.abc import Iterator
@@ -12,23 +12,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_ELEMENTS = 1 << 24  # dense elements alive at a time: memory follows the chunk and not the number of masks
-NEAR, FAR = 1e-30, 1e30  # distances of a logit from its threshold that count as 0, and the farthest
+CHUNK_ELEMENTS = 1 << 24  # dense elements in memory at a time, for any number of masks
+NEAR, FAR = 1e-30, 1e30  # smaller distances of a logit from its threshold become 0, larger ones become FAR
 
 
 def num_words(size: tuple[int, int]) -> int:
-    """Words of 64 bits that one mask of this (H, W) takes."""
+    """Number of 64-bit words of one mask of size (H, W)."""
     return (size[0] * size[1] + 63) // 64
 
 
 def chunks(num_masks: int, elements: int) -> Iterator[slice]:
-    """Slices over N masks of so many elements each, about CHUNK_ELEMENTS a slice."""
+    """Slices of N masks with `elements` elements each, about CHUNK_ELEMENTS elements per slice."""
     step = max(1, CHUNK_ELEMENTS // max(1, elements))
     return (slice(start, min(start + step, num_masks)) for start in range(0, num_masks, step))
 
 
 def mask_pack(dense: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """bool or uint8 [N, H, W] (non-zero is inside) -> words int64 [N, V], areas int64 [N], boxes int64 [N, 4]."""
+    """Words int64 [N, V], areas int64 [N], boxes int64 [N, 4] of bool or uint8 [N, H, W] (non-zero is inside)."""
     N, H, W = dense.shape
     words = torch.zeros((N, num_words((H, W))), dtype=torch.int64, device=dense.device)  # [N, V]
     place = 1 << torch.arange(8, dtype=torch.uint8, device=dense.device)  # [8]
@@ -40,7 +40,7 @@ def mask_pack(dense: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def mask_unpack(words: Tensor, height: int, width: int) -> Tensor:
-    """words int64 [N, V] -> bool [N, H, W], contiguous."""
+    """Dense masks bool [N, H, W], contiguous, from words int64 [N, V]."""
     dense = words.new_zeros((len(words), height, width), dtype=torch.bool)  # [N, H, W]
     if dense.numel() == 0:
         return dense
@@ -53,9 +53,9 @@ def mask_unpack(words: Tensor, height: int, width: int) -> Tensor:
 
 
 def bilinear_table(source: int, target: int) -> tuple[Tensor, Tensor]:
-    """Where each of `target` pixels reads among `source` ones: lower index int64, weight of the next one float32.
+    """Linear interpolation of `source` pixels to `target` pixels: lower index int64, weight of the next pixel float32.
 
-    Pixel centres are aligned (align_corners False); before the first and past the last centre the edge goes on.
+    As align_corners=False; the border is replicated beyond the first and last centre.
     """
     position = (torch.arange(target, dtype=torch.float64, device="cpu") + 0.5) * source / target - 0.5  # [target]
     index = position.clamp(min=0).floor().long().clamp(max=max(source - 1, 0))  # [target]
@@ -63,11 +63,11 @@ def bilinear_table(source: int, target: int) -> tuple[Tensor, Tensor]:
 
 
 def mask_pack_logits(logits: Tensor, height: int, width: int, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits [N, h, w] -> words, areas and boxes of `bilinear(logits - threshold) > 0` at H x W, in float32.
+    """Words, areas and boxes of `bilinear(logits - threshold) > 0` at H x W, in float32, from logits [N, h, w].
 
-    Columns are blended first, then rows, each as `a * (1 - weight) + b * weight` with every product and sum rounded
-    once, so that faster twins can agree to the bit. NaN counts as far outside, infinities as 1e30, and less than 1e-30
-    above the threshold as 0: then a blend of values of one sign has that sign.
+    Columns are interpolated first, then rows, as `a * (1 - weight) + b * weight` with every product and sum rounded
+    once, so that kernels can agree bit by bit. NaN counts as -1e30, infinities as +-1e30, and values above the
+    threshold by less than 1e-30 as 0, so that the interpolation of values of one sign keeps the sign.
     """
     N, h, w = logits.shape
     words = torch.zeros((N, num_words((height, width))), dtype=torch.int64, device=logits.device)  # [N, V]
@@ -86,8 +86,9 @@ def mask_pack_logits(logits: Tensor, height: int, width: int, threshold: float) 
 
 
 def mask_from_index(index: Tensor, num_masks: int) -> Tensor:
-    """int64 [H, W], the mask that holds each pixel or -1 -> words int64 [N, V]."""
-    words = torch.zeros((num_masks, num_words(tuple(index.shape))), dtype=torch.int64, device=index.device)  # [N, V]
+    """Words int64 [N, V] from the index of the mask at each pixel, int64 [H, W], -1 for none."""
+    shape = (num_masks, num_words((index.shape[0], index.shape[1])))
+    words = torch.zeros(shape, dtype=torch.int64, device=index.device)  # [N, V]
     for part in chunks(num_masks, index.numel()):
         ids = torch.arange(part.start, part.stop, device=index.device)  # [n]
         words[part] = mask_pack(index == ids[:, None, None])[0]  # [n, V]
@@ -95,14 +96,14 @@ def mask_from_index(index: Tensor, num_masks: int) -> Tensor:
 
 
 def mask_stats(words: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """words int64 [N, V] -> areas int64 [N], boxes int64 [N, 4]: x0, y0, x1, y1, half-open, zeros for an empty mask."""
+    """Areas int64 [N] and boxes int64 [N, 4] (x0, y0, x1, y1, half-open, zeros for an empty mask)."""
     areas, boxes = words.new_zeros(len(words)), words.new_zeros((len(words), 4))  # [N], [N, 4]
     if words.numel() == 0:
         return areas, boxes
     for part in chunks(len(words), height * width):
         dense = mask_unpack(words[part], height, width)  # [n, H, W]
         areas[part] = dense.sum((1, 2))  # [n]
-        for axis, across in ((0, 1), (1, 2)):  # x from the columns that hold a pixel, y from the rows
+        for axis, across in ((0, 1), (1, 2)):  # x from the columns with pixels, y from the rows
             hit = dense.any(across).to(torch.uint8)  # [n, W], then [n, H]
             boxes[part, axis] = hit.argmax(1)  # [n], the first of equals
             boxes[part, axis + 2] = (hit.shape[1] - hit.flip(1).argmax(1)) * hit.any(1)  # [n]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connected regions, outlines and resizing of packed masks, defined on dense masks with scipy.
+"""Reference of components, holes, boundaries and resizing of packed masks, on dense masks with scipy.
 
 The foreground is 8-connected and the background 4-connected, so that a closed line has an inside. Components are in
 the order of their first pixels, column by column.
@@ -19,12 +19,12 @@ CORNERS = np.ones((3, 3), bool)  # 8 neighbours
 
 
 def mask_fill_holes(words: Tensor, height: int, width: int) -> Tensor:
-    """words int64 [N, V] -> each mask with every background region that does not reach the border of the image."""
+    """Masks with the background regions filled that do not touch the border of the image; words int64 [N, V]."""
     return _each(words, height, width, ndimage.binary_fill_holes)
 
 
 def mask_largest_component(words: Tensor, height: int, width: int) -> Tensor:
-    """words int64 [N, V] -> the component with the most pixels; of equals the one whose first pixel comes first."""
+    """The largest component of each mask, of equal ones the one with the first pixel; words int64 [N, V]."""
 
     def largest(columns: np.ndarray) -> np.ndarray:
         labels, count = ndimage.label(columns, CORNERS)
@@ -34,19 +34,19 @@ def mask_largest_component(words: Tensor, height: int, width: int) -> Tensor:
 
 
 def mask_components(words: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """words int64 [N, V] -> words [R, V] of all components, and the mask int64 [R] that each is of."""
-    parts, owners = [words.new_zeros((0, num_words((height, width))))], [words.new_zeros(0)]
+    """Words [R, V] of all components, and the index of the mask of each, int64 [R]; from words int64 [N, V]."""
+    components, owners = [words.new_zeros((0, num_words((height, width))))], [words.new_zeros(0)]
     for index in range(len(words)):
         columns = mask_unpack(words[index : index + 1].cpu(), height, width)[0].T.numpy()  # [W, H]
         labels, count = ndimage.label(columns, CORNERS)  # in the order of the first pixel of [W, H]
         dense = labels == np.arange(1, count + 1)[:, None, None]  # [r, W, H]
-        parts.append(mask_pack(torch.from_numpy(dense).transpose(1, 2))[0].to(words.device))  # [r, V]
+        components.append(mask_pack(torch.from_numpy(dense).transpose(1, 2))[0].to(words.device))  # [r, V]
         owners.append(words.new_full((count,), index))  # [r]
-    return torch.cat(parts), torch.cat(owners)
+    return torch.cat(components), torch.cat(owners)
 
 
 def mask_boundary(words: Tensor, height: int, width: int) -> Tensor:
-    """words int64 [N, V] -> pixels inside with one of their 4 neighbours outside; beyond the image is outside."""
+    """The pixels of each mask with a 4-neighbour outside the mask or the image; words int64 [N, V]."""
     edges = torch.empty_like(words)  # [N, V]
     for part in chunks(len(words), height * width):
         dense = mask_unpack(words[part], height, width)  # [n, H, W]
@@ -58,12 +58,12 @@ def mask_boundary(words: Tensor, height: int, width: int) -> Tensor:
 
 
 def nearest_table(source: int, target: int) -> Tensor:
-    """The pixel among `source` whose span holds the centre of each of `target` pixels, int64 [target]. Exact."""
+    """Index of the `source` pixel that contains the centre of each `target` pixel, int64 [target], exact."""
     return (2 * torch.arange(target, device="cpu") + 1) * source // (2 * target)
 
 
 def mask_resize(words: Tensor, height: int, width: int, new_height: int, new_width: int) -> Tensor:
-    """words int64 [N, V] of H x W masks -> words of masks of the new size, each pixel the one at its centre."""
+    """Masks resized by nearest neighbour at pixel centres; words int64 [N, V] of H x W masks."""
     rows = nearest_table(height, new_height).to(words.device)  # [new H]
     columns = nearest_table(width, new_width).to(words.device)  # [new W]
     resized = words.new_zeros((len(words), num_words((new_height, new_width))))  # [N, new V]
@@ -74,7 +74,7 @@ def mask_resize(words: Tensor, height: int, width: int, new_height: int, new_wid
 
 
 def _each(words: Tensor, height: int, width: int, change: Callable[[np.ndarray], np.ndarray]) -> Tensor:
-    """`change` of each mask, given as bool [W, H] and returned so."""
+    """`change` applied to each mask as bool [W, H]; words int64 [N, V]."""
     changed = words.clone()
     for index in range(len(words) if words.shape[1] else 0):
         columns = mask_unpack(words[index : index + 1].cpu(), height, width)[0].T.numpy()  # [W, H]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which masks are duplicates and which lie inside which, defined on the intersections of all pairs.
+"""Reference of non-maximum suppression and parents of packed masks, from the intersections of all pairs.
 
-Comparisons are of exact integers and products with them in float64, each rounded once, so faster twins agree exactly.
+It compares exact integers with products in float64 that are rounded once, so kernels agree exactly.
 """
 
 import torch
@@ -11,9 +11,9 @@ from sohes.ops.reference.mask_pack import chunks
 
 
 def mask_nms(words: Tensor, areas: Tensor, boxes: Tensor, order: Tensor, threshold: float, height: int) -> Tensor:
-    """Masks of words int64 [N, V], areas int64 [N] and boxes int64 [N, 4] -> which are kept, bool [N].
+    """Masks that are kept, bool [N], from words int64 [N, V], areas int64 [N] and boxes int64 [N, 4].
 
-    In `order` (int64 [N], best first) a mask is kept unless, for a mask kept before it, `shared > threshold * union`.
+    In `order` (int64 [N], best first) a mask is dropped if `shared > threshold * union` with a mask kept before it.
     """
     words, areas, boxes = words[order], areas[order], boxes[order]
     alive = torch.ones(len(words), dtype=torch.bool, device="cpu")  # [N], in order
@@ -30,16 +30,16 @@ def mask_nms(words: Tensor, areas: Tensor, boxes: Tensor, order: Tensor, thresho
 
 
 def mask_parents(words: Tensor, areas: Tensor, boxes: Tensor, order: Tensor, theta: float, height: int) -> Tensor:
-    """Masks of words int64 [N, V], areas int64 [N] and boxes int64 [N, 4] -> parents int64 [N], -1 for none.
+    """Parents int64 [N], -1 for none, from words int64 [N, V], areas int64 [N] and boxes int64 [N, 4].
 
-    The parent of i is the first j in `order` (int64 [N], fewest pixels first) with `shared >= theta * |i|` and
-    `shared < theta * |j|`. An empty mask has none.
+    The parent of i is the first j in `order` (int64 [N], smallest area first) with `shared >= theta * |i|` and
+    `shared < theta * |j|`. An empty mask has no parent.
     """
     parents = torch.full_like(areas, -1)  # [N]
     needed = theta * areas.double()  # [N]
     for part in chunks(len(words), len(words)):
         shared = torch.ops.sohes.mask_overlap(words[part], boxes[part], words, boxes, height).double()  # [n, N]
         inside = (shared >= needed[part, None]) & (shared < needed) & (areas[part, None] > 0)  # [n, N]
-        first = inside[:, order].to(torch.uint8).argmax(1)  # [n], the first of equals
+        first = inside[:, order].to(torch.uint8).argmax(1)  # [n], the first in order
         parents[part] = torch.where(inside.any(1), order[first], -1)  # [n]
     return parents

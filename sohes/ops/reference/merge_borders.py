@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What merge_borders computes: merging by what regions are like and by the edge strength along their border."""
+"""Reference of merge_borders: merging by the features of regions and the edge strength along their borders."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from torch import Tensor
 def merge_borders(
     means: Tensor, sizes: Tensor, edges: Tensor, borders: Tensor, border_weight: float, size_exponent: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Repeatedly merge the cheapest pair of adjacent regions until none is left.
+    """Merges, costs, borders and number of merges when the cheapest adjacent pair is merged until none is left.
 
     cost(a, b) = (|mean_a - mean_b| + border_weight * strength / length) * (n_a n_b / ((n_a + n_b) n))^size_exponent
 
     n_a is the size of a and n that of all regions; the mean of a merged region is weighted by size; lengths and
-    strengths of borders that become one add up. With border_weight 0 and size_exponent 0.5 this is the square root of
+    strengths of joined borders are added. With border_weight 0 and size_exponent 0.5 this is the square root of
     Ward's criterion (1963); with size_exponent 0 and a border weight alone, the mean-boundary merging of ultrametric
-    contour maps (Arbelaez et al., 2011). Of equal costs the pair with the lower ids comes first.
+    contour maps (Arbelaez et al., 2011). Of equal costs the pair with the lower ids merges first.
 
     Args:
         means: float32 [N, C]. sizes: int64 [N], at least 1. edges: int32 [E, 2], each adjacent pair once.
         borders: float32 [E, 2], length (> 0) and summed strength of each border.
 
     Returns:
-        merges int32 [N, 2], -1 past the last one; cost float32 [N]; shared float32 [N, 2], the borders entry of the
-        pair when it was merged; num_merges int32 [1]. N - 1 merges where the graph is connected.
+        merges int32 [N, 2], -1 after the last one; cost float32 [N]; shared float32 [N, 2], length and strength of the
+        border when the pair was merged; num_merges int32 [1], N - 1 if the graph is connected.
 
-    Sums are float32 as in the kernels, costs float64; products may be rounded differently.
+    Sums are float32 as in the kernel, costs float64; the kernel may round products differently.
     """
     num_regions = len(means)
     mean = list(means.numpy())  # [C] each

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reference of merge_regions: the definition (a literal loop) and a heap that must equal it.
+"""Reference of merge_regions: a literal loop that defines the result, and a heap that returns the same.
 
 The method is the greedy merging of adjacent patches of HASSOD (Cao et al., NeurIPS 2023), with the sum of features as
-a region's feature, as SOHES does it. What is defined here, for every backend:
+the feature of a region, as in SOHES. It defines for every backend:
 
 Regions. N starting regions, ids 0..N-1, with one float32 feature [C] each. Merge k joins the best pair of adjacent
-regions into region N + k, whose neighbours are those of both parts and whose feature is their float32 sum.
+regions into region N + k with the neighbours of both and the float32 sum of their features.
 
-Similarity of regions a and b: `<a, b> / sqrt(<a, a> * <b, b>)`, the dot products accumulated in float64 (the products
-are then exact), the result rounded to float32. A feature of zero length has similarity 0 with everything. Where the
-result is not a finite number (a NaN or infinite feature, a sum that overflowed) it is -inf: such pairs merge last.
+Similarity of regions a and b: `<a, b> / sqrt(<a, a> * <b, b>)`, the dot products accumulated in float64 (with
+exact products), the result rounded to float32. A feature of zero length has similarity 0 to all others. A result that
+is not finite (a NaN or infinite feature, an overflow of the sum) becomes -inf, so such pairs merge last.
 
-Order. The pair with the highest similarity goes first; among equals the one with the lower smaller id, then the one
-with the lower larger id. Similarities are compared as the float32 numbers that the tree reports, so that collinear
-features tie exactly on every machine, whatever the order of summation did to the last bits of the float64.
+Order. The pair with the highest similarity merges first; of equal pairs the one with the lowest smaller id, then the
+one with the lowest larger id. Similarities are compared as the float32 numbers of the tree, so that collinear features
+tie exactly on every machine, independent of rounding errors in float64.
 
 End. No adjacent pair is left, or the best similarity is below min_similarity (rounded to float32).
 """
@@ -21,6 +21,7 @@ End. No adjacent pair is left, or the best similarity is below min_similarity (r
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterator
 from math import inf
 
 import numpy as np
@@ -37,39 +38,31 @@ def merge_regions(
     grid_sizes: list[int],
     min_similarity: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The operator `sohes::merge_regions` over a packed batch of images, by merge_regions_heap.
+    """Merges, similarity and num_merges of the operator `sohes::merge_regions` for a packed batch of images.
 
     Args:
         features: float32, float16 or bfloat16 [T, C], the images' regions one image after the other.
         edges: int64 [E, 2] adjacent pairs (a general graph, then one image), or None for 4-neighbours on grids.
-        region_mask: bool [T], False where a region takes no part; None means everywhere. Only for grids.
-        grid_sizes: h, w of each of the B images in turn; T is the sum of h*w. Ignored where edges are given.
+        region_mask: bool [T], True for regions that are merged; None means all. Only for grids.
+        grid_sizes: h and w of each of the B images; T is the sum of h*w. Ignored if edges are given.
         min_similarity: stop before the first merge below this.
 
     Returns:
         merges: int32 [T, 2]; the image whose regions begin at row t has its merges from row t on, -1 after the last.
-        similarity: float32 [T] likewise, 0 after the last.
+        similarity: float32 [T] in the same rows, 0 after the last.
         num_merges: int32 [B].
     """
     total = len(features)
-    rows = features.float().cpu().numpy()
-    mask = None if region_mask is None else region_mask.cpu().numpy()
     merges = np.full((total, 2), -1, dtype=np.int32)
     similarity = np.zeros(total, dtype=np.float32)
     num_merges = []
-    graphs = [(total, 1)] if edges is not None else list(zip(grid_sizes[::2], grid_sizes[1::2], strict=True))
     start = 0
-    for height, width in graphs:
-        here = slice(start, start + height * width)
-        if edges is not None:
-            pairs = edges.cpu().numpy()
-        else:
-            pairs = grid_edges(height, width, None if mask is None else mask[here].reshape(height, width))
-        found, values = merge_regions_heap(rows[here], pairs, min_similarity)
+    for rows, pairs in split_graphs(features, edges, region_mask, grid_sizes):
+        found, values = merge_regions_heap(rows, pairs, min_similarity)
         merges[start : start + len(found)] = found
         similarity[start : start + len(found)] = values
         num_merges.append(len(found))
-        start = here.stop
+        start += len(rows)
     device = features.device
     return (
         torch.from_numpy(merges).to(device),
@@ -78,8 +71,25 @@ def merge_regions(
     )
 
 
+def split_graphs(
+    features: Tensor, edges: Tensor | None, region_mask: Tensor | None, grid_sizes: list[int]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Features float32 [N, C] and adjacent pairs int [E, 2] of each image; arguments as merge_regions."""
+    rows = features.float().cpu().numpy()
+    if edges is not None:
+        yield rows, edges.cpu().numpy()
+        return
+    mask = None if region_mask is None else region_mask.cpu().numpy()
+    start = 0
+    for height, width in zip(grid_sizes[::2], grid_sizes[1::2], strict=True):
+        stop = start + height * width
+        inside = None if mask is None else mask[start:stop].reshape(height, width)
+        yield rows[start:stop], grid_edges(height, width, inside)
+        start = stop
+
+
 def grid_edges(height: int, width: int, mask: np.ndarray | None = None) -> np.ndarray:
-    """int64 [E, 2]: pairs of 4-neighbours (lower id, higher id) of a grid, both inside mask (bool [h, w]) if given."""
+    """Pairs of 4-neighbours (lower id, higher id) of a grid, int64 [E, 2]; only pairs inside mask (bool [h, w])."""
     ids = np.arange(height * width).reshape(height, width)
     right = np.stack([ids[:, :-1].ravel(), ids[:, 1:].ravel()], axis=1)
     down = np.stack([ids[:-1].ravel(), ids[1:].ravel()], axis=1)
@@ -90,7 +100,7 @@ def grid_edges(height: int, width: int, mask: np.ndarray | None = None) -> np.nd
 
 
 def cosine(dot: np.ndarray, norm_a: np.ndarray, norm_b: np.ndarray) -> np.ndarray:
-    """float32 similarities from float64 dot products and squared norms, with the rules for zero and non-finite."""
+    """Similarities float32 from dot products and squared norms in float64, with the rules for zero and non-finite."""
     with np.errstate(all="ignore"):
         square = norm_a * norm_b
         similarity = np.where(square == 0, 0.0, dot / np.sqrt(square))
@@ -98,11 +108,11 @@ def cosine(dot: np.ndarray, norm_a: np.ndarray, norm_b: np.ndarray) -> np.ndarra
 
 
 def merge_regions_loop(features: np.ndarray, edges: np.ndarray, min_similarity: float = -inf) -> Merges:
-    """The definition: a dictionary of pairs, and the best of all of them at every merge. O(N^2) comparisons.
+    """Merges and similarities by definition: the best of all pairs at every merge, O(N^2) comparisons.
 
     Args:
         features: float32 [N, C].
-        edges: int [E, 2], pairs of different adjacent regions; order and repetition do not matter.
+        edges: int [E, 2], pairs of different adjacent regions, in any order, with or without repetition.
         min_similarity: stop before the first merge below this.
     """
     sums = dict(enumerate(features.astype(np.float32)))
@@ -114,7 +124,8 @@ def merge_regions_loop(features: np.ndarray, edges: np.ndarray, min_similarity: 
 
     pairs = {(min(a, b), max(a, b)): 0.0 for a, b in edges.tolist()}
     pairs = {pair: similarity(*pair) for pair in pairs}
-    merges, similarities = [], []
+    merges: list[tuple[int, int]] = []
+    similarities: list[float] = []
     while pairs:
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         if pairs[best] < np.float32(min_similarity):
@@ -134,9 +145,9 @@ def merge_regions_loop(features: np.ndarray, edges: np.ndarray, min_similarity: 
 
 
 def merge_regions_heap(features: np.ndarray, edges: np.ndarray, min_similarity: float = -inf) -> Merges:
-    """Equal to merge_regions_loop, with a heap of pairs: stale pairs stay in it and are skipped when they surface."""
+    """Merges and similarities equal to merge_regions_loop, by a heap of pairs in which stale pairs are skipped."""
     num_leaves = len(features)
-    # float32 numbers, held in float64 for the dot products. A merged region takes the row of one of its parts.
+    # float32 numbers, stored as float64 for the dot products. A merged region reuses the row of one of its parts.
     sums = features.astype(np.float32).astype(np.float64)
     row = list(range(num_leaves))
     with np.errstate(all="ignore"):
@@ -151,7 +162,8 @@ def merge_regions_heap(features: np.ndarray, edges: np.ndarray, min_similarity: 
     heap = [(-s, a, b) for s, (a, b) in zip(first.tolist(), ordered, strict=True)]
     heapq.heapify(heap)
     is_alive = [True] * num_leaves
-    merges, similarities = [], []
+    merges: list[tuple[int, int]] = []
+    similarities: list[float] = []
     while heap:
         negated, a, b = heapq.heappop(heap)
         if not (is_alive[a] and is_alive[b]):

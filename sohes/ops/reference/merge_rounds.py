@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reference of merge_rounds: all mutually best pairs merge at once. The parallel alternative to the exact greedy order.
+"""Reference of merge_rounds: all mutually best pairs merge at once, a parallel alternative to the exact greedy order.
 
-Regions, their similarity and the order among pairs (similarity down, lower id up, higher id up) are those of
-`sohes/ops/reference/merge_regions.py`. What is different:
+Regions, similarities and the order of pairs (similarity descending, lower id ascending, higher id ascending) are those
+of `sohes/ops/reference/merge_regions.py`. The differences:
 
-Rounds. In a round, every region looks for the best pair that it is in. The pairs that are the best of both their
-regions all merge; their new regions get the next ids in the order of their lower ids. The best pair of all is among
-them, so every round merges something; rounds follow each other until no pair is left. A pair may therefore merge
-before a better one elsewhere has, and what would have become of it by waiting is lost: the tree differs from the
-exact one where a merge makes a similarity rise.
+Rounds. In each round every region selects its best pair. All pairs that both of their regions selected merge; the new
+regions get the next ids in the order of the lower ids. The best pair of all is always among them, so every round
+merges at least one pair; rounds repeat until no pair is left. A pair may merge before a better pair elsewhere, so the
+tree differs from the exact one where a merge raises a similarity.
 
-Heights. The height of a merge is the lowest similarity among it and all merges below it. The tree lists merges by
-falling height, those of one round before those of the next among equals, and ids are given anew in this order. What
-comes before the first merge below a threshold is then exactly the merges with heights of at least it: `cut`,
-`num_merges` and min_similarity mean for this tree what they mean for the exact one.
+Heights. The height of a merge is the lowest similarity of this merge and all merges below it. The tree lists merges by
+descending height, equal heights in the order of the rounds, and numbers the nodes again in this order. The merges
+before the first one below a threshold are then the merges with at least that height, so `cut`, `num_merges` and
+min_similarity have the same meaning as for the exact tree.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sohes.ops.reference.merge_regions import Merges, cosine, grid_edges
+from sohes.ops.reference.merge_regions import Merges, cosine, split_graphs
 
 
 def merge_rounds(
@@ -34,38 +33,31 @@ def merge_rounds(
     grid_sizes: list[int],
     min_similarity: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The operator `sohes::merge_rounds`; arguments and results as sohes.ops.reference.merge_regions.merge_regions."""
+    """Merges, similarity and num_merges of the operator `sohes::merge_rounds`; arguments as in merge_regions."""
     total = len(features)
-    rows = features.float().cpu().numpy()
-    mask = None if region_mask is None else region_mask.cpu().numpy()
-    merges = np.full((total, 2), -1, dtype=np.int32)
-    similarity, heights = np.zeros(total, dtype=np.float32), np.zeros(total, dtype=np.float32)
-    num_merges = []
-    graphs = [(total, 1)] if edges is not None else list(zip(grid_sizes[::2], grid_sizes[1::2], strict=True))
+    merges = torch.full((total, 2), -1, dtype=torch.int32, device="cpu")
+    similarity, heights = (torch.zeros(total, dtype=torch.float32, device="cpu") for _ in range(2))
+    num_merges, sizes = [], []
     start = 0
-    for height, width in graphs:
-        here = slice(start, start + height * width)
-        if edges is not None:
-            pairs = edges.cpu().numpy()
-        else:
-            pairs = grid_edges(height, width, None if mask is None else mask[here].reshape(height, width))
-        (found, values), lowest = merge_rounds_loop(rows[here], pairs)
-        merges[start : start + len(found)] = found
-        similarity[start : start + len(found)] = values
-        heights[start : start + len(found)] = lowest
+    for rows, pairs in split_graphs(features, edges, region_mask, grid_sizes):
+        (found, values), lowest = merge_rounds_loop(rows, pairs)
+        merges[start : start + len(found)] = torch.from_numpy(found)
+        similarity[start : start + len(found)] = torch.from_numpy(values)
+        heights[start : start + len(found)] = torch.from_numpy(lowest)
         num_merges.append(len(found))
-        start = here.stop
+        sizes.append(len(rows))
+        start += len(rows)
     counts = torch.tensor(num_merges, dtype=torch.int32, device="cpu")
-    sizes = [height * width for height, width in graphs]
-    made = (torch.from_numpy(array) for array in (merges, similarity, heights))
-    return tuple(out.to(features.device) for out in in_order(*made, counts, sizes, min_similarity))
+    merges, similarity, counts = sort_merges(merges, similarity, heights, counts, sizes, min_similarity)
+    return merges.to(features.device), similarity.to(features.device), counts.to(features.device)
 
 
 def merge_rounds_loop(features: np.ndarray, edges: np.ndarray) -> tuple[Merges, np.ndarray]:
-    """The rounds themselves: merges and similarities in the order in which they were made, and their heights [M]."""
+    """Merges and similarities in the order of the rounds, and their heights, float32 [M]."""
     sums = dict(enumerate(features.astype(np.float32)))
     height = dict.fromkeys(sums, inf)
-    merges, similarities = [], []
+    merges: list[tuple[int, int]] = []
+    similarities: list[float] = []
 
     def similarity(a: int, b: int) -> float:
         x, y = sums[a].astype(np.float64), sums[b].astype(np.float64)
@@ -88,24 +80,26 @@ def merge_rounds_loop(features: np.ndarray, edges: np.ndarray) -> tuple[Merges, 
             with np.errstate(all="ignore"):
                 sums[new] = sums[pair[0]] + sums[pair[1]]
             into[pair[0]] = into[pair[1]] = new
-        remaining = {}
+        remaining: dict[tuple[int, int], float] = {}
         for (a, b), value in pairs.items():
-            pair = tuple(sorted((into.get(a, a), into.get(b, b))))
-            if pair[0] != pair[1] and pair not in remaining:
-                remaining[pair] = value if pair == (a, b) else similarity(*pair)
+            low, high = sorted((into.get(a, a), into.get(b, b)))
+            if low != high and (low, high) not in remaining:
+                remaining[low, high] = value if (low, high) == (a, b) else similarity(low, high)
         pairs = remaining
     made = np.asarray(merges, dtype=np.int32).reshape(-1, 2), np.asarray(similarities, dtype=np.float32)
     return made, np.asarray([height[len(features) + k] for k in range(len(merges))], dtype=np.float32)
 
 
-def in_order(
+def sort_merges(
     merges: Tensor, similarity: Tensor, heights: Tensor, num_merges: Tensor, sizes: list[int], min_similarity: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Put the merges of rounds in the order of their heights, and drop those below min_similarity.
+    """The merges of rounds sorted by height, without those below min_similarity.
 
     Args:
-        merges: int32 [T, 2], by node ids of their image, as made; similarity, heights: float32 [T].
-        num_merges: int32 [B]; sizes: the number of starting regions of each image. T is their sum.
+        merges: int32 [T, 2], node ids within the image, in the order of the rounds.
+        similarity, heights: float32 [T].
+        num_merges: int32 [B].
+        sizes: the number of starting regions of each image; T is their sum.
         min_similarity: lower stop, rounded to float32.
 
     Returns:
@@ -121,9 +115,9 @@ def in_order(
     order = torch.argsort(-heights, stable=True)  # [T]
     order = order[torch.argsort((2 * image + ~kept)[order], stable=True)]
     rank = torch.empty_like(order)
-    rank[order] = place  # [T]: where in its image each merge goes
+    rank[order] = place  # [T]: position of each merge in its image
     leaves = size[image][:, None]  # [T, 1]
-    earlier = (merges - leaves + first[image][:, None]).clamp(0, max(total - 1, 0))  # [T, 2]: the merges that made them
+    earlier = (merges - leaves + first[image][:, None]).clamp(0, max(total - 1, 0))  # [T, 2]: merges of the nodes
     pairs = torch.where(merges < leaves, merges.long(), leaves + rank[earlier])  # [T, 2]
     pairs = torch.where(kept[:, None], pairs.sort(dim=1).values, -1)[order].to(torch.int32)
     counts = torch.zeros(len(sizes), dtype=torch.int32, device=device).index_add_(0, image, kept.int())

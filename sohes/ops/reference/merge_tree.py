@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reference of the depth-first layout of a merge tree: two passes over the merges."""
+"""Reference of the depth-first layout of a merge tree, computed in two passes over the merges."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 
 
 class TreeLayout(NamedTuple):
-    """A merge tree of N leaves and M merges, by node; R = N + M.
+    """Arrays by node of a merge tree with N leaves and M merges; R = N + M.
 
     Attributes:
         counts: int64 [R], the number of leaves below each node.
-        starts: int32 [R], the first position of each node: it holds positions start .. start + count - 1.
-        parents: int32 [R], the node that swallowed each node, -1 for a root.
+        starts: int32 [R], the first position of each node, which spans positions start .. start + count - 1.
+        parents: int32 [R], the parent of each node, -1 for a root.
         order: int32 [N], the leaf at each position.
         boxes: int32 [R, 4], (x0, y0, x1, y1) half-open.
     """
@@ -27,14 +27,14 @@ class TreeLayout(NamedTuple):
 
 
 def tree_layout(merges: np.ndarray, num_leaves: int, width: int) -> TreeLayout:
-    """Number the leaves depth-first, so that every node holds one interval of positions.
+    """The layout with leaves in depth-first order, so that every node is one interval of positions.
 
-    Roots follow each other by rising id; below a node its left child comes first.
+    Roots are in ascending order of ids; the left child of a node comes first.
 
     Args:
         merges: int32 [M, 2]; merge k joins two nodes into node num_leaves + k.
         num_leaves: N.
-        width: leaf i lies at column i % width, row i // width.
+        width: leaf i is at column i % width, row i // width.
     """
     num_nodes = num_leaves + len(merges)
     pairs = merges.tolist()
@@ -71,7 +71,7 @@ def tree_layout(merges: np.ndarray, num_leaves: int, width: int) -> TreeLayout:
 
 
 def cut_labels(layout: TreeLayout, end: int) -> np.ndarray:
-    """int32 [N]: the node at each leaf in the state in which the nodes with ids below `end` have been made."""
+    """The root at each leaf when only the nodes with ids below `end` exist, int32 [N]."""
     parents = layout.parents[:end]
     alive = np.flatnonzero((parents < 0) | (parents >= end)).astype(np.int32)
     alive = alive[np.argsort(layout.starts[alive])]

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Multi-scale deformable attention in plain PyTorch: the definition every backend is compared with.
+"""Reference of multi-scale deformable attention in plain PyTorch, which defines the result of every backend.
 
-Same meaning as the operator of Deformable DETR (arXiv 2010.04159, eq. 3), so weights trained with it carry over:
+The same operation as in Deformable DETR (arXiv 2010.04159, eq. 3), so its trained weights can be used:
 
     out[b, q, k, :] = sum over l, p of  attention_weights[b, q, k, l, p] * bilinear(value of level l, location)
 
 A location (x, y) in [0, 1] spans the whole map of its level: pixel centres lie at ((j + 0.5) / width,
-(i + 0.5) / height). Around the map lie zeros: a point up to half a pixel outside fades out, one farther away
-contributes nothing. A location that is not finite counts as outside. Values on a pixel centre are exact; the
-gradient there is that of the pixel to the right and below.
+(i + 0.5) / height). The map is padded with zeros. A location that is not finite counts as outside. Values on a pixel
+centre are exact; the gradient there is that of the pixel to the right and below.
 
-float16 and bfloat16 are storage only: arithmetic and coordinates are float32, rounded once at the end.
+float16 and bfloat16 are storage types: arithmetic and coordinates are float32, rounded once at the end.
 
 Shape letters: B batch, S = sum of height*width over the levels, K heads, D channels of a head, Q queries,
 L levels, P points.
@@ -28,8 +27,14 @@ HALF_TYPES = (torch.float16, torch.bfloat16)
 def ms_deform_attn(
     value: Tensor, spatial_shapes: list[int], sampling_locations: Tensor, attention_weights: Tensor
 ) -> Tensor:
-    """value [B, S, K, D], spatial_shapes [h0, w0, h1, w1, ...], sampling_locations [B, Q, K, L, P, 2],
-    attention_weights [B, Q, K, L, P] -> [B, Q, K*D] in the dtype of value."""
+    """Output [B, Q, K*D] in the dtype of value.
+
+    Args:
+        value: [B, S, K, D].
+        spatial_shapes: h0, w0, h1, w1, ...
+        sampling_locations: [B, Q, K, L, P, 2].
+        attention_weights: [B, Q, K, L, P].
+    """
     B, _, K, D = value.shape
     Q = sampling_locations.shape[1]
     dtype = _compute_dtype(value)
@@ -51,13 +56,14 @@ def ms_deform_attn_backward(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """grad_output [B, Q, K*D] -> (grad_value, grad_sampling_locations, grad_attention_weights), each like its input."""
+    """Gradients of value, sampling_locations and attention_weights, each like its input; grad_output: [B, Q, K*D]."""
     B, _, K, D = value.shape
     Q, L, P = sampling_locations.shape[1], sampling_locations.shape[3], sampling_locations.shape[4]
     dtype = _compute_dtype(value)
     if B * Q == 0:
         inputs = (value, sampling_locations, attention_weights)
-        return tuple(torch.zeros_like(t, memory_format=torch.contiguous_format) for t in inputs)
+        zeros = [torch.zeros_like(t, memory_format=torch.contiguous_format) for t in inputs]
+        return zeros[0], zeros[1], zeros[2]
     grad_out = grad_output.to(dtype).view(B, Q, K, D).permute(0, 2, 3, 1).reshape(B * K, D, Q, 1)
     grad_levels, grad_grids, grad_weights = [], [], []
     for level, feature_map in enumerate(_split_levels(value.to(dtype), spatial_shapes)):  # [B*K, D, h, w]
@@ -82,10 +88,13 @@ def ms_deform_attn_backward(
 def place_points(
     spatial_shapes: list[int], reference_points: Tensor, sampling_offsets: Tensor, attention_logits: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Sampling locations and attention weights from the raw outputs of a layer.
+    """Sampling locations [B, Q, K, L, P, 2] and attention weights [B, Q, K, L, P] from the raw outputs of a layer.
 
-    reference_points [Q, 2] in the dtype computed in, sampling_offsets [B, Q, K, L, P, 2] in pixels,
-    attention_logits [B, Q, K, L, P] -> locations [B, Q, K, L, P, 2], weights [B, Q, K, L, P] in that dtype.
+    Args:
+        spatial_shapes: as in `ms_deform_attn`.
+        reference_points: [Q, 2] in the dtype of the result.
+        sampling_offsets: [B, Q, K, L, P, 2] in pixels.
+        attention_logits: [B, Q, K, L, P].
     """
     dtype = reference_points.dtype
     offsets = sampling_offsets.to(dtype) / _level_sizes(spatial_shapes, reference_points)[:, None]
@@ -96,7 +105,7 @@ def place_points(
 def raw_gradients(
     spatial_shapes: list[int], weights: Tensor, grad_locations: Tensor, grad_weights: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of sampling_offsets and attention_logits from those of what `place_points` made of them."""
+    """Gradients of sampling_offsets and attention_logits from the gradients of the results of `place_points`."""
     grad_offsets = grad_locations / _level_sizes(spatial_shapes, weights)[:, None]  # [B, Q, K, L, P, 2]
     mean = (weights * grad_weights).sum((3, 4), keepdim=True)  # [B, Q, K, 1, 1]
     return grad_offsets, weights * (grad_weights - mean)
@@ -125,9 +134,9 @@ def _heads_first(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _level_grid(sampling_locations: Tensor, level: int, dtype: torch.dtype) -> Tensor:
-    """Locations of one level as grid_sample wants them, -1 .. 1: [B*K, Q, P, 2]."""
+    """Locations of one level as grid_sample expects them, -1 .. 1: [B*K, Q, P, 2]."""
     locations = _heads_first(sampling_locations[:, :, :, level], dtype)
-    # One whole map outside is outside at every size; huge and non-finite numbers would overflow an integer.
+    # -1 and 2 are outside the map at every size; huge and non-finite numbers would overflow an integer.
     return 2 * locations.nan_to_num(nan=-1).clamp(-1, 2) - 1
 
 

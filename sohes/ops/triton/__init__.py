@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Triton twins of the operators."""
+"""Triton kernels of the operators. Their functions take and return the tensors of the references."""

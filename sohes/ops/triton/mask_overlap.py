@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Triton twin of mask_overlap: out[i, j] = sum_v popcount(a[i, v] & b[j, v]).
+"""Triton kernel of mask_overlap: out[i, j] = sum_v popcount(a[i, v] & b[j, v]).
 
-One program owns TILE x TILE pairs and reads the words between the columns that the two tiles of masks can share, BLOCK
-at a time: 2 * TILE * BLOCK words of 8 bytes for TILE**2 * BLOCK counts. Triton has no portable popcount, so bits are
-counted by halves in integers, which also runs under the interpreter.
+One program computes TILE x TILE pairs. It reads the words of the columns that both sides of the tile reach, BLOCK at a
+time: 2 * TILE * BLOCK words of 8 bytes for TILE**2 * BLOCK counts. Triton has no portable popcount, so bits are counted
+with integer arithmetic, which also runs under the interpreter.
 """
 
 import torch
@@ -44,20 +44,20 @@ def _overlap_kernel(a, b, spans_a, spans_b, out, num_a, num_b, num_words, TILE: 
 
 
 def mask_overlap(words_a: Tensor, boxes_a: Tensor, words_b: Tensor, boxes_b: Tensor, height: int) -> Tensor:
-    """As `sohes.ops.reference.mask_overlap`."""
+    """Intersections int64 [N, M]; arguments as in `sohes.ops.reference.mask_overlap`."""
     num_a, num_b = len(words_a), len(words_b)
     out = words_a.new_zeros((num_a, num_b))  # [N, M]
     if out.numel() and words_a.shape[1]:
         grid = (triton.cdiv(num_a, TILE), triton.cdiv(num_b, TILE))
         spans = (_spans(boxes_a, height), _spans(boxes_b, height))  # [tiles, 2]
         args = (words_a.contiguous(), words_b.contiguous(), *spans, out, num_a, num_b, words_a.shape[1])
-        with torch.cuda.device_of(out):  # Triton launches on the current device, whatever its tensors say
+        with torch.cuda.device_of(out):  # Triton launches on the current device, not on that of the tensors
             _overlap_kernel[grid](*args, TILE=TILE, BLOCK=BLOCK)
     return out
 
 
 def _spans(boxes: Tensor, height: int) -> Tensor:
-    """boxes int64 [N, 4] -> the words [begin, end) that any mask of each tile reaches, int64 [tiles, 2]."""
+    """Range of words [begin, end) that the masks of each tile reach, int64 [tiles, 2], from boxes int64 [N, 4]."""
     x0, y0, x1, y1 = boxes.unbind(1)  # [N] each
     nothing = torch.iinfo(torch.int64).max
     begin = torch.where(x0 < x1, (x0 * height + y0) // 64, nothing)  # [N]

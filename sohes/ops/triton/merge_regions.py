@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: ANN001, ANN202 - Triton tensors have no annotations
-"""Triton twin of merge_regions: the whole greedy loop on the device, one program per image, in the exact order.
+"""Triton kernel of merge_regions: the whole greedy loop on the device, one program per image, in the exact order.
 
-The path for a GPU without nvcc. Every image keeps a flat list of edges; regions live in rows ("slots") of the sums, and
-c = a + b takes over the row of a. One merge is four passes over the image's edges (find the best, lead those of b to a,
-drop the double ones, list the rest) and one dot product per neighbour of c. Sums are float32, dot products float64, as
-in the reference, so the same partitions come out.
+For GPUs without nvcc. Every image has a flat list of edges; a region has one row of the sums, and c = a + b reuses the
+row of a. One merge takes four passes over the edges of the image (find the best, redirect those of b to a, remove
+duplicates, list the rest) and one dot product per neighbour of c. Sums are float32 and dot products float64, as in the
+reference, so the partitions are equal.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _GONE = tl.constexpr(-(2**31))  # below the key of every float32
 
 @triton.jit
 def _similarity(dot, norm_a, norm_b):
-    """float32: dot / sqrt(norm_a * norm_b), 0 beside a zero, -inf where it is not a finite number."""
+    """float32 dot / sqrt(norm_a * norm_b); 0 if a norm is 0, -inf if the result is not finite."""
     square = norm_a * norm_b
     value = dot / tl.sqrt(tl.where(square == 0.0, 1.0, square))
     value = tl.where(square == 0.0, 0.0, value)
@@ -33,14 +33,14 @@ def _similarity(dot, norm_a, norm_b):
 
 @triton.jit
 def _key(similarity):
-    """int32 in the order of the float32."""
+    """int32 that sorts like the float32."""
     bits = similarity.to(tl.int32, bitcast=True)
     return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 
 @triton.jit
 def _norms_kernel(sums, norms, total, channels, ROWS: tl.constexpr, BLOCK_C: tl.constexpr):
-    """norms[r] = <sums[r], sums[r]>; one program for ROWS rows, each read once."""
+    """norms[r] = <sums[r], sums[r]>; one program for ROWS rows."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     c = tl.arange(0, BLOCK_C)
     mask = (row < total)[:, None] & (c < channels)[None, :]
@@ -70,7 +70,7 @@ def _merge_kernel(
     sums,  # float32 [T, C], overwritten
     norms,  # float64 [T]
     ids,  # int32 [T], node id (in its image) of the region in a row
-    ends,  # int32 [E, 2], rows that an edge joins; -1: the edge is gone
+    ends,  # int32 [E, 2], rows that an edge joins; -1: the edge is removed
     similarity,  # float32 [E]
     stamp,  # int32 [T], scratch
     todo,  # int32 [E], scratch
@@ -102,7 +102,7 @@ def _merge_kernel(
     count = 0
     going = num_edges > 0
     while going:
-        # The best key: similarity, then the lower smaller id. Dead edges have the lowest key there is.
+        # The best key: similarity, then the lowest smaller id. Removed edges have the lowest possible key.
         best = tl.full([BLOCK_E], -(2**63), tl.int64)
         start = 0
         while start < num_edges:
@@ -117,7 +117,7 @@ def _merge_kernel(
         best_key = tl.max(best, axis=0)
         going = (best_key >> 32) >= lowest
         if going:
-            # Among equal keys the lower larger id; then any, they name the same pair.
+            # Among equal keys the lowest larger id; then any, because they are the same pair.
             choice = tl.full([BLOCK_E], 2**63 - 1, tl.int64)
             start = 0
             while start < num_edges:
@@ -138,17 +138,17 @@ def _merge_kernel(
             tl.store(merges + 2 * (first_row + count) + 1, tl.maximum(id_a, id_b))
             tl.store(values + first_row + count, tl.load(similarity + chosen))
 
-            # The sum takes the row of a.
+            # The sum replaces the row of a.
             x = tl.load(sums + a.to(tl.int64) * channels + c, mask=c < channels, other=0.0)
             x += tl.load(sums + b.to(tl.int64) * channels + c, mask=c < channels, other=0.0)
             wide = x.to(tl.float64)
             norm = tl.sum(wide * wide, axis=0)
-            tl.debug_barrier()  # everyone has read what is written now
+            tl.debug_barrier()  # all threads have read before this is overwritten
             tl.store(sums + a.to(tl.int64) * channels + c, x, mask=c < channels)
             tl.store(norms + a, norm)
             tl.store(ids + a, num_rows + count)
 
-            # Edges of b lead to a. Of several edges to one neighbour, the one whose stamp stays is kept.
+            # Redirect edges of b to a. Of several edges to one neighbour, the one that wrote its stamp last is kept.
             start = 0
             while start < num_edges:
                 edge = start + lane
@@ -199,7 +199,7 @@ def merge_regions(
     grid_sizes: list[int],
     min_similarity: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As sohes.ops.reference.merge_regions.merge_regions; features are copied once, in float32."""
+    """Merges, similarity and num_merges; arguments as in `sohes.ops.reference.merge_regions`."""
     device = features.device
     total, channels = features.shape
     sums = features.to(torch.float32, copy=True).contiguous()
@@ -216,7 +216,7 @@ def merge_regions(
     rows, block_c = 4, triton.next_power_of_2(channels)
     block_e = min(8192, max(32, triton.next_power_of_2(int(table[:, 3].max()))))
     table_there = table.to(device)
-    with torch.cuda.device_of(features):  # Triton launches on the current device, whatever its tensors say
+    with torch.cuda.device_of(features):  # Triton launches on the current device, not on that of the tensors
         _norms_kernel[(triton.cdiv(total, rows),)](sums, norms, total, channels, rows, block_c)
         if len(ends):
             grid = (triton.cdiv(len(ends), rows),)
@@ -232,15 +232,17 @@ def merge_regions(
 def _edges_and_table(
     edges: Tensor | None, region_mask: Tensor | None, grid_sizes: list[int], total: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """int32 [E, 2] edges of all images, by row within the image; int64 [B, 4] first row, rows, first edge, edges."""
+    """Edges of all images by row within the image, int32 [E, 2]; first row, rows, first edge, edges, int64 [B, 4]."""
     if edges is not None:
         return edges.int().contiguous(), torch.tensor([[0, total, 0, len(edges)]], device="cpu")
     mask = None if region_mask is None else region_mask.cpu().numpy()
-    ends, table, row = [], [], 0
+    ends: list[Tensor] = []
+    table: list[list[int]] = []
+    row = 0
     for height, width in zip(grid_sizes[::2], grid_sizes[1::2], strict=True):
         n = height * width
         pairs = grid_edges(height, width, None if mask is None else mask[row : row + n].reshape(height, width))
-        table.append([row, n, sum(map(len, ends)), len(pairs)])
+        table.append([row, n, sum(len(e) for e in ends), len(pairs)])
         ends.append(torch.from_numpy(pairs).int())
         row += n
     return torch.cat(ends).to(device), torch.tensor(table, device="cpu")

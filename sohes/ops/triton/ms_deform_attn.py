@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Triton twins of ms_deform_attn and its backward, for machines without nvcc.
+"""Triton kernels of ms_deform_attn and its backward, for machines without nvcc.
 
-    x = location_x * width - 0.5, y alike; the four pixels around (x, y) weigh (1-fx)(1-fy) .. fx*fy
+    x = location_x * width - 0.5, y = location_y * height - 0.5; corner weights (1-fx)(1-fy) .. fx*fy
     out[q]              = sum over points and corners of  attention * corner weight * value[corner]
     grad_value[corner] += attention * corner weight * grad_out[q]
     dot[corner]         = <grad_out[q], value[corner]>, from which the gradients of location and weight follow
 
-One program owns BLOCK_Q queries of one (batch, head) with all their channels. Forward reads 4*D elements of value a
-point; backward adds as many to grad_value, atomically: in float32, whose last bits depend on the order, or under
-`torch.use_deterministic_algorithms` in integers (see `sohes.ops._fixed_point`), which repeat. No tl.dot anywhere: sums
-over points are not matrix products.
+One program computes BLOCK_Q queries of one (batch, head) with all their channels. Forward reads 4*D elements of value
+per point. Backward adds as many to grad_value atomically: in float32, which is not repeatable to the last bit, or under
+`torch.use_deterministic_algorithms` in integers (see `sohes.ops._fixed_point`), which is.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from torch import Tensor
 
 from sohes.ops._fixed_point import empty_sums, read_sums
 
-TILE = 512  # queries x channels of a program
+TILE = 512  # queries x channels of one program
 
 
 @triton.jit
 def _rows(B, Q, K, BLOCK_Q: tl.constexpr):  # noqa: ANN001, ANN202 - Triton tensors have no annotations
-    # Heads vary fastest, so that programs running side by side read neighbouring rows.
+    # Heads vary fastest, so that concurrent programs read neighbouring rows.
     pid = tl.program_id(0)
     k = pid % K
     num_blocks = tl.cdiv(Q, BLOCK_Q)
@@ -41,7 +40,7 @@ def _rows(B, Q, K, BLOCK_Q: tl.constexpr):  # noqa: ANN001, ANN202 - Triton tens
 @triton.jit
 def _axis(location, size):  # noqa: ANN001, ANN202
     x = location * size - 0.5
-    # NaN fails the comparison and lands outside; the bounds keep the conversion to integer defined.
+    # NaN fails the comparison and counts as outside; the bounds keep the conversion to integer defined.
     x = tl.where(x > -2, x, -2)
     x = tl.where(x < size, x, size)
     low = tl.floor(x)
@@ -140,7 +139,7 @@ def _backward_kernel(  # noqa: ANN202
 
 @functools.lru_cache(maxsize=64)
 def _levels(spatial_shapes: tuple[int, ...], device: torch.device) -> Tensor:
-    """int32 [L, 3] on the device: height, width, first position of each level. Cached: copying it would wait."""
+    """Height, width and first position of each level, int32 [L, 3] on the device; cached to avoid a blocking copy."""
     rows, start = [], 0
     for height, width in zip(spatial_shapes[::2], spatial_shapes[1::2], strict=True):
         rows.append((height, width, start))
@@ -149,7 +148,7 @@ def _levels(spatial_shapes: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def _launch(value: Tensor, locations: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], dict[str, object]]:
-    """(grid, sizes, constants) of both kernels."""
+    """Launch grid, sizes and constants of both kernels."""
     (B, S, K, D), (_, Q, _, L, P, _) = value.shape, locations.shape
     block_d = triton.next_power_of_2(D)
     block_q = max(1, min(TILE // block_d, triton.next_power_of_2(Q)))
@@ -164,7 +163,7 @@ def _launch(value: Tensor, locations: Tensor) -> tuple[tuple[int, ...], tuple[in
 def ms_deform_attn(
     value: Tensor, spatial_shapes: list[int], sampling_locations: Tensor, attention_weights: Tensor
 ) -> Tensor:
-    """As `sohes.ops.reference.ms_deform_attn.ms_deform_attn`."""
+    """Output [B, Q, K*D]; arguments as in `sohes.ops.reference.ms_deform_attn`."""
     (B, _, K, D), Q = value.shape, sampling_locations.shape[1]
     output = value.new_empty(B, Q, K * D)
     if output.numel() == 0:
@@ -184,13 +183,13 @@ def ms_deform_attn_backward(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `sohes.ops.reference.ms_deform_attn.ms_deform_attn_backward`."""
+    """Gradients of value, locations and weights; arguments as in `sohes.ops.reference.ms_deform_attn`."""
     inputs = [t.contiguous() for t in (grad_output, value, sampling_locations, attention_weights)]
     grad_output, value, sampling_locations, attention_weights = inputs
     grad_locations, grad_weights = torch.empty_like(sampling_locations), torch.empty_like(attention_weights)
     if grad_output.numel() == 0:
         return torch.zeros_like(value), grad_locations, grad_weights
-    num_terms = sampling_locations.shape[1] * sampling_locations.shape[4]  # of one position: its level's points
+    num_terms = sampling_locations.shape[1] * sampling_locations.shape[4]  # points that may add to one position
     sums, units = empty_sums(value, lambda: grad_output.abs().amax() * attention_weights.abs().amax(), num_terms)
     grid, sizes, constants = _launch(value, sampling_locations)
     with torch.cuda.device_of(value):
