@@ -1,30 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 // Exact greedy merging on a CUDA device: one block per image, the whole loop inside one launch.
 //
-// Merging is serial, so a block works on the latency of one merge, and a batch of images fills the device. A
-// merge of a and b has four steps with a barrier behind each:
-//   1. every thread knows the best of its own edges (edge e belongs to thread e mod kThreads); the block
-//   picks the best
-//   2. the sum takes the row of a, its channels shared out over the threads; every thread leads its edges of
-//   b to a and
-//      stamps the neighbour that each leads to
-//   3. of several edges to one neighbour the one whose stamp stayed is kept, and put on a list
-//   4. the warps take edges off the list: one dot product each, from shared memory (the sum) and one row of C
-//   floats
-// Edges, ids and lengths of one image (12 E + 20 N bytes: 157 kB for 60 x 60) stay in shared memory where
-// they fit.
+// Merges are sequential, so a block minimizes the latency of one merge, and a batch of images fills the
+// device. A merge of a and b has four steps with a barrier after each:
+//   1. every thread has the best of its own edges (edge e belongs to thread e mod kThreads); the
+//      block selects the best of these
+//   2. the sum replaces the row of a, with the channels split among the threads; every thread redirects its
+//      edges of b to a and writes their numbers to the stamps of the neighbours
+//   3. of several edges to one neighbour the one with the last stamp is kept and appended to a list
+//   4. the warps process the list: one dot product per edge, of the sum in shared memory and one row
+//      of C floats
+// Edges, ids and norms of one image (12 E + 20 N bytes: 157 kB for 60 x 60) are in shared memory if they fit.
 //
-// What it costs: 64 images of 60x60x768 in 25 to 27 ms, 7 us a merge (H200, 2026-11-27,
-// benchmarks/results/gpu.md). Bytes are not the limit: a merge reads the two parts and some 20 neighbours
-// (all of them: no bounds here) and writes the sum, 23 rows of 3 kB, so 250 MB an image and 16 GB a
-// batch: 3.4 ms at 4.8 TB/s, less where the second-level cache has them. Latency is: merges follow each
-// other, each with three dependent trips to rows in memory. 512 threads an image instead of 1024, and five
-// shuffles instead of one reduction for the best edge, take as long. A batch of fewer images takes as long as
-// one of 64, as each has a multiprocessor (of 132) of its own.
+// Time: 64 images of 60x60x768 in 25 to 27 ms, 7 us per merge (H200, 2026-11-27, benchmarks/results/gpu.md).
+// Bandwidth is not the limit: a merge reads two rows and about 20 neighbours (all of them, there are no
+// bounds here) and writes the sum, 23 rows of 3 kB, so 250 MB per image and 16 GB per batch: 3.4 ms at 4.8
+// TB/s, less with hits in the L2 cache. The limit is latency: every merge has three dependent reads of rows
+// in memory. 512 threads per image instead of 1024, and five shuffles instead of one reduction for the best
+// edge, take the same time. A batch of fewer than 64 images also takes the same time, because each image has
+// its own multiprocessor (of 132).
 //
-// Sums are float32, dot products float64 in one fixed order each: the results are repeatable to the bit.
-// Which edge of a double one is kept, and the order of the list, depend on the scheduling; neither changes a
-// number.
+// Sums are float32 and dot products float64, each in a fixed order, so results are bitwise repeatable. Which
+// of two duplicate edges is kept, and the order of the list, depend on scheduling; neither changes a number.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -39,11 +36,11 @@ namespace device = merging::device;
 
 constexpr int kThreads = 1024;
 constexpr int kWarps = kThreads / 32;
-static_assert(kWarps == 32);  // one lane for the best of each warp
+static_assert(kWarps == 32);  // one lane reads the best of each warp
 
 struct State {
   double* norm;       // [N] squared length of the region in a slot
-  int32_t* end_u;     // [E] slots that an edge joins; -1: the edge is gone
+  int32_t* end_u;     // [E] slots that an edge joins; -1: the edge is removed
   int32_t* end_v;     // [E]
   float* similarity;  // [E]
   int32_t* id;        // [N] node id of the region in a slot
@@ -65,8 +62,8 @@ int64_t state_bytes(int64_t num_regions, int64_t num_edges) {
   return (20 * num_regions + 12 * num_edges + 15) / 16 * 16;
 }
 
-// An edge in the order of merging: similarity down, lower id up, higher id up. It joins slots a and b; a < 0:
-// no edge.
+// An edge between slots a and b (a < 0: no edge). Order of merging: similarity descending, lower id
+// ascending, higher id ascending.
 struct Best {
   float similarity;
   int32_t low, high, a, b;
@@ -78,14 +75,14 @@ struct Best {
   }
 };
 
-// An unsigned number in the order of similarities, 0 for no edge. -0 counts as 0.
+// An unsigned number that sorts like the similarity, 0 for no edge. -0 equals 0.
 __device__ unsigned order_of(const Best& best) {
   if (best.a < 0) return 0;
   const unsigned bits = __float_as_uint(best.similarity + 0.0f);
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-// The best of the warp's lanes, for all of them. Ids are compared only where similarities are equal.
+// The best of the lanes of a warp, returned to all lanes. Ids are compared only if similarities are equal.
 __device__ Best best_of_warp(const Best& own) {
   const unsigned order = order_of(own);
   bool is_best = order == __reduce_max_sync(device::kFull, order);
@@ -104,18 +101,9 @@ __device__ Best best_of_warp(const Best& own) {
 }
 
 struct Arguments {
-  float* sums;  // [T, C], overwritten
-  int64_t channels;
-  const device::ImageSpan* images;  // [B]
-  const int32_t* edges;             // [E, 2] of a general graph, or null: 4-neighbours
-  int64_t num_edges;
-  const bool* mask;  // [T] or null
+  device::Batch batch;
   float min_similarity;
-  char* scratch;
   int64_t shared_bytes;  // of dynamic shared memory for a state
-  int32_t* merges;       // [T, 2]
-  float* similarity;     // [T]
-  int32_t* num_merges;   // [B]
 };
 
 __device__ Best best_of_thread(const State& s, int64_t num_edges) {
@@ -131,64 +119,53 @@ __device__ Best best_of_thread(const State& s, int64_t num_edges) {
   return best;
 }
 
-// Writes the state of a graph of single regions. Barriers inside.
-__device__ void start(const Arguments& args, const device::ImageSpan& image, const State& s, int64_t n,
+// Writes the initial state, one region per slot. Contains barriers.
+__device__ void start(const device::Batch& batch, const device::ImageSpan& image, const State& s, int64_t n,
                       int64_t num_edges) {
-  const float* sums = args.sums + image.first_row * args.channels;
+  const float* sums = batch.sums + image.first_row * batch.channels;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   for (int64_t i = threadIdx.x; i < n; i += kThreads) s.id[i] = static_cast<int32_t>(i);
   for (int64_t e = threadIdx.x; e < num_edges; e += kThreads) {
     int32_t u, v;
-    if (args.edges != nullptr) {
-      u = args.edges[2 * e];
-      v = args.edges[2 * e + 1];
-    } else {
-      device::grid_edge(e, image.height, image.width, &u, &v);
-    }
-    const bool* mask = args.mask == nullptr ? nullptr : args.mask + image.first_row;
-    s.end_u[e] = mask == nullptr || (mask[u] && mask[v]) ? u : -1;
+    const bool is_inside = batch.read_edge(image, e, &u, &v);
+    s.end_u[e] = is_inside ? u : -1;
     s.end_v[e] = v;
   }
-  for (int64_t i = warp; i < n; i += kWarps) {
-    const float* row = sums + i * args.channels;
-    const double norm = device::warp_dot(row, row, args.channels, lane);
-    if (lane == 0) s.norm[i] = norm;
-  }
+  batch.write_norms<kWarps>(image, n, s.norm);
   __syncthreads();
   for (int64_t e = warp; e < num_edges; e += kWarps) {
     const int32_t u = s.end_u[e], v = s.end_v[e];
     if (u < 0) continue;
     const double dot =
-        device::warp_dot(sums + u * args.channels, sums + v * args.channels, args.channels, lane);
+        device::warp_dot(sums + u * batch.channels, sums + v * batch.channels, batch.channels, lane);
     if (lane == 0) s.similarity[e] = device::similarity_of(dot, s.norm[u], s.norm[v]);
   }
   __syncthreads();
 }
 
 __global__ void __launch_bounds__(kThreads) merge_kernel(Arguments args) {
-  SOHES_DYNAMIC_SHARED(double, shared);  // the sum [C], then the state where it fits
+  SOHES_DYNAMIC_SHARED(double, shared);  // the sum [C], then the state if it fits
   __shared__ Best warp_best[kWarps];
   __shared__ double warp_norm[kWarps];
   __shared__ int32_t list_size;
-  const device::ImageSpan image = args.images[blockIdx.x];
-  const int64_t n = image.height * image.width, channels = args.channels;
-  const int64_t num_edges = args.edges != nullptr
-                                ? args.num_edges
-                                : image.height * (image.width - 1) + (image.height - 1) * image.width;
+  const device::Batch& batch = args.batch;
+  const device::ImageSpan image = batch.images[blockIdx.x];
+  const int64_t n = image.height * image.width, channels = batch.channels;
+  const int64_t num_edges = batch.num_edges(image);
   const int64_t bytes = 20 * n + 12 * num_edges;
   char* block =
-      bytes <= args.shared_bytes ? reinterpret_cast<char*>(shared + channels) : args.scratch + image.scratch;
+      bytes <= args.shared_bytes ? reinterpret_cast<char*>(shared + channels) : batch.scratch + image.scratch;
   const State s(block, n, num_edges);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  float* sums = args.sums + image.first_row * channels;
-  int32_t* merges = args.merges + 2 * image.first_row;
-  float* similarity = args.similarity + image.first_row;
+  float* sums = batch.sums + image.first_row * channels;
+  int32_t* merges = batch.merges + 2 * image.first_row;
+  float* similarity = batch.similarity + image.first_row;
 
-  start(args, image, s, n, num_edges);
+  start(batch, image, s, n, num_edges);
   Best mine = best_of_thread(s, num_edges);
   int32_t count = 0;
   for (;; ++count) {
-    // 1. The best edge of the block. Every warp reduces the warps' bests itself, which spares a barrier.
+    // 1. The best edge of the block. Every warp reduces the results of all warps, which saves a barrier.
     const Best of_warp = best_of_warp(mine);
     if (lane == 0) warp_best[warp] = of_warp;
     if (threadIdx.x == 0) list_size = 0;
@@ -202,7 +179,7 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(Arguments args) {
       similarity[count] = best.similarity;
     }
 
-    // 2. The sum, and the edges that now lead to it.
+    // 2. The sum, and the edges to it.
     double norm = 0;
 #pragma unroll 2
     for (int64_t c = threadIdx.x; c < channels; c += kThreads) {
@@ -244,7 +221,7 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(Arguments args) {
     }
     __syncthreads();
 
-    // 4. Its similarities.
+    // 4. The similarities of these edges.
     for (int i = warp; i < list_size; i += kWarps) {
       const int32_t e = s.list[i], other = s.end_v[e];
       const double dot = device::warp_dot(shared, sums + other * channels, channels, lane);
@@ -257,7 +234,7 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(Arguments args) {
     merges[2 * k] = merges[2 * k + 1] = -1;
     similarity[k] = 0;
   }
-  if (threadIdx.x == 0) args.num_merges[blockIdx.x] = count;
+  if (threadIdx.x == 0) batch.num_merges[blockIdx.x] = count;
 }
 
 }  // namespace
@@ -282,36 +259,23 @@ void merge_regions_cuda(const TensorView& sums, const std::optional<TensorView>&
                         const TensorView& table, float min_similarity, const TensorView& scratch,
                         const TensorView& merges, const TensorView& similarity, const TensorView& num_merges,
                         uintptr_t stream) {
-  require(sums.dtype == DType::kFloat32 && sums.ndim == 2 && sums.is_contiguous(),
-          "merge_regions: sums are not contiguous float32 [T, C]");
-  require(table.numel() * 2 == static_cast<int64_t>(grid_sizes.size()) * 4,
-          "merge_regions: the table is not [B, 4]");
+  const device::Batch batch = device::make_batch(sums, edges, region_mask, grid_sizes, table, scratch, merges,
+                                                 similarity, num_merges);
   int most_shared = 0;
   check_cuda(cudaDeviceGetAttribute(&most_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, sums.device));
   constexpr int64_t kStatic = 1024;  // warp_best, warp_norm and list_size, rounded up
-  const int64_t sum_bytes = sums.shape[1] * static_cast<int64_t>(sizeof(double));
+  const int64_t sum_bytes = batch.channels * static_cast<int64_t>(sizeof(double));
   require(sum_bytes + kStatic <= most_shared,
           "merge_regions: too many channels for the shared memory of this device");
-  const int64_t room = most_shared - kStatic - sum_bytes;
+  const int64_t available = most_shared - kStatic - sum_bytes;
   int64_t shared_bytes = 0;  // of the largest state that fits
   for (size_t i = 0; i + 1 < grid_sizes.size(); i += 2) {
     const int64_t height = grid_sizes[i], width = grid_sizes[i + 1];
     const int64_t bytes =
         state_bytes(height * width, edges ? edges->shape[0] : device::grid_edges(height, width));
-    if (bytes <= room) shared_bytes = std::max(shared_bytes, bytes);
+    if (bytes <= available) shared_bytes = std::max(shared_bytes, bytes);
   }
-  const Arguments args = {sums.as<float>(),
-                          sums.shape[1],
-                          table.as<const device::ImageSpan>(),
-                          edges ? edges->as<const int32_t>() : nullptr,
-                          edges ? edges->shape[0] : 0,
-                          region_mask ? region_mask->as<const bool>() : nullptr,
-                          min_similarity,
-                          scratch.as<char>(),
-                          shared_bytes,
-                          merges.as<int32_t>(),
-                          similarity.as<float>(),
-                          num_merges.as<int32_t>()};
+  const Arguments args = {batch, min_similarity, shared_bytes};
   const int dynamic_bytes = static_cast<int>(sum_bytes + shared_bytes);
   check_cuda(cudaFuncSetAttribute(merge_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic_bytes));
   const unsigned num_images = static_cast<unsigned>(num_merges.numel());

@@ -1,24 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 // Merging in rounds on a CUDA device: one block per image, all rounds inside one launch.
 //
-// A round has no order within it, so a block works on all of its pairs at once:
-//   1. every pair offers itself to both its regions: an atomic maximum of (similarity, ~lower id), then among
-//   equals
-//      the lower higher id
-//   2. the pairs that both their regions chose are numbered by a prefix sum over the lower ids, and one warp
-//   each adds
-//      the rows: the sum takes the row of the lower region
-//   3. every pair is led to the new ids; of equal ones, all touch new regions, a hash table keeps one
-//   4. one warp each computes the similarities of the pairs of new regions
+// The merges of a round are independent, so a block processes all pairs in parallel:
+//   1. every pair updates the best pair of both its regions: an atomic maximum of (similarity, ~lower id),
+//      then an atomic minimum of the higher id among equal ones
+//   2. the pairs that are the best of both their regions are numbered by a prefix sum over the lower ids, and
+//      one warp per pair adds the rows: the sum replaces the row of the lower region
+//   3. every pair gets the new ids; of duplicate pairs a hash table keeps one
+//   4. one warp per pair computes the similarities of the pairs of new regions
 //
-// What it costs, by estimate; it has not been measured. Making a region of a 60x60x768 image reads two rows
-// of 3 kB and writes one, and its pairs (16) read two rows each: 35 rows a merge, 390 MB an image. A
-// multiprocessor takes in some 60 to 100 GB/s: 4 to 6.5 ms for the 64 images of a batch, each on a
-// multiprocessor of its own; 90 rounds of ten barriers and passes over the pairs, 15 us each, add 1.5 ms.
-// That makes about 0.1 ms an image on an H200, half of what the exact order is estimated at.
+// Time, estimated and not measured: a new region of a 60x60x768 image reads two rows of 3 kB and writes one,
+// and its 16 pairs read two rows each: 35 rows per merge, 390 MB per image. A multiprocessor reads about 60
+// to 100 GB/s: 4 to 6.5 ms for a batch of 64 images with one multiprocessor each; 90 rounds of ten barriers
+// and passes over the pairs, 15 us each, add 1.5 ms. That is about 0.1 ms per image on an H200, half of the
+// estimate for the exact order.
 //
-// Sums are float32, dot products float64 in one fixed order each, and atomics only choose among numbers: the
-// results are repeatable to the bit.
+// Sums are float32 and dot products float64, each in a fixed order, and atomics only select among numbers, so
+// results are bitwise repeatable.
 #include <cuda_runtime.h>
 
 #include "cuda_device.cuh"
@@ -34,17 +32,17 @@ constexpr int kWarps = kThreads / 32;
 constexpr unsigned long long kFree = ~0ull;
 
 struct State {
-  unsigned long long* best;   // [2N] what the best pair of a node comes first by: similarity, then lower id
+  unsigned long long* best;   // [2N] order of the best pair of a node: similarity, then lower id
   unsigned long long* table;  // [size] pairs (low << 32 | high) seen in this round
   double* norm;               // [2N]
   float* height;              // [2N]
   int32_t* row;               // [2N] of the sums
-  int32_t* best_high;         // [2N] and the higher id of that pair
-  int32_t* into;              // [2N] the node that the node is part of after this round
-  int32_t* low;               // [E] the nodes that a pair joins; -1: the pair is gone
+  int32_t* best_high;         // [2N] the higher id of that pair
+  int32_t* into;              // [2N] the node that contains the node after this round
+  int32_t* low;               // [E] the nodes that a pair joins; -1: the pair is removed
   int32_t* high;              // [E]
   float* similarity;          // [E]
-  int32_t* list;              // [E] pairs to be done by warps
+  int32_t* list;              // [E] pairs to be processed by warps
   int64_t table_size;         // a power of two
 
   __host__ __device__ static int64_t table_size_for(int64_t e) {
@@ -72,29 +70,14 @@ int64_t state_bytes(int64_t n, int64_t e) {
   return (2 * n * (8 + 8 + 4 * 4) + 8 * State::table_size_for(e) + 16 * e + 15) / 16 * 16;
 }
 
-struct Arguments {
-  float* sums;  // [T, C], overwritten
-  int64_t channels;
-  const device::ImageSpan* images;  // [B]
-  const int32_t* edges;             // [E, 2] of a general graph, or null: 4-neighbours
-  int64_t num_edges;
-  const bool* mask;  // [T] or null
-  char* scratch;
-  int32_t* merges;      // [T, 2]
-  float* similarity;    // [T]
-  int32_t* num_merges;  // [B]
-  float* heights;       // [T]
-};
-
-// In the order of merging, the best is the greatest: the bits of the similarity in the order of the numbers,
-// then ~low.
+// A number that is greatest for the pair that merges first: similarity in the upper bits, then ~low.
 __device__ unsigned long long order_of(float similarity, int32_t low) {
   const unsigned bits = __float_as_uint(similarity + 0.0f);  // -0 and 0 are equal
   const unsigned rising = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
   return static_cast<unsigned long long>(rising) << 32 | ~static_cast<unsigned>(low);
 }
 
-// Leads pair e, to be listed, into the table; false if an equal pair is there.
+// Inserts a pair into the hash table; false if it is already there.
 __device__ bool is_first_in_table(const State& s, int32_t low, int32_t high) {
   const unsigned long long key = static_cast<unsigned long long>(low) << 32 | static_cast<unsigned>(high);
   unsigned long long at = key * 0x9e3779b97f4a7c15ull >> 32;
@@ -106,7 +89,7 @@ __device__ bool is_first_in_table(const State& s, int32_t low, int32_t high) {
   }
 }
 
-// Similarities of the listed pairs, a warp each.
+// Computes the similarities of the listed pairs, one warp per pair.
 __device__ void evaluate_list(const State& s, int32_t count, const float* sums, int64_t channels) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   for (int32_t i = warp; i < count; i += kWarps) {
@@ -117,48 +100,36 @@ __device__ void evaluate_list(const State& s, int32_t count, const float* sums, 
   }
 }
 
-__global__ void __launch_bounds__(kThreads) rounds_kernel(Arguments args) {
+__global__ void __launch_bounds__(kThreads) rounds_kernel(device::Batch batch, float* all_heights) {
   __shared__ int32_t list_size, warp_counts[kWarps];
-  const device::ImageSpan image = args.images[blockIdx.x];
-  const int64_t channels = args.channels;
+  const device::ImageSpan image = batch.images[blockIdx.x];
+  const int64_t channels = batch.channels;
   const int32_t n = static_cast<int32_t>(image.height * image.width);
-  const int64_t e_count = args.edges != nullptr
-                              ? args.num_edges
-                              : image.height * (image.width - 1) + (image.height - 1) * image.width;
-  const State s(args.scratch + image.scratch, n, e_count);
+  const int64_t e_count = batch.num_edges(image);
+  const State s(batch.scratch + image.scratch, n, e_count);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  float* sums = args.sums + image.first_row * channels;
-  int32_t* merges = args.merges + 2 * image.first_row;
-  float* similarity = args.similarity + image.first_row;
-  float* heights = args.heights + image.first_row;
+  float* sums = batch.sums + image.first_row * channels;
+  int32_t* merges = batch.merges + 2 * image.first_row;
+  float* similarity = batch.similarity + image.first_row;
+  float* heights = all_heights + image.first_row;
 
-  // Single regions.
+  // The starting regions.
   for (int32_t i = threadIdx.x; i < n; i += kThreads) {
     s.row[i] = s.into[i] = i;
     s.height[i] = INFINITY;
   }
-  for (int32_t i = warp; i < n; i += kWarps) {
-    const float* row = sums + i * channels;
-    const double norm = device::warp_dot(row, row, channels, lane);
-    if (lane == 0) s.norm[i] = norm;
-  }
+  batch.write_norms<kWarps>(image, n, s.norm);
   for (int64_t e = threadIdx.x; e < e_count; e += kThreads) {
     int32_t u, v;
-    if (args.edges != nullptr) {
-      u = args.edges[2 * e];
-      v = args.edges[2 * e + 1];
-    } else {
-      device::grid_edge(e, image.height, image.width, &u, &v);
-    }
-    const bool* mask = args.mask == nullptr ? nullptr : args.mask + image.first_row;
-    s.low[e] = mask == nullptr || (mask[u] && mask[v]) ? min(u, v) : -1;
+    const bool is_inside = batch.read_edge(image, e, &u, &v);
+    s.low[e] = is_inside ? min(u, v) : -1;
     s.high[e] = max(u, v);
   }
 
   int32_t next_id = n;
   bool is_start = true;
   for (;;) {
-    // 3. Lead the pairs to the new ids. (At the start all pairs are new.)
+    // 3. Replace the ids of the pairs by the new ids. (At the start all pairs are new.)
     __syncthreads();
     if (threadIdx.x == 0) list_size = 0;
     for (int64_t i = threadIdx.x; i < s.table_size; i += kThreads) s.table[i] = kFree;
@@ -175,7 +146,7 @@ __global__ void __launch_bounds__(kThreads) rounds_kernel(Arguments args) {
     is_start = false;
     __syncthreads();
 
-    // 4. Their similarities.
+    // 4. The similarities of the new pairs.
     evaluate_list(s, list_size, sums, channels);
     for (int32_t i = threadIdx.x; i < next_id; i += kThreads) {
       s.best[i] = 0;
@@ -198,7 +169,7 @@ __global__ void __launch_bounds__(kThreads) rounds_kernel(Arguments args) {
       if (s.best[s.high[e]] == order) atomicMin(&s.best_high[s.high[e]], s.high[e]);
     }
     __syncthreads();
-    // From here on into[low] is the pair that a lower region merges by, or -1.
+    // From here on into[low] is the pair that merges the lower region, or -1.
     for (int32_t i = threadIdx.x; i < next_id; i += kThreads) s.into[i] = -1;
     __syncthreads();
     for (int64_t e = threadIdx.x; e < e_count; e += kThreads) {
@@ -211,13 +182,13 @@ __global__ void __launch_bounds__(kThreads) rounds_kernel(Arguments args) {
     }
     __syncthreads();
 
-    // 2. Number them: every thread counts those of a run of ids.
+    // 2. Number the merges: every thread counts those of a range of ids.
     const int32_t run = (next_id + kThreads - 1) / kThreads;
     const int32_t begin = min(next_id, static_cast<int32_t>(threadIdx.x) * run),
                   end = min(next_id, begin + run);
     int32_t count = 0;
     for (int32_t i = begin; i < end; ++i) count += s.into[i] >= 0;
-    int32_t before = count;  // of this thread and those before it in the warp
+    int32_t before = count;  // inclusive prefix sum within the warp
     for (int step = 1; step < 32; step *= 2) {
       const int32_t other = __shfl_up_sync(device::kFull, before, step);
       if (lane >= step) before += other;
@@ -263,7 +234,7 @@ __global__ void __launch_bounds__(kThreads) rounds_kernel(Arguments args) {
     merges[2 * k] = merges[2 * k + 1] = -1;
     similarity[k] = heights[k] = 0;
   }
-  if (threadIdx.x == 0) args.num_merges[blockIdx.x] = next_id - n;
+  if (threadIdx.x == 0) batch.num_merges[blockIdx.x] = next_id - n;
 }
 
 }  // namespace
@@ -277,24 +248,11 @@ void merge_rounds_cuda(const TensorView& sums, const std::optional<TensorView>& 
                        const TensorView& table, const TensorView& scratch, const TensorView& merges,
                        const TensorView& similarity, const TensorView& num_merges, const TensorView& heights,
                        uintptr_t stream) {
-  require(sums.dtype == DType::kFloat32 && sums.ndim == 2 && sums.is_contiguous(),
-          "merge_rounds: sums are not contiguous float32 [T, C]");
-  require(table.numel() * 2 == static_cast<int64_t>(grid_sizes.size()) * 4,
-          "merge_rounds: the table is not [B, 4]");
-  require(heights.numel() == sums.shape[0] && heights.is_contiguous(), "merge_rounds: heights are not [T]");
-  const Arguments args = {sums.as<float>(),
-                          sums.shape[1],
-                          table.as<const device::ImageSpan>(),
-                          edges ? edges->as<const int32_t>() : nullptr,
-                          edges ? edges->shape[0] : 0,
-                          region_mask ? region_mask->as<const bool>() : nullptr,
-                          scratch.as<char>(),
-                          merges.as<int32_t>(),
-                          similarity.as<float>(),
-                          num_merges.as<int32_t>(),
-                          heights.as<float>()};
+  const device::Batch batch = device::make_batch(sums, edges, region_mask, grid_sizes, table, scratch, merges,
+                                                 similarity, num_merges);
+  require(heights.numel() == sums.shape[0] && heights.is_contiguous(), "merge_rounds: expected heights [T]");
   const unsigned num_images = static_cast<unsigned>(num_merges.numel());
-  launch(rounds_kernel, num_images, kThreads, stream, args);
+  launch(rounds_kernel, num_images, kThreads, stream, batch, heights.as<float>());
 }
 
 }  // namespace sohes
