@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The only pybind11 file: raw entries of the kernels over TensorView, and build_info().
-// One section per operator, in the order of csrc/. Every entry releases the GIL while its kernel runs;
-// arguments are validated by sohes/ops/<op>.py before they come here.
+// The Python module, by pybind11: functions of the kernels over TensorView, and build_info(). One section per
+// operator, in the order of csrc/. Every function releases the GIL while its kernel runs. sohes/ops/<op>.py
+// validates the arguments.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

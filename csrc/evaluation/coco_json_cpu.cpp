@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// COCO annotations from the bytes of their JSON: where each image's lie, and one image's as columns.
+// COCO annotations from the bytes of their JSON: the byte ranges of each image, and columns for one image.
 #include <algorithm>
 
 #include "json.h"
@@ -9,7 +9,7 @@ namespace sohes {
 namespace evaluation {
 namespace {
 
-// One annotation of the list, far enough to know whose it is.
+// The fields of an annotation that assign it to an image.
 struct Head {
   const uint8_t* id_begin = nullptr;
   const uint8_t* id_end = nullptr;
@@ -17,7 +17,7 @@ struct Head {
   bool has_region = false;
 };
 
-// Whether nothing is drawn: null, [] or {}. Moves a copy of the cursor.
+// Whether the segmentation is empty: null, [] or {}. Moves a copy of the cursor.
 bool is_nothing(JsonCursor cursor) {
   switch (cursor.peek()) {
     case '[':
@@ -31,7 +31,7 @@ bool is_nothing(JsonCursor cursor) {
 
 bool read_head(JsonCursor& cursor, Head& head) {
   const bool whole = cursor.members([&](const JsonString& key) {
-    if (key.has_other_escapes) return false;  // it may spell one of the names
+    if (key.has_other_escapes) return false;  // the key may be one of the names
     if (key.is("annotator")) head.has_annotator = true;
     if (key.is("segmentation")) head.has_region = !is_nothing(cursor);
     if (!key.is("image_id")) return cursor.skip();
@@ -72,7 +72,7 @@ class Record {
  private:
   static constexpr double kMostPixels = 1e10;  // of an image, a mask or a box
 
-  // False for a repeated key: which of the two counts is Python's to say.
+  // False for a repeated key, which is left to Python.
   bool note(int bit) {
     const bool is_new = (columns_[kHas] & bit) == 0;
     columns_[kHas] |= bit;
@@ -105,7 +105,7 @@ class Record {
     return cursor_.literal("null") || integer(kHasParent, kParent);
   }
 
-  // Not looked at, but for a number that float64 does not hold.
+  // Skipped, unless it is a number outside float64.
   bool level() {
     const uint8_t first = cursor_.peek();
     if (first != '-' && (first < '0' || first > '9')) return cursor_.skip();
@@ -126,7 +126,7 @@ class Record {
            is_within(box[2], 0) && is_within(box[3], 0) && box[2] * box[3] <= kMostPixels;
   }
 
-  // What Python refuses as well, and then says why.
+  // Refused here and by Python, which raises the error.
   static bool is_within(double number, double low) { return low <= number && number <= kMostPixels; }
 
   bool segmentation(const uint8_t* text) {
@@ -170,7 +170,7 @@ std::array<int64_t, 4> coco_groups(const TensorView& text, int64_t begin, const 
           "coco_groups: expected contiguous tensors, groups [K, 5]");
   const uint8_t* base = text.as<uint8_t>();
   const uint8_t* end = base + text.shape[0];
-  const uint8_t* done = base + begin;  // after the last object understood
+  const uint8_t* done = base + begin;  // after the last object read
   int64_t count = 0;
   bool has_annotator = false;
   int64_t num_without_region = 0;

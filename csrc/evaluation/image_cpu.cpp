@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// One image from the JSON of its annotations to what is kept of it: the other kernels one after the other.
+// Evaluation of one image, from the JSON of its annotations to its counts, by calls of the other kernels.
 #include <algorithm>
 #include <bit>
 #include <cstring>
@@ -25,7 +25,7 @@ TensorView view_of(void* data, DType dtype, std::initializer_list<int64_t> shape
   return view;
 }
 
-// Hands out scratch from front to back; without memory it only counts.
+// Allocates from the scratch; without memory it only counts bytes.
 class Arena {
  public:
   explicit Arena(uint8_t* begin) : begin_(begin) {}
@@ -63,7 +63,7 @@ struct Side {
   double number(int64_t n, int which) const { return numbers.as<double>()[n * kCocoNumbers + which]; }
   int64_t count() const { return columns.shape[0]; }
 
-  // Whether all of `needed` is there and none of `unwanted`, and every mask is of this size.
+  // Whether all `needed` fields exist, no `unwanted` field exists, and every mask has this size.
   bool read(const TensorView& text, int64_t height, int64_t width, int needed, int unwanted) {
     if (!coco_records(text, columns, numbers)) return false;
     int64_t every = kHasCategory;
@@ -77,7 +77,7 @@ struct Side {
     return true;
   }
 
-  // By falling score where asked for, of equals by category where all have one, then as they come.
+  // Sorted by descending score if requested, then by category if all have one, then in the order of the file.
   void rank(bool by_score) {
     int64_t* begin = order.as<int64_t>();
     std::iota(begin, begin + count(), 0);
@@ -185,7 +185,7 @@ bool coco_image(const TensorView& gt_text, const TensorView& pred_text, int64_t 
     }
   }
 
-  // Predictions are read in the order of their scores, so pairs come in the order of matching.
+  // Predictions are read in the order of their scores, so pairs are in the order of matching.
   const RunMasksView gt{s.starts, s.stops, s.bounds, s.gt.areas, s.gt.boxes};
   const auto [broken, all_pairs] =
       rle_pairs(pred_text, s.pred.places, true, height, width, gt, s.crowd, min_iou, s.runs, s.pred.areas,

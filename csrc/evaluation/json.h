@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A place in strict ASCII JSON text. Every step moves on and returns true, or returns false: the text ends,
-// is malformed, or holds what is left to Python's reader (other than ASCII, deep nesting, NaN).
+// A cursor in strict ASCII JSON text. Every function advances and returns true, or returns false if the text
+// ends, is malformed, or has features that are left to Python (not ASCII, deep nesting, NaN).
 #pragma once
 
 #include <charconv>
@@ -13,7 +13,7 @@ namespace sohes::evaluation {
 struct JsonString {
   const uint8_t* begin;
   const uint8_t* end;
-  bool has_backslash;      // written twice, as JSON asks
+  bool has_backslash;      // written twice, as JSON requires
   bool has_other_escapes;  // \n, \u0041, ...
 
   bool is(std::string_view name) const {
@@ -98,7 +98,7 @@ class JsonCursor {
       if (!digits()) return false;
     }
     found.end = reinterpret_cast<const char*>(at_);
-    return at_ < end_;  // else it may go on beyond the text
+    return at_ < end_;  // else it may continue after the text
   }
 
   bool literal(std::string_view word) {
@@ -160,7 +160,7 @@ class JsonCursor {
 
   static bool is_plain_character(uint8_t c) { return c >= 0x20 && c < 0x80 && c != '"' && c != '\\'; }
 
-  // Written so that compilers make vector code of it.
+  // In a form that compilers vectorize.
   static bool is_plain(const uint8_t* block) {
     uint8_t odd = 0;
     for (int i = 0; i < kBlock; ++i) {

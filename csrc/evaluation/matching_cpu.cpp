@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// COCO's greedy matching, every area range and IoU threshold at once: a set of lanes is one word.
+// COCO's greedy matching for all area ranges and IoU thresholds at once; a set of lanes is one 64-bit word.
 #include <algorithm>
 #include <cstring>
 
@@ -44,11 +44,11 @@ int64_t match_lanes(const TensorView& pred, const TensorView& gt, const TensorVi
   int64_t count = 0;
   for (int64_t start = 0, stop; start < num_pairs; start = stop) {
     for (stop = start; stop < num_pairs && preds[stop] == preds[start]; ++stop) best[stop - start] = stop;
-    // Of equal IoUs the later mask comes first, as COCO takes the last of the best.
+    // Of equal IoUs the later mask is first, because COCO takes the last of the best.
     std::sort(best, best + (stop - start), [&](int64_t a, int64_t b) {
       return values[a] != values[b] ? values[a] > values[b] : masks[a] > masks[b];
     });
-    uint64_t want = every;  // lanes in which this prediction has no mask yet
+    uint64_t want = every;  // lanes in which this prediction is not matched yet
     for (int64_t k = 0; k < stop - start; ++k) {
       uint64_t& free = counts_free[masks[best[k]]];
       const uint64_t taken = want & reached(values[best[k]]) & free;
@@ -60,7 +60,7 @@ int64_t match_lanes(const TensorView& pred, const TensorView& gt, const TensorVi
     for (int64_t k = 0; k < stop - start; ++k) {
       const int64_t m = masks[best[k]];
       const uint64_t taken = want & reached(values[best[k]]) & ignored_free[m];
-      if (!crowd.as<bool>()[m]) ignored_free[m] ^= taken;  // a crowd is never used up
+      if (!crowd.as<bool>()[m]) ignored_free[m] ^= taken;  // a crowd can be matched repeatedly
       want ^= taken;
       spares |= taken;
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Interpolated precision of every lane, in one pass over predictions by falling score.
+// Interpolated precision of every lane, in one pass over predictions by descending score.
 #include <algorithm>
 #include <bit>
 #include <cstring>

@@ -9,13 +9,13 @@ namespace sohes {
 namespace evaluation {
 namespace {
 
-// The bounding box of runs that come in rising order, column after column of `height` pixels.
+// The bounding box of runs in ascending order; columns have `height` pixels.
 class BoxOfRuns {
  public:
   explicit BoxOfRuns(int64_t height) : height_(height), low_(height) {}
 
   void add(int64_t start, int64_t stop) {
-    // The next run mostly starts in this column or the next, which spares the division.
+    // The next run usually starts in this column or the next, which saves the division.
     if (start - column_start_ >= height_) {
       if (start - column_start_ < 4 * height_) {
         do {
@@ -33,7 +33,7 @@ class BoxOfRuns {
       low_ = std::min(low_, top);
       high_ = std::max(high_, bottom);
       right_ = column_;
-    } else {  // goes on into the next column, so it touches the bottom of one and the top of the other
+    } else {  // continues in the next column, so it touches the bottom of one and the top of the other
       low_ = 0;
       high_ = height_;
       right_ = (stop - 1) / height_;
@@ -59,11 +59,11 @@ struct Row {
   int64_t count;
 };
 
-// Moves on past one number: groups of five bits, least first, 32 says that another follows, the last is
-// signed.
+// Reads one number: groups of five bits, least significant first; 32 marks that another group follows, the
+// last one is signed.
 inline bool read_number(const uint8_t*& at, const uint8_t* end, bool escaped, int64_t& number) {
   const uint8_t only = static_cast<uint8_t>(*at - 48);
-  if (only < 32) {  // by far the most frequent case
+  if (only < 32) {  // the most frequent case
     ++at;
     number = static_cast<int64_t>(only ^ 16) - 16;
     return true;
@@ -86,11 +86,11 @@ inline bool read_number(const uint8_t*& at, const uint8_t* end, bool escaped, in
   return true;
 }
 
-// Appends the runs of one mask. False where the text is no RLE of num_pixels pixels.
+// Appends the runs of one mask. False if the text is not RLE of num_pixels pixels.
 bool read_one(const uint8_t* at, const uint8_t* end, bool escaped, int64_t num_pixels, Row& row,
               int64_t& area, BoxOfRuns& box) {
   int64_t filled = 0;
-  int64_t outside = 0, inside = 0;  // what the next runs are written as the difference to
+  int64_t outside = 0, inside = 0;  // the next runs are stored as differences to these
   int64_t run;
   area = 0;
   for (bool is_first = true; at < end; is_first = false) {
@@ -134,12 +134,12 @@ void require_masks(const RunMasksView& masks) {
   }
 }
 
-// Pixels from `from` on that both hold.
+// Number of common pixels from `from` on.
 int64_t shared_pixels(const Runs& a, const Runs& b, int64_t from) {
   int64_t i = std::upper_bound(a.stops, a.stops + a.count, from) - a.stops;
   int64_t j = std::upper_bound(b.stops, b.stops + b.count, from) - b.stops;
   int64_t shared = 0;
-  // Which run ends first is a coin toss, so no branch is taken on it.
+  // Without a branch, because which run ends first is not predictable.
   while (i < a.count && j < b.count) {
     const int64_t a_stop = a.stops[i], b_stop = b.stops[j];
     const int64_t both = std::min(a_stop, b_stop) - std::max(a.starts[i], b.starts[j]);
@@ -150,7 +150,7 @@ int64_t shared_pixels(const Runs& a, const Runs& b, int64_t from) {
   return shared;
 }
 
-// Collects the pairs of one prediction after the other with all true masks.
+// Collects the pairs of each prediction with all ground-truth masks.
 class PairWriter {
  public:
   PairWriter(const RunMasksView& gt, const TensorView& crowd, int64_t height, double min_iou,
@@ -178,7 +178,7 @@ class PairWriter {
       const int64_t across = std::min(box[2], gt_box[2]) - left;
       const int64_t down = std::min(box[3], gt_box[3]) - std::max(box[1], gt_box[1]);
       if (across <= 0 || down <= 0) continue;
-      // One division of exact integers: the quotient is pycocotools' to the last bit.
+      // One division of exact integers, so the quotient equals that of pycocotools bit by bit.
       const auto ratio = [&](int64_t shared) {
         const int64_t all = crowd_[g] ? area : area + gt_area - shared;
         return static_cast<double>(shared) / static_cast<double>(all);

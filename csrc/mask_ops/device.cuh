@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the CUDA kernels of the mask operators share. Every result is made of integers that are added, ORed or
-// compared, so none depends on the order in which threads run.
+// Shared by the CUDA kernels of the mask operators. Results are sums, ORs or comparisons of integers, so they
+// do not depend on the order of the threads.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -12,11 +12,11 @@
 
 namespace sohes::mask_ops {
 
-using Word = unsigned long long;  // as CUDA's atomics want it
+using Word = unsigned long long;  // the type of CUDA's atomics
 constexpr unsigned kFull = 0xFFFFFFFFu;
 constexpr int kThreads = 256;
 
-// Blocks for so many items, some of them for every block; the kernels go on where the grid ends.
+// Number of blocks for the items; the kernels loop over the rest.
 inline dim3 grid_for(int64_t items, int64_t per_block) {
   const int64_t blocks = (items + per_block - 1) / per_block;
   return dim3(static_cast<unsigned>(std::clamp<int64_t>(blocks, 1, 1 << 20)));
@@ -31,10 +31,10 @@ __device__ inline Word read_bits(const Word* words, int64_t at, int64_t count) {
   return count >= 64 ? bits : bits & ((Word{1} << count) - 1);
 }
 
-// What is in memory now, whatever this thread read there before.
+// The current value in memory, not a cached one.
 __device__ inline Word load_now(const Word* at) { return *static_cast<const volatile Word*>(at); }
 
-// The numbers of the threads before this one, added up, and in `total` those of all. Every thread calls it.
+// Exclusive prefix sum over the threads of the block, and in `total` the sum. All threads must call it.
 __device__ inline unsigned add_up_before(unsigned own, unsigned& total) {
   __shared__ unsigned of_warp[kThreads / 32];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;

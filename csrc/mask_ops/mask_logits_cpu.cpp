@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Upsampled, thresholded and packed logits, without the upsampled image. Between two neighbouring source rows
-// a column is a blend of two numbers: of one sign, the whole stretch is inside or outside; only where the
-// sign changes are its pixels computed. The work follows the length of the outlines and not the number of
-// pixels.
+// a column interpolates two numbers. If both have one sign, all pixels between are inside or outside; pixels
+// are computed only where the sign changes. So the time depends on the length of the contours, not on the
+// number of pixels.
 #include <algorithm>
 
 #include "bits.h"
@@ -12,7 +12,7 @@
 #include "simd.h"
 #include "sohes/mask_ops.h"
 
-// The definition rounds each product: no fused multiply-add.
+// The reference rounds each product: no fused multiply-add.
 #if defined(__clang__)
 #pragma clang fp contract(off)
 #elif defined(__GNUC__)
@@ -23,7 +23,7 @@ namespace sohes {
 namespace mask_ops {
 namespace {
 
-// Distance above the threshold, so bounded that a blend of two of one sign keeps their sign.
+// Distance above the threshold, clamped so that interpolation of two values of one sign keeps the sign.
 inline float distance(float logit, float threshold) {
   float d = logit - threshold;
   if (!(d > -kFar)) d = -kFar;  // NaN too
@@ -57,7 +57,7 @@ struct Scratch {
         column(turned + height * width) {}
 };
 
-// The part of the source that matters: half-open, one pixel wider than what is inside.
+// The box of the source pixels that are needed: half-open, one pixel wider than the foreground.
 struct Band {
   int64_t x0, y0, x1, y1;
 };
@@ -100,9 +100,9 @@ void turn(const Grid& grid, const float* source, float threshold, const Band& ba
   }
 }
 
-// How many of the output pixels between source rows j and j + 1 are inside, where the column goes from
-// `upper` to `lower` and one of them is inside. The blend rises or falls all the way, rounded too, so those
-// pixels lie at the end inside.
+// Number of output pixels inside between source rows j and j + 1, where the column goes from `upper` to
+// `lower` and one of them is inside. The interpolation is monotonic, also when rounded, so these pixels are
+// at that end.
 int64_t count_inside(const Grid& grid, float upper, float lower, int64_t j) {
   int64_t inside = 0;
   for (int64_t y = grid.row_start[j]; y < grid.row_start[j + 1]; ++y) {
@@ -113,7 +113,7 @@ int64_t count_inside(const Grid& grid, float upper, float lower, int64_t j) {
   return inside;
 }
 
-// What the mask covers so far.
+// Area and box of the mask so far.
 struct Stats {
   int64_t area = 0;
   int64_t x0, y0, x1 = 0, y1 = 0;
@@ -125,7 +125,8 @@ void fill_column(const Grid& grid, const Band& band, const Scratch& scratch, int
   const int64_t rows = band.y1 - band.y0;
   const float* column = scratch.column;
   for_each_run(scratch.signs, 0, rows, true, [&](int64_t start, int64_t stop) {
-    // The band is a row wider than the mask, unless the image ends there; beyond its last row the sign stays.
+    // The band is a row wider than the mask, except at the border of the image; after its last row the sign
+    // stays.
     const int64_t first = band.y0 + start, last = band.y0 + (stop < rows ? stop - 1 : stop);
     int64_t begin = grid.row_start[first], end = grid.row_start[last];
     if (start > 0) begin -= count_inside(grid, column[start - 1], column[start], first - 1);

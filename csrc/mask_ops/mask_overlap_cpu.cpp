@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Intersections of every pair. Each mask's box is first copied into bands: band k holds, for every column
-// side by side, the 64 pixels from row 64 * k on in one word. Two masks then share one rectangle of words,
-// and the work for a pair follows the area that their boxes share: 16 bytes read for every 64 of those
-// pixels. A tile of kTile x kTile pairs works within the second-level cache; which of its pairs meet is found
-// for a whole row of it at once.
+// Intersections of all pairs. First the box of each mask is copied into bands: band k has one word per column
+// with the 64 pixels from row 64 * k on. The intersection of two boxes is then a rectangle of words, and a
+// pair reads 16 bytes per 64 pixels of it. A tile of kTile x kTile pairs fits the L2 cache; the pairs of a
+// row of the tile whose boxes intersect are found at once.
 #include <algorithm>
 
 #include "bits.h"
@@ -18,7 +17,7 @@ namespace mask_ops {
 namespace {
 
 constexpr int64_t kTile = 64;     // masks of a, and of b
-constexpr int64_t kStrip = 2048;  // words of each at a time, on average: 16 KB, so that a side takes 1 MB
+constexpr int64_t kStrip = 2048;  // words of each mask at a time, on average: 16 KB, so 1 MB per side
 
 // Half-open columns and bands of a mask's box, and where its words begin. Columns are widened to whole
 // vectors of 8 words, so that two crops are always read in step with cache lines.
@@ -30,7 +29,7 @@ struct Crop {
   int64_t size() const { return width() * (band1 - band0); }
 };
 
-// Low images: so many columns are taken for one that a band is filled.
+// For images of low height: number of columns that are joined to fill a band.
 int64_t columns_joined(int64_t height) { return height > 0 && height < 64 ? 64 / height : 1; }
 
 Crop crop_of(const int64_t* box, int64_t height) {

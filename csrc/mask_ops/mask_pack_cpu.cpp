@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Dense masks to packed ones and back. A mask is 8 times larger dense than packed, so reading (or writing)
-// the dense side once, row after row, is the floor; the bits are turned from rows to columns in 64 x 64
-// blocks in registers.
+// Dense masks to packed masks and back. A dense mask is 8 times larger than a packed one, so the time is
+// bounded by one pass over the dense mask, row by row; the bits are transposed in blocks of 64 x 64 in
+// registers.
 #include <algorithm>
 #include <bit>
 
@@ -19,7 +19,7 @@ namespace {
 constexpr int64_t kBlocks =
     64;  // 64-column blocks of one strip: 32 KB of bits on the stack, whole rows of most images
 
-// The box of what was found so far, half-open; empty at first.
+// The box of the pixels so far, half-open; initially empty.
 struct Found {
   int64_t x0 = INT64_MAX, y0 = INT64_MAX, x1 = 0, y1 = 0;
 };

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Connected regions, outlines and resizing of packed masks, all on the runs of their columns: the work
-// follows the number of runs and not the number of pixels.
+// Components, boundaries and resizing of packed masks, from the runs of their columns: the time depends on
+// the number of runs, not on the number of pixels.
 #include <algorithm>
 
 #include "bits.h"
@@ -16,8 +16,7 @@ namespace {
 // The runs of one mask's columns as a union-find forest. A root is the first run of its component.
 class Regions {
  public:
-  // Runs of bits equal to `value`; `reach` is 1 where runs that only touch at a corner belong together, else
-  // 0.
+  // Runs of bits equal to `value`; `reach` is 1 if runs that touch at a corner are connected, else 0.
   Regions(const uint64_t* words, int64_t height, int64_t width, bool value, int64_t reach, int64_t* scratch,
           int64_t capacity)
       : start_(scratch), stop_(start_ + capacity), parent_(stop_ + capacity), size_(parent_ + capacity) {

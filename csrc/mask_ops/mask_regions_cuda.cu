@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Connected regions, outlines and resizing of packed masks on a CUDA device. Regions are made of the runs of
-// the masks' columns, as on the CPU, so that memory and work follow the runs and not the pixels: a run is
-// joined with those that it touches in the column before, found by bisection, in a union-find forest without
-// locks. A link goes from the higher run to the lower one and is only ever lowered, so that whatever the
-// order of the threads the label of a component is its first run. Words are read twice for the runs and
-// written once; a run takes 24 bytes.
+// Components, boundaries and resizing of packed masks on a CUDA device. As on the CPU, components are built
+// from the runs of the columns, so that memory and time depend on the number of runs, not of pixels. A run is
+// joined with the runs that it touches in the previous column, found by bisection, in a lock-free union-find
+// forest. Links go from the higher run to the lower one and only decrease, so that the label of a component
+// is its first run for any order of the threads. Words are read twice for the runs and written once; a run
+// takes 24 bytes.
 #include "device.cuh"
 #include "sohes/mask_ops.h"
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// COCO run-length encoding, compressed form. A run begins where a bit differs from the one before it, so a
-// word and itself moved by one give all the runs that begin in it. A number is written as 8 characters in one
-// store, of which those that it needs are kept.
+// COCO run-length encoding, compressed form. A run begins where a bit differs from the previous bit, so a
+// word and the word shifted by one give all runs that begin in it. A number is written as 8 characters in one
+// store, and the unused ones are overwritten.
 #include <algorithm>
 #include <bit>
 #include <cstring>
@@ -64,7 +64,7 @@ int64_t encode_one(const uint64_t* words, int64_t num_pixels, Span span, char* t
   return at - text;
 }
 
-// False when the text is cut short, holds other characters, or does not come to num_pixels.
+// False if the text is truncated, has other characters, or does not sum to num_pixels.
 bool decode_one(const uint8_t* text, int64_t length, int64_t num_pixels, uint64_t* words) {
   int64_t filled = 0;
   int64_t before[2] = {0, 0};

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Duplicates and parents, without the matrix of all pairs: areas and boxes bound what two masks can share, so
-// that only pairs that may matter are counted.
+// Non-maximum suppression and parents, without the matrix of all pairs: areas and boxes bound the
+// intersection of two masks, so that it is computed only where it can matter.
 #include <algorithm>
 
 #include "parallel.h"
@@ -18,7 +18,7 @@ struct Masks {
   const int64_t* boxes;
   int64_t height;
 
-  // The most pixels that two masks can share: those that their boxes do.
+  // Upper bound of the intersection of two masks: that of their boxes.
   int64_t shared_box(int64_t i, int64_t j) const {
     const int64_t *a = boxes + 4 * i, *b = boxes + 4 * j;
     const int64_t w = std::min(a[2], b[2]) - std::max(a[0], b[0]);
@@ -26,8 +26,7 @@ struct Masks {
     return w > 0 && h > 0 ? w * h : 0;
   }
 
-  // The pixels that two masks share, both of some pixels and with boxes that meet: counted over their common
-  // columns.
+  // The intersection of two masks that are not empty and whose boxes intersect, over their common columns.
   int64_t shared(int64_t i, int64_t j) const {
     const int64_t *a = boxes + 4 * i, *b = boxes + 4 * j;
     const int64_t x0 = std::max(a[0], b[0]), x1 = std::min(a[2], b[2]);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Duplicates and parents on a CUDA device, from rows of the matrix of intersections (8 bytes a pair read, one
-// bit a pair written for duplicates). The greedy choice goes through the masks in one block, 64 at a time.
+// Non-maximum suppression and parents on a CUDA device, from rows of the matrix of intersections (reads 8
+// bytes per pair, writes one bit per pair for duplicates). The greedy selection runs in one block, 64 masks
+// at a time.
 #include "device.cuh"
 #include "sohes/mask_ops.h"
 

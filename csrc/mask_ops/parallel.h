@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A parallel for loop over std::thread. Items are handed out one grain at a time, so uneven ones balance.
+// A parallel for loop over std::thread, with dynamic scheduling of `grain` items at a time.
 #pragma once
 
 #include <algorithm>

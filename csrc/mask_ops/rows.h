@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// One mask's words out of a tensor of many.
+// Access to the words of one mask in a tensor.
 #pragma once
 
 #include <cstdint>
@@ -28,7 +28,7 @@ inline Span span_of(const TensorView& boxes, int64_t n, int64_t height, int64_t 
   return boxes.numel() == 0 ? Span{0, num} : span_of(boxes.as<int64_t>() + 4 * n, height);
 }
 
-// Guards a raw entry: contiguous int64 words [N, V] on the CPU of masks with this many pixels.
+// Checks an argument: contiguous int64 words [N, V] on the CPU, of masks with this many pixels.
 inline void require_words(const TensorView& words, int64_t num_pixels) {
   require(words.device == kCpu && words.dtype == DType::kInt64 && words.ndim == 2 && words.is_contiguous() &&
               words.shape[1] == num_words(num_pixels),

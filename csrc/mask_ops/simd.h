@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The inner loops that gain from vector instructions, in one version per instruction set. The best one this
-// processor has is chosen at run time, so one binary serves every machine. All versions agree to the bit.
+// The vectorized inner loops, in one version per instruction set. The fastest version for the processor is
+// selected at run time, so one binary runs on every machine. All versions return equal bits.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the loops for AVX2 and AVX-512 share. Each function is compiled for its own instruction set and called
-// only where that is present.
+// Shared by the loops for AVX2 and AVX-512. Each function is compiled for its own instruction set and called
+// only if the processor has it.
 #pragma once
 
 #include "simd.h"

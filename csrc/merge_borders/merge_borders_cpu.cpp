@@ -2,9 +2,8 @@
 // cost(a, b) = (|mean_a - mean_b| + border_weight * strength / length) * (n_a n_b / ((n_a + n_b)
 // n))^size_exponent
 //
-// A heap holds every pair with the cost it had when it became adjacent. A merged region gets a new id, so an
-// entry that names a region that is gone is simply skipped. Neighbour lists are kept exact: what a list holds
-// is alive, and holds it in turn.
+// A heap has every pair with its cost when it became adjacent. A merged region gets a new id, so entries of
+// regions that no longer exist are skipped. The lists of neighbours are exact and symmetric.
 #include <algorithm>
 #include <cmath>
 #include <queue>

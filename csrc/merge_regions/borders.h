@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Who borders on whom, and how near: the lists of neighbours with a key for every pair, and what a merge does
-// to them.
+// Lists of neighbours with a key per pair (a lower bound of the angle), and their update by a merge.
 #pragma once
 
 #include <algorithm>
@@ -17,7 +16,7 @@ constexpr double kKeyRounding = 6e-7;
 
 inline float key_of(double angle, double turned) { return static_cast<float>(angle + turned - kKeyRounding); }
 
-// The place of x among the first `count`, or -1. Whole blocks are compared at once.
+// The index of x among the first `count` values, or -1. Compares whole blocks at once.
 inline int32_t find(const int32_t* values, int32_t count, int32_t x) {
   constexpr int kBlock = 16;
   int32_t i = 0;
@@ -63,7 +62,7 @@ class Borders {
     }
     for (int32_t k = 0; k < e; ++k) {
       const int32_t u = graph.edges[2 * k], v = graph.edges[2 * k + 1];
-      if (find(others(u), s_.degree[u], v) >= 0) continue;  // named twice
+      if (find(others(u), s_.degree[u], v) >= 0) continue;  // repeated edge
       append(u, v, u < v ? kForeign : 0.0f);
       append(v, u, v < u ? kForeign : 0.0f);
     }
@@ -72,8 +71,7 @@ class Borders {
   const int32_t* others(int32_t region) const { return s_.lists.other + s_.first[region]; }
   const float* keys(int32_t region) const { return s_.lists.key + s_.first[region]; }
 
-  // All pairs of the region in slot a belong to it from now on; their keys are moved near zero from time to
-  // time.
+  // Makes all pairs of the region in slot a belong to it; resets the offset of their keys when it is large.
   void take_over(int32_t a) {
     float* keys = s_.lists.key + s_.first[a];
     for (int32_t i = 0; i < s_.degree[a]; ++i) {
@@ -130,7 +128,7 @@ class Borders {
     return angle;
   }
 
-  // Are they neighbours? Looks through the shorter list; `count` of a's are to be looked at.
+  // Whether a and b are neighbours, by a search of the shorter list; of a the first `count` entries.
   bool find_either(int32_t a, int32_t count, int32_t b) const {
     if (count < s_.degree[b]) return find(others(a), count, b) >= 0;
     return find(others(b), s_.degree[b], a) >= 0;
@@ -143,9 +141,8 @@ class Borders {
     s_.lists.stamp[at] = -1;
   }
 
-  // Room for so many more neighbours of a region, in a place twice as large as needed. Live lists hold at
-  // most 2E entries, a region has at most E neighbours, so after moving the lists together there is room
-  // among the 4E.
+  // Reserves capacity for `more` neighbours of a region, twice as much as needed. The live lists have at most
+  // 2E entries and a region has at most E neighbours, so after compaction the 4E entries are enough.
   void make_room(int32_t region, int32_t more) {
     const int32_t needed = s_.degree[region] + more;
     if (needed <= s_.capacity[region]) return;
@@ -157,7 +154,7 @@ class Borders {
     move_list(region, s_.lists, 2 * needed);
   }
 
-  // Moves a region's list behind everything in `to`.
+  // Moves the list of a region to the end of `to`.
   void move_list(int32_t region, const Lists& to, int32_t capacity) {
     const int32_t from = s_.first[region], count = s_.degree[region];
     std::copy_n(s_.lists.other + from, count, to.other + used_);

@@ -6,8 +6,8 @@
 
 namespace sohes::merging {
 
-// Cuts arrays out of one block of the caller's, each on a cache line of its own. Over a null block it only
-// counts.
+// Allocates arrays from one block of memory, each aligned to a cache line. With a null block it only counts
+// bytes.
 class Carver {
  public:
   explicit Carver(void* block) : base_(static_cast<char*>(block)) {}

@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-// The greedy order is exact, yet most similarities are never computed.
+// Merging in the exact greedy order, while most similarities are never computed.
 //
-// Every pair carries a lower bound of its angle, and so an upper bound of its similarity, that costs no pass
-// over the channels: when a and b become c = a + b, a neighbour n of both has <c, n> = <a, n> + <b, n>, and a
-// neighbour of one alone turns towards the merged region by no more than the angle between that one and c
-// (bounds.h). Only a pair whose bound comes before everything else pays for a dot product, of the sums as
-// they are then. What decides is always a freshly computed similarity.
+// Every pair has a lower bound of its angle, so an upper bound of its similarity, computed without a pass
+// over the channels: if a and b become c = a + b, a neighbour n of both has <c, n> = <a, n> + <b, n>, and for
+// a neighbour of one of them the angle decreases by at most the angle between that one and c (bounds.h). A
+// dot product of the current sums is computed only for a pair whose bound is the best of all. The decision
+// always uses a computed similarity.
 //
-// A pair belongs to the younger of its two regions, and the heap holds one entry per region: the best pair
-// that belongs to it. A merge makes all pairs of c belong to c, so the entries of other regions can only
-// become too optimistic, never too pessimistic, and are repaired when they surface. Nothing is ever searched
-// for or updated inside the heap.
+// A pair belongs to the newer of its two regions, and the heap has one entry per region: the best pair that
+// belongs to it. A merge makes all pairs of c belong to c, so the entries of other regions can only become
+// too high, never too low, and are corrected when they reach the top. No entry inside the heap is searched
+// for or updated.
 //
-// Long borders. A region that swallows its surroundings one by one has hundreds of neighbours, and only a few
-// of them change in a merge. Its turn is added to one number (`turned`) instead of subtracted from every
-// angle; its pairs stay where they are; only those of the part with fewer neighbours move. What is left that
-// is proportional to the border is to run along its keys for the least one, a few numbers a nanosecond.
+// Long borders. A region that grows by small neighbours has hundreds of neighbours, and only a few of them
+// change in a merge. The angle by which it turns is added to one number (`turned`) instead of subtracted from
+// every angle; its pairs are not moved, only those of the part with fewer neighbours. The only step
+// proportional to the border is the search for the least key, a few keys per nanosecond.
 //
 // One merge reads two rows of features and those of the neighbours that are evaluated (5 to 15 of them on
 // feature maps of 28x28 to 200x200).
@@ -33,8 +33,8 @@
 namespace sohes::merging {
 namespace {
 
-// Up to this many neighbours, a region evaluates its candidates together, as rows in flight hide each other's
-// latency. With more, the most promising one goes first, as its similarity may spare the others.
+// With up to this many neighbours, a region evaluates its candidates together, so that reads overlap. With
+// more, it evaluates the best candidate first, because its similarity may exclude the others.
 constexpr int kFewNeighbours = 8;
 constexpr int kParts = 8;
 
@@ -156,14 +156,14 @@ class Merger {
     return s_.lists.stamp[s_.first[region] + place] == s_.id[region];
   }
 
-  // The entry of a region that says no more than its bounds do; high < 0 where no pair belongs to it.
+  // The entry of a region from its bounds alone; high < 0 if no pair belongs to it.
   Entry promise_of(int32_t region) const {
     const float* keys = borders_.keys(region);
     const float key = least(keys, s_.degree[region]);
     if (key == kForeign) return {kNever, INT32_MAX, -1, -1};
     const float bound = bound_of_angle(key - s_.turned[region]);
     int32_t low = -1;
-    if (bound == 1.0f) {  // as high as can be: ids decide which comes first
+    if (bound == 1.0f) {  // the maximum: ids decide the order
       low = INT32_MAX;
       for (int32_t i = 0; i < s_.degree[region]; ++i) {
         if (bound_of_angle(keys[i] - s_.turned[region]) < 1.0f) continue;
@@ -173,7 +173,7 @@ class Merger {
     return {bound, low, s_.id[region], -1};
   }
 
-  // Evaluates this region's pairs until its best one is known, or `rest` comes before all that may be it.
+  // Evaluates the pairs of a region until its best one is known, or `rest` is before all candidates.
   Entry settle(int32_t region, const Entry& promise, const Entry& rest) {
     const int32_t count = s_.degree[region];
     const float* keys = borders_.keys(region);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A batch of images: cuts the caller's scratch into one share per thread, and each image into a graph.
+// Merging of a batch of images: divides the scratch among the threads and builds the graph of each image.
 #include <algorithm>
 
 #include "../mask_ops/parallel.h"

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Merging in rounds. A round goes over the pairs a few times and computes the similarities of the regions
-// that it made: all in one order, so that the result is repeatable, and without a queue. Maps with objects
-// take some 40 rounds at 28x28, 90 at 60x60, 800 at 200x200; where one region is the best of all its
-// neighbours it takes one of them a round, and rounds become many.
+// Merging in rounds. A round makes a few passes over the pairs and computes the similarities of the new
+// regions, in one fixed order, so that results are repeatable, and without a queue. Feature maps with objects
+// take about 40 rounds at 28x28, 90 at 60x60, 800 at 200x200. A region that is the best of all its neighbours
+// merges one of them per round, which gives many rounds.
 #include "rounds.h"
 
 #include <algorithm>
@@ -32,7 +32,7 @@ struct State {
   double* norm;
   float* height;
   int32_t* best;  // a place among the pairs, -1
-  int32_t* into;  // the node that the node is part of after this round
+  int32_t* into;  // the node that contains the node after this round
   int32_t* mark;  // the last region that listed this one as its neighbour
   int32_t* start;
   Pair* pairs;      // [E]

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where the sums of merged regions lie. A region has a row of its own only when it holds two leaves or more,
+// Memory for the sums of merged regions. A region has a row of its own only when it holds two leaves or more,
 // so at most half as many rows as there are regions exist at a time; none where the features may be
 // overwritten.
 #pragma once
@@ -25,7 +25,7 @@ class Rows {
   }
 
  private:
-  // May the row be written to? Those of leaves lie in the input.
+  // Whether the row may be overwritten; rows of leaves are part of the input.
   bool owns(const float* row) const {
     const float* end = graph_.features + graph_.num_regions * graph_.channels;
     return graph_.may_overwrite || std::less<>()(row, graph_.features) || !std::less<>()(row, end);

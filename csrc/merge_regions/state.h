@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What greedy merging keeps of one image: regions in slots, their neighbours, a heap of the regions' best
-// pairs.
+// The state of greedy merging of one image: regions in slots, their neighbours, a heap of their best pairs.
 #pragma once
 
 #include <cstddef>
@@ -21,7 +20,7 @@ struct Entry {
 
 constexpr Entry kNoEntry = {kNever, INT32_MAX, INT32_MAX, -1};
 
-// The order of merging: similarity down, then lower id up, then higher id up.
+// The order of merging: similarity descending, then lower id ascending, then higher id ascending.
 inline bool comes_before(const Entry& a, const Entry& b) {
   if (a.bound != b.bound) return a.bound > b.bound;
   return a.low != b.low ? a.low < b.low : a.high < b.high;
@@ -51,7 +50,7 @@ struct State {
   double*
       turned;   // [N] the sum of the angles that the region has turned by since the slot's keys were written
   int32_t* id;  // [N] node id of the slot's region
-  int32_t* slot;      // [2N] slot of a node id, -1 when it was swallowed
+  int32_t* slot;      // [2N] slot of a node id, -1 after it was merged
   int32_t* first;     // [N] the slot's neighbours are first .. first + degree of the lists,
   int32_t* degree;    // [N]
   int32_t* capacity;  // [N] with room for this many
@@ -59,7 +58,7 @@ struct State {
   int32_t* chosen;    // [N] scratch: places in a list
   Lists lists;  // [4E] one region's neighbours after the other's; when full, the live ones move to `spare`
   Lists spare;  // [4E]
-  float** free_rows;  // [N/2] rows that merged regions gave back
+  float** free_rows;  // [N/2] rows to reuse
   float* rows;        // [N/2, C]
   size_t bytes;
 

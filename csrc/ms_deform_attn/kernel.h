@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the threads of the CPU kernels run: the work of one (batch, head), for each instruction set.
+// The CPU kernels of one (batch, head), for each instruction set.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@ struct Problem {
   int64_t B, S, K, D, Q;
   int num_points;           // L*P
   int64_t padded_channels;  // D, rounded up so that every row of scratch is whole vectors
-  int64_t padded_points;    // num_points, alike
+  int64_t padded_points;    // num_points, rounded up in the same way
   // Rows of value, output and grad_output are whole vectors of a type that vectors are loaded from.
   bool whole;
   // Whole rows of value are read where they lie. Otherwise a head is packed into scratch first, whose rows
@@ -42,7 +42,7 @@ struct IndexOf<double> {
   using type = int64_t;
 };
 
-// What each point needs to know of its level: one array of padded_points a field, shared by all threads.
+// The level of each point: one array [padded_points] per field, shared by all threads.
 template <typename T>
 struct PointTable {
   using Int = typename IndexOf<T>::type;

@@ -3,7 +3,7 @@
 // SOHES_TARGET (its function attribute) and SOHES_VECTOR_BYTES includes this once; separate namespaces keep
 // code compiled for one processor from being linked into the path of another.
 //
-//   x = location_x * width - 0.5, y alike; the four pixels around (x, y) weigh (1-fx)(1-fy) .. fx*fy
+//   x = location_x * width - 0.5, y = location_y * height - 0.5; corner weights (1-fx)(1-fy) .. fx*fy
 //   out[q]              = sum over points and corners of  attention * corner weight * value[corner]
 //   grad_value[corner] += attention * corner weight * grad_out[q]
 //   dot[corner]         = <grad_out[q], value[corner]>, from which the gradients of location and weight

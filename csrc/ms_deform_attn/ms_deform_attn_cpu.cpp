@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Multi-scale deformable attention on the CPU: sizes, scratch, choice of instruction set, threads. The
-// arithmetic is in kernel_isa.h.
+// Multi-scale deformable attention on the CPU: sizes, scratch, selection of the instruction set, threads. The
+// computation is in kernel_isa.h.
 #include <algorithm>
 #include <atomic>
 #include <memory>
@@ -164,12 +164,11 @@ Scratch<T> worker_scratch(const Problem& p, const Plan& plan, char* workspace, i
   return scratch;
 }
 
-// Calls work(worker, task) for every task; a worker takes the next one when it is free, so uneven ones even
-// out.
+// Calls work(worker, task) for every task, with dynamic scheduling.
 //
-// The caller is worker 0 and waits for tasks, never for threads: beside an OpenMP pool, whose idle threads
-// keep their cores busy for milliseconds, a helper may start when all is done. It then finds no task, touches
-// nothing of the caller's and ends; what it looks at lives as long as it does.
+// The caller is worker 0 and waits for tasks, not for threads: if the idle threads of an OpenMP pool keep the
+// cores busy for milliseconds, a helper thread may start after all tasks are done. It then finds no task,
+// does not access memory of the caller, and ends; the data that it reads lives as long as the thread.
 template <typename Work>
 void run_tasks(int64_t tasks, int workers, const Work& work) {
   struct Shared {
@@ -191,7 +190,7 @@ void run_tasks(int64_t tasks, int workers, const Work& work) {
     try {
       std::thread([shared, worker] { shared->run(worker); }).detach();
     } catch (const std::system_error&) {
-      break;  // no more threads to be had: those that run do all of it
+      break;  // no more threads available: the running ones do all tasks
     }
   }
   shared->run(0);

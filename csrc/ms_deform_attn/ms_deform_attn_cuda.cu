@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Multi-scale deformable attention on a CUDA device.
 //
-//   x = location_x * width - 0.5, y alike; the four pixels around (x, y) weigh (1-fx)(1-fy) .. fx*fy
+//   x = location_x * width - 0.5, y = location_y * height - 0.5; corner weights (1-fx)(1-fy) .. fx*fy
 //   out[row]            = sum over points and corners of  attention * corner weight * value[corner]
 //   grad_value[corner] += attention * corner weight * grad_out[row]
 //   dot[corner]         = <grad_out[row], value[corner]>, from which the gradients of location and weight

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// How a CUDA kernel is started, and how its errors are told. Tests compile the same sources as C++, for a
-// device made of the CPU (tests/cuda/cuda_runtime.h), which has a way of its own to start them.
+// Launches of CUDA kernels and checks of CUDA errors. Tests compile the same sources as C++ for an emulated
+// device on the CPU (tests/cuda/cuda_runtime.h), which launches kernels in its own way.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -14,7 +14,7 @@
 #ifdef SOHES_EMULATE_CUDA
 #define SOHES_DYNAMIC_SHARED(type, name) static type name[emulation::kDynamicBytes / sizeof(type)]
 #else
-// Declares in a kernel the array of shared memory whose size its launch says.
+// Declares the dynamic shared memory of a kernel; its size is given at the launch.
 #define SOHES_DYNAMIC_SHARED(type, name) extern __shared__ type name[]
 #endif
 
@@ -25,7 +25,7 @@ inline void check_cuda(cudaError_t status) {
     throw std::runtime_error(std::string("sohes: CUDA: ") + cudaGetErrorString(status));
 }
 
-// Starts a kernel with so many bytes of dynamic shared memory on the caller's stream.
+// Launches a kernel with `shared_bytes` bytes of dynamic shared memory on a stream.
 template <typename... Parameters>
 void launch_with_shared(void (*kernel)(Parameters...), dim3 grid, dim3 block,
                         [[maybe_unused]] size_t shared_bytes, [[maybe_unused]] uintptr_t stream,
@@ -39,7 +39,7 @@ void launch_with_shared(void (*kernel)(Parameters...), dim3 grid, dim3 block,
 #endif
 }
 
-// The same without any.
+// Launches a kernel without dynamic shared memory.
 template <typename... Parameters>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, uintptr_t stream,
             std::type_identity_t<Parameters>... arguments) {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Evaluation of predicted masks from COCO JSON: the file's bytes are read once and become runs, pairs and
-// matches, without a Python object for each annotation. The Python of sohes/evaluation/reference defines
-// every result; these are its twins to the last bit. What they do not understand (string ids, polygons,
-// broken JSON) they decline, and the reference reads it or says what is wrong. Nothing is allocated, results
-// are bitwise repeatable, tensors are contiguous. All functions are safe to call from many threads.
+// Evaluation of predicted masks from COCO JSON: one pass over the bytes of a file gives runs, pairs and
+// matches, without a Python object per annotation. Results are defined by sohes/evaluation/reference, bit by
+// bit. Input that is not supported here (string ids, polygons, invalid JSON) is rejected, and the reference
+// reads it or raises the error. The functions do not allocate, are bitwise repeatable and thread-safe, and
+// take contiguous tensors.
 #pragma once
 
 #include <array>
@@ -12,17 +12,16 @@
 
 namespace sohes {
 
-// Walks over the objects of a JSON array, from the first character of one, and groups those that follow each
-// other with the same "image_id". text uint8 [B]; begin in 0..B. Group k: groups[k] (int64 [K, 5]) holds the
-// first byte of its first object, the byte past its last, first byte and byte past the value of "image_id",
-// and the number of objects. Returns {groups, place after the last object understood, whether some object has
-// an "annotator" (0 or 1), how many have no "segmentation", or null, [] or {}}. Stops at the end of the array
-// or of the text, at K groups, and before an object that has no number or string as "image_id", is no strict
-// ASCII JSON, or nests deeper than 32.
+// Reads the objects of a JSON array, from the first character of one, and groups consecutive ones with the
+// same "image_id". text uint8 [B]; begin in 0..B. Group k: groups[k] (int64 [K, 5]) holds the first byte of
+// its first object, the byte past its last, first byte and byte past the value of "image_id", and the number
+// of objects. Returns {groups, position after the last object read, whether some object has an "annotator" (0
+// or 1), the number of objects whose "segmentation" is missing, null, [] or {}}. Stops at the end of the
+// array or text, at K groups, and before an object whose "image_id" is not a number or string, that is not
+// strict ASCII JSON, or nests deeper than 32.
 std::array<int64_t, 4> coco_groups(const TensorView& text, int64_t begin, const TensorView& groups);
 
-// Columns of coco_records. `kHas` holds the kHas... bits of what an annotation has; all else is 0 where
-// absent.
+// Columns of coco_records. `kHas` holds the kHas... bits of the fields that exist; missing fields are 0.
 enum CocoColumn : int {
   kHas,
   kId,
@@ -54,34 +53,33 @@ enum CocoHas : int {
 
 // The annotations of one image: text uint8 [B] of N objects with commas between -> columns int64
 // [N, kCocoColumns], numbers float64 [N, kCocoNumbers]. Returns false unless there are exactly N, each
-// understood in full, of numbers that can be: area and box sides in 0..1e10, crowd 0 or 1.
+// read in full with valid numbers: area and box sides in 0..1e10, crowd 0 or 1.
 bool coco_records(const TensorView& text, const TensorView& columns, const TensorView& numbers);
 
 // Compressed COCO RLE, mask n at text[places[n, 0]..places[n, 1]] (places int64 [N, 2], any strides), where
-// `escaped` says that a backslash is written twice, as in JSON -> runs of set pixels starts, stops int64 [C]
-// of all masks; bounds int64 [N, 2], the first run of each and the one past its last; areas int64 [N]; boxes
+// `escaped` means that a backslash is written twice, as in JSON -> runs of set pixels starts, stops int64 [C]
+// of all masks; bounds int64 [N, 2], the first run of each and the one after its last; areas int64 [N]; boxes
 // int64 [N, 4] (x0, y0, x1, y1, half-open, zeros for an empty mask). C is at least half the characters of all
-// masks. Returns -1, or the first mask that is no RLE of height * width pixels, past which nothing is
-// written.
+// masks. Returns -1, or the first mask that is not RLE of height * width pixels; nothing is written after it.
 int64_t rle_runs(const TensorView& text, const TensorView& places, bool escaped, int64_t height,
                  int64_t width, const TensorView& starts, const TensorView& stops, const TensorView& bounds,
                  const TensorView& areas, const TensorView& boxes);
 
-// N masks as rle_runs leaves them; bounds may name any runs in any order.
+// N masks as written by rle_runs; bounds may refer to any runs in any order.
 struct RunMasksView {
   TensorView starts, stops, bounds, areas, boxes;
 };
 
-// Pairs of masks with IoU >= min_iou > 0, by rising pred, then gt: out_pred, out_gt int64 and iou float64,
-// room for N * M of each. crowd bool [M]: there IoU is |p & g| / |p|. Returns how many. Boxes and areas rule
-// out most pairs before a run is looked at.
+// Pairs of masks with IoU >= min_iou > 0, sorted by pred, then gt: out_pred, out_gt int64 and iou float64,
+// each with capacity N * M. For crowd (bool [M]) IoU is |p & g| / |p|. Returns the number of pairs. Boxes and
+// areas exclude most pairs before runs are read.
 int64_t run_pairs(const RunMasksView& pred, const RunMasksView& gt, const TensorView& crowd, int64_t height,
                   double min_iou, const TensorView& out_pred, const TensorView& out_gt,
                   const TensorView& iou);
 
-// rle_runs and run_pairs in one go, for many masks of which few come near a true one: their runs are gone as
-// soon as they have been compared, so that they stay in the cache. scratch int64 [2, S], S at least half the
-// characters of the longest mask. Returns {as rle_runs, how many pairs}.
+// rle_runs and run_pairs in one pass, for many masks of which few overlap a ground-truth mask: runs are
+// discarded after the comparison, so that they stay in the cache. scratch int64 [2, S], S at least half the
+// characters of the longest mask. Returns {as rle_runs, number of pairs}.
 std::array<int64_t, 2> rle_pairs(const TensorView& text, const TensorView& places, bool escaped,
                                  int64_t height, int64_t width, const RunMasksView& gt,
                                  const TensorView& crowd, double min_iou, const TensorView& scratch,

@@ -1,19 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// merge_borders: greedy merging of adjacent regions by what they are like and by the strength of their common
-// border. The definition is sohes/ops/reference/merge_borders.py.
+// merge_borders: greedy merging of adjacent regions by their features and the edge strength along their
+// common border. Defined by sohes/ops/reference/merge_borders.py.
 //
 // means         float32 [N, C]   the mean feature of each starting region
-// sizes         int64 [N]        its pixels, at least 1
+// sizes         int64 [N]        the pixels of each region, at least 1
 // edges         int32 [E, 2]     adjacent pairs of different regions, each pair once
 // borders       float32 [E, 2]   per pair: length of the common border, and the sum of edge strength along it
-// merges        int32 [N, 2]     (lower id, higher id) of merge k, which makes region N + k; -1 past the last
-// cost          float32 [N]      at which it was merged; 0 past the last
-// shared        float32 [N, 2]   borders of that pair when it was merged; 0 past the last
-// num_merges    int32 [1]
+// merges        int32 [N, 2]     (lower id, higher id) of merge k, which makes region N + k; -1 after the
+// last cost          float32 [N]      of each merge; 0 after the last shared        float32 [N, 2]   borders
+// of the pair when it was merged; 0 after the last num_merges    int32 [1]
 //
-// One thread. Equal input gives equal bits on one build; builds for other instruction sets may round sums of
-// products differently. Unlike the other kernels this one allocates: the length of its neighbour lists
-// depends on the data.
+// Runs on one thread. Results are bitwise repeatable on one build; builds for other instruction sets may
+// round sums of products differently. Unlike the other kernels it allocates memory, because the length of the
+// lists of neighbours depends on the data.
 #pragma once
 
 #include "sohes/tensor_view.h"

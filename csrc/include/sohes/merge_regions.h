@@ -1,17 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// merge_regions: exact greedy merging of adjacent regions, one merge tree per image. The definition
-// (similarity, ties, zero and non-finite features) is sohes/ops/reference/merge_regions.py.
+// merge_regions: exact greedy merging of adjacent regions, one merge tree per image. Similarity, ties, zero
+// and non-finite features are defined by sohes/ops/reference/merge_regions.py.
 //
-// features      float32, float16 or bfloat16 [T, C], contiguous: the regions of B images one after the other
-// grid_sizes    h, w of each image in turn, T = sum of h*w; its regions are adjacent to their 4-neighbours,
-// except
-//               where region_mask (bool [T], or none) is false
-// merges        int32 [T, 2], similarity float32 [T]: an image whose regions begin at row t has its merges
-// from row t
-//               on; the rows after its last one are -1 and 0
+// features      float32, float16 or bfloat16 [T, C], contiguous: the regions of B images, image after image
+// grid_sizes    h and w of each image, T = sum of h*w; regions are adjacent to their 4-neighbours
+// region_mask   bool [T], or none: false for regions without neighbours
+// merges        int32 [T, 2], and similarity float32 [T]: an image with regions from row t on has its merges
+//               from row t on; the rows after the last merge are -1 and 0
 // num_merges    int32 [B]
 //
-// The results are the same bits for every processor and number of threads.
+// Results are bitwise equal for every processor and number of threads.
 #pragma once
 
 #include <optional>
@@ -22,33 +20,33 @@
 
 namespace sohes {
 
-// Bytes of uint8 scratch for a batch of grids, or for a graph of grid_sizes[0] * grid_sizes[1] regions if
-// num_edges is not negative.
+// Bytes of uint8 scratch for a batch of grids, or (num_edges >= 0) for a graph of grid_sizes[0] *
+// grid_sizes[1] regions.
 int64_t merge_regions_scratch(const std::vector<int64_t>& grid_sizes, int64_t num_edges, int64_t channels,
                               bool is_half, int num_threads, bool in_rounds);
 
-// Images are shared out among up to num_threads threads; one image is merged by one thread. `loops` names the
-// instruction set ("" is the fastest that merge_regions_loops() lists). With `heights` (float32 [T]) all
-// mutually best pairs are merged at once, round after round, whatever min_similarity is: see
-// sohes/ops/reference/merge_rounds.py, which also says how the tree is made of the merges and heights.
+// Up to num_threads threads merge one image each. `loops` names the instruction set, "" for the fastest of
+// merge_regions_loops(). With `heights` (float32 [T]) all mutually best pairs are merged at once, in rounds,
+// and min_similarity is ignored: see sohes/ops/reference/merge_rounds.py, which builds the tree from the
+// merges and heights.
 void merge_regions_cpu(const TensorView& features, const std::optional<TensorView>& region_mask,
                        const std::vector<int64_t>& grid_sizes, float min_similarity, int num_threads,
                        const std::string& loops, const TensorView& scratch, const TensorView& merges,
                        const TensorView& similarity, const TensorView& num_merges,
                        const std::optional<TensorView>& heights);
 
-// One image over a general graph: edges int32 [E, 2] between different regions, in any order, repeated or
-// not.
+// One image as a general graph: edges int32 [E, 2] between different regions, in any order; they may repeat.
 void merge_regions_graph_cpu(const TensorView& features, const TensorView& edges, float min_similarity,
                              const std::string& loops, const TensorView& scratch, const TensorView& merges,
                              const TensorView& similarity, const TensorView& num_merges,
                              const std::optional<TensorView>& heights);
 
-// Names of the instruction sets that this processor has loops for, fastest first.
+// Names of the instruction sets with loops for this processor, fastest first.
 std::vector<std::string> merge_regions_loops();
 
-// Depth-first layout of a tree of merges int32 [M, 2] over N leaves on a grid of this width; R = N + M. All
-// int32: counts, starts and parents [R], order [N], boxes [R, 4]: see sohes/ops/reference/merge_tree.py.
+// Depth-first layout of a tree of merges int32 [M, 2] over N leaves on a grid of this width; R = N + M.
+// counts int64 [R], starts and parents int32 [R], order int32 [N], boxes int32 [R, 4]: see
+// sohes/ops/reference/merge_tree.py.
 void merge_tree_layout(const TensorView& merges, int64_t width, const TensorView& counts,
                        const TensorView& starts, const TensorView& parents, const TensorView& order,
                        const TensorView& boxes);
@@ -60,25 +58,23 @@ void merge_tree_cuts(const TensorView& similarity, const TensorView& counts, con
                      const TensorView& labels);
 
 #ifdef SOHES_WITH_CUDA
-// What merge_regions_cuda needs to know of each image, int64 [B, 4] to be copied to the device (first row, h,
-// w, offset in the scratch), and after those numbers the bytes of scratch. num_edges: of a general graph, -1
-// for grids.
+// Table of the images for merge_regions_cuda, int64 [B, 4] to be copied to the device (first row, h, w,
+// offset in the scratch), followed by the bytes of scratch. num_edges: of a general graph, -1 for grids.
 std::vector<int64_t> merge_regions_cuda_table(const std::vector<int64_t>& grid_sizes, int64_t num_edges,
                                               bool in_rounds);
 
-// The bytes of scratch of one image merged in rounds.
+// Bytes of scratch of one image that is merged in rounds.
 int64_t merge_rounds_cuda_bytes(int64_t num_regions, int64_t num_edges);
 
-// As merge_regions_cpu, on a CUDA device and a stream of the caller's. `sums` are the features in float32 [T,
-// C]; they are overwritten. `edges` (int32 [E, 2], then B = 1) replace the 4-neighbours of the grid.
-// Repeatable to the bit.
+// merge_regions_cpu on a CUDA device and stream. `sums`, float32 [T, C], are the features; they are
+// overwritten. `edges` (int32 [E, 2], then B = 1) replace the 4-neighbours of the grid. Bitwise repeatable.
 void merge_regions_cuda(const TensorView& sums, const std::optional<TensorView>& edges,
                         const std::optional<TensorView>& region_mask, const std::vector<int64_t>& grid_sizes,
                         const TensorView& table, float min_similarity, const TensorView& scratch,
                         const TensorView& merges, const TensorView& similarity, const TensorView& num_merges,
                         uintptr_t stream);
 
-// The same in rounds, as merge_regions_cpu with `heights`.
+// Merging in rounds, as merge_regions_cpu with `heights`.
 void merge_rounds_cuda(const TensorView& sums, const std::optional<TensorView>& edges,
                        const std::optional<TensorView>& region_mask, const std::vector<int64_t>& grid_sizes,
                        const TensorView& table, const TensorView& scratch, const TensorView& merges,

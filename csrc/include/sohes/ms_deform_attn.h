@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Multi-scale deformable attention, forward and backward. The definition is
-// sohes/ops/reference/ms_deform_attn.py.
+// Multi-scale deformable attention, forward and backward, defined by sohes/ops/reference/ms_deform_attn.py.
 //
 //   value [B, S, K, D]   sampling_locations [B, Q, K, L, P, 2]   attention_weights [B, Q, K, L, P]
 //   output and grad_output [B, Q, K*D]
 //   spatial_shapes: L pairs (height, width), their products sum to S
 //
-// All tensors are contiguous. value, output and grad_output share one type; locations and weights share one
-// that is the same, or float32 beside a half type. Sums and coordinates are float32 (float64 for float64).
+// All tensors are contiguous. value, output and grad_output have one type; locations and weights have the
+// same type, or float32 with a half type. Sums and coordinates are float32 (float64 for float64).
 #pragma once
 
 #include <cstdint>
@@ -18,8 +17,7 @@
 
 namespace sohes {
 
-// Bytes of scratch that the CPU kernels want for these sizes and threads: value [B, S, K, D], weights [B, Q,
-// K, L, P].
+// Bytes of scratch for the CPU kernels: value [B, S, K, D], weights [B, Q, K, L, P].
 int64_t ms_deform_attn_workspace(const TensorView& value, const TensorView& attention_weights, bool backward,
                                  int num_threads);
 
@@ -31,7 +29,7 @@ void ms_deform_attn_cpu(const TensorView& value, const std::vector<int64_t>& spa
                         const std::optional<TensorView>& reference_points, const TensorView& output,
                         const TensorView& workspace, int num_threads);
 
-// Deterministic at any number of threads: one thread owns the whole gradient of one (batch, head).
+// Deterministic for any number of threads: one thread computes the whole gradient of one (batch, head).
 void ms_deform_attn_backward_cpu(const TensorView& grad_output, const TensorView& value,
                                  const std::vector<int64_t>& spatial_shapes,
                                  const TensorView& sampling_locations, const TensorView& attention_weights,
@@ -45,8 +43,8 @@ void ms_deform_attn_cuda(const TensorView& value, const std::vector<int64_t>& sp
                          const TensorView& sampling_locations, const TensorView& attention_weights,
                          const TensorView& output, uintptr_t stream);
 
-// grad_value comes zeroed: float32 (float64 for float64), summed in any order; or with `units`, a float64
-// number on the device, int64 that counts in 1 / units and so repeats bit by bit.
+// grad_value is zeroed by the caller: float32 (float64 for float64), summed in any order; or, with `units` (a
+// float64 number on the device), int64 in units of 1 / units, which is bitwise repeatable.
 void ms_deform_attn_backward_cuda(const TensorView& grad_output, const TensorView& value,
                                   const std::vector<int64_t>& spatial_shapes,
                                   const TensorView& sampling_locations, const TensorView& attention_weights,

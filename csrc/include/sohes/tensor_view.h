@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a kernel sees of a tensor: a pointer, its shape and strides, its type and place. No torch, no
-// ownership.
+// A view of a tensor for kernels: pointer, shape, strides, type and device. No torch, no ownership.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +28,7 @@ struct TensorView {
   }
 
   bool is_contiguous() const {
-    if (numel() == 0) return true;  // as torch sees it, whatever the strides
+    if (numel() == 0) return true;  // for any strides, as in torch
     int64_t expected = 1;
     for (int i = ndim - 1; i >= 0; --i) {
       if (shape[i] != 1 && stride[i] != expected) return false;
@@ -44,7 +43,7 @@ struct TensorView {
   }
 };
 
-// The Python side validates before it dispatches; this guards the raw entries against misuse all the same.
+// Checks the arguments of a kernel. Python checks them before, with better messages.
 inline void require(bool condition, const char* message) {
   if (!condition) throw std::invalid_argument(std::string("sohes: ") + message);
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// pybind11 type caster: torch.Tensor -> TensorView through the tensor's own Python attributes, so that the
-// module links against no torch and one binary serves every version of it. Also what has the buffer protocol
-// (a numpy array, bytes), as a view of its memory; the caller keeps it alive, as an argument of the call is.
+// pybind11 type caster: torch.Tensor -> TensorView through the Python attributes of the tensor, so that the
+// module does not link against torch and one binary works with every version. It also takes objects with the
+// buffer protocol (a numpy array, bytes) as views of their memory; the caller keeps them alive.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -36,7 +36,7 @@ inline const std::pair<PyObject*, DType>* dtype_table() {
 
 inline bool find_dtype(const Py_buffer& buffer, DType& dtype) {
   const char* format = buffer.format == nullptr ? "B" : buffer.format;
-  if (format[0] == '\0' || format[1] != '\0') return false;  // of several fields, or not in native order
+  if (format[0] == '\0' || format[1] != '\0') return false;  // several fields, or not native byte order
   switch (format[0]) {
     case '?':
       dtype = DType::kBool;
@@ -103,8 +103,7 @@ struct type_caster<sohes::TensorView> {
       value.stride[i] = stride[i].cast<int64_t>();
     }
     const bool is_cpu = source.attr("is_cpu").cast<bool>();
-    if (!is_cpu &&
-        !source.attr("is_cuda").cast<bool>()) {  // "meta" has no memory, others none that is known here
+    if (!is_cpu && !source.attr("is_cuda").cast<bool>()) {  // "meta" has no memory, other devices are unknown
       throw type_error("sohes: expected a tensor on the CPU or on a CUDA device, got one on " +
                        str(source.attr("device")).cast<std::string>());
     }
