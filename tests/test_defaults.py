@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nothing depends on torch's default device and dtype: every public operation gives the same under others.
+"""Results do not depend on the default device and dtype of torch, for every public operation.
 
 Under the default device `meta` a tensor made without a device has no memory, and a kernel that writes to it is a crash.
 """
@@ -217,7 +217,7 @@ def losses():
 
 
 def flat(value):
-    """Every number, text and tensor in a result, tensors with device and dtype."""
+    """All numbers, strings and tensors of a result, tensors with device and dtype."""
     if isinstance(value, torch.Tensor):
         return [(str(value.device), value.dtype, tuple(value.shape)), value.detach()]
     if isinstance(value, PackedMasks):
@@ -243,7 +243,7 @@ def equal(got, expected):
             assert one == other
 
 
-def same_elsewhere(work):
+def same_with_other_defaults(work):
     torch.manual_seed(1)
     expected = work()
     torch.manual_seed(1)
@@ -263,7 +263,7 @@ def same_elsewhere(work):
 @pytest.mark.parametrize("name", [*ops_of_masks(), *other_ops()])
 def test_operators(name, backend):
     work = {**ops_of_masks(), **other_ops()}[name]
-    same_elsewhere(lambda: work(backend))
+    same_with_other_defaults(lambda: work(backend))
 
 
 def test_every_operator_is_here():
@@ -272,7 +272,7 @@ def test_every_operator_is_here():
 
 @pytest.mark.parametrize("name", [*trees(), *masks_and_forests(), *losses()])
 def test_masks_forests_trees_and_losses(name):
-    same_elsewhere({**trees(), **masks_and_forests(), **losses()}[name])
+    same_with_other_defaults({**trees(), **masks_and_forests(), **losses()}[name])
 
 
 @pytest.fixture(scope="module")
@@ -284,7 +284,7 @@ def works(tmp_path_factory):
 def test_networks(works, what):
     for name, work in works.items():
         if name.startswith(what):
-            same_elsewhere(work)
+            same_with_other_defaults(work)
 
 
 @pytest.mark.parametrize("folder", ["ops", "structures", "losses"])
@@ -304,7 +304,7 @@ def test_every_new_tensor_has_a_device(folder):
 
 @pytest.mark.skipif(find_binary().module is None, reason=find_binary().reason)
 def test_kernels_refuse_tensors_without_memory():
-    """The last line of defence: an error, where they would write to address 0."""
+    """An error instead of a write to address 0."""
     areas, boxes = torch.empty(2, dtype=torch.int64), torch.empty(2, 4, dtype=torch.int64)
     words = torch.zeros(2, 1, dtype=torch.int64, device="meta")
     with pytest.raises(TypeError, match=r"^sohes: expected a tensor on the CPU or on a CUDA device, got one on meta$"):

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// A CUDA device in plain C++, as far as the kernels need one: their logic is tested where there is no GPU,
-// under the sanitizers too. A block's threads are contexts that take turns, each running until it waits for
-// its warp or for the block; blocks run one after the other. It shows what a kernel computes, in one of two
-// orders of threads, and where threads disagree about a barrier. Of the hardware it has nothing: neither its
-// memory model nor its speed.
+// Emulation of a CUDA device in C++, to test the logic of the kernels without a GPU and under the sanitizers.
+// The threads of a block are contexts; each runs until it waits for its warp or its block. Blocks run one
+// after the other. The emulation computes results in one of two orders of threads and finds barriers that not
+// all threads reach. It has neither the memory model nor the speed of the hardware.
 #pragma once
 
 #define SOHES_EMULATE_CUDA 1
@@ -66,12 +65,12 @@ struct Thread {
 };
 
 inline bool is_reversed = false;               // the last thread runs first
-inline int shared_bytes = int{kDynamicBytes};  // what the device says that a block may have
+inline int shared_bytes = int{kDynamicBytes};  // shared memory per block that the device reports
 
 inline std::vector<Thread> threads;
 inline ucontext_t scheduler;
 inline const std::function<void()>* kernel;
-// What the threads handed to their warps, in an even or an odd exchange: a thread may be one ahead of others.
+// Values that the threads passed to their warps, for even and odd exchanges: a thread may be one ahead.
 inline char exchanged[2][kMostThreads][kExchangedBytes];
 inline const void* main_stack;
 inline size_t main_size;
@@ -103,7 +102,7 @@ inline void run_thread() {
   wait(Waits::kForever);
 }
 
-// Lets threads begin..end-1 go on if all of them wait alike; those that have ended do not count.
+// Resumes threads begin..end-1 if all of them wait at the same kind of barrier; ended threads are ignored.
 inline bool release(unsigned begin, unsigned end, Waits waits) {
   bool any = false;
   for (unsigned t = begin; t < end; ++t) {
@@ -164,7 +163,7 @@ inline void run(dim3 grid, dim3 size, const std::function<void()>& body) {
   }
 }
 
-// Hands `own` to the warp; then f(lane -> what that one handed over).
+// Passes `own` to the warp; then calls f(lane -> value of that lane).
 template <typename T, typename F>
 auto exchange(const T& own, F&& f) {
   static_assert(sizeof(T) <= kExchangedBytes && std::is_trivially_copyable_v<T>);

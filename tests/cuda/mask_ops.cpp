@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CUDA kernels of the mask operators, on the device of cuda_runtime.h beside this file, against the
-// CPU's.
+// The CUDA kernels of the mask operators on the emulated device of cuda_runtime.h, against the CPU kernels.
 #include "sohes/mask_ops.h"
 
 #include <algorithm>
@@ -14,7 +13,7 @@ using sohes::TensorView;
 
 namespace {
 
-// Nothing, everything, noise, and rectangles of every size.
+// Empty masks, full masks, noise, and rectangles of all sizes.
 Bytes random_masks(int64_t num, int64_t height, int64_t width) {
   Bytes dense({num, height, width});
   for (int64_t n = 0; n < num && height * width > 0; ++n) {
@@ -32,7 +31,7 @@ Bytes random_masks(int64_t num, int64_t height, int64_t width) {
   return dense;
 }
 
-// A set of masks made by both; what they make must be the same.
+// A set of masks for both; the results must be equal.
 struct Set {
   int64_t num, height, width;
   Ints words, areas, boxes, order;
@@ -192,7 +191,7 @@ void check_resize(Set& set, int64_t new_height, int64_t new_width) {
   expect(out.data == other.data, "resize", new_height, new_width);
 }
 
-// Where pixel `at` of `to` reads among `from`: the lower index, and the weight of the next one.
+// Linear interpolation for pixel `at` of `to` from `from` pixels: lower index, and weight of the next one.
 void place(int64_t at, int64_t from, int64_t to, int64_t& index, float& weight) {
   const double position = (at + 0.5) * from / to - 0.5, inside = std::max(position, 0.0);
   index = std::min(static_cast<int64_t>(inside), from - 1);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CUDA kernels of merging, on the device of cuda_runtime.h beside this file, beside the C++ kernels:
-// equal merges and similarities on grids with and without a mask and on graphs, in both orders of threads,
-// with the state in shared memory and without.
+// The CUDA kernels of merging on the emulated device of cuda_runtime.h, against the C++ kernels: equal merges
+// and similarities on grids with and without a mask and on graphs, in both orders of threads, with the state
+// in shared memory and in the scratch.
 #include "sohes/merge_regions.h"
 
 #include <cuda_runtime.h>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CUDA kernels of ms_deform_attn, on the device of cuda_runtime.h beside this file, against the CPU's:
-// forward and all gradients, in every type, with wide loads and, one element further on, without; and the
-// gradient of value in integers, which must be the same whatever the order of threads.
+// The CUDA kernels of ms_deform_attn on the emulated device of cuda_runtime.h, against the CPU kernels:
+// forward and all gradients, in every type, with wide loads and (shifted by one element) without; and the
+// gradient of value in integers, which must be equal for any order of threads.
 #include "sohes/ms_deform_attn.h"
 
 #include <cuda_runtime.h>
@@ -37,7 +37,7 @@ void expect_near(const char* what, const Tensor& got, const Tensor& expected, do
   ++failures;
 }
 
-// A copy that begins `shift` elements behind an aligned address.
+// A copy that begins `shift` elements after an aligned address.
 struct Shifted {
   Tensor buffer;
   TensorView view;

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masks for tests and benchmarks of the mask operators: one table of sizes, one of kinds."""
+"""Masks for tests and benchmarks of the mask operators, in tables of sizes and kinds."""
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ def noise(rng, n, height, width):
 
 
 def pixels(rng, n, height, width):
-    """One pixel a mask."""
+    """One pixel per mask."""
     masks = np.zeros((n, height * width), bool)
     if height * width:
         masks[np.arange(n), rng.integers(height * width, size=n)] = True
@@ -42,7 +42,7 @@ def stripes(rng, n, height, width):
 
 
 def blobs(rng, n, height, width):
-    """Smooth shapes, of which most are about as large as objects in photos."""
+    """Smooth shapes, most about as large as objects in photos."""
     return _waves(rng, n, height, width) > 0
 
 
@@ -55,13 +55,13 @@ KINDS = [empty, full, noise, pixels, rectangles, stripes, blobs, rings]
 
 
 def mixed(seed: int, height: int, width: int, each: int = 3) -> torch.Tensor:
-    """bool [len(KINDS) * each, H, W]: some masks of every kind."""
+    """`each` masks of every kind, bool [len(KINDS) * each, H, W]."""
     rng = np.random.default_rng(seed)
     return torch.from_numpy(np.concatenate([kind(rng, each, height, width) for kind in KINDS]))
 
 
 def object_logits(num_masks: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
-    """float32 [N, h, w]: wavy discs with areas from 0.1 % to a half of the image, as a model's mask logits look."""
+    """Mask logits like those of a model, float32 [N, h, w]: wavy discs with areas from 0.1 % to 50 % of the image."""
     rng = torch.Generator().manual_seed(seed)
     y, x = torch.linspace(0, 1, height)[:, None], torch.linspace(0, 1, width)
     logits = torch.empty(num_masks, height, width)

@@ -8,7 +8,7 @@ KINDS = ("ties", "binary", "noise", "shifted", "collinear", "cancelling", "huge_
 
 
 def edge_case(name: str) -> np.ndarray:
-    """float32 [h, w, C]: what is most likely to be got wrong."""
+    """A feature map for an edge case, float32 [h, w, C]."""
     rng = np.random.default_rng(0)
     if name in ("single", "row", "column"):
         height, width = {"single": (1, 1), "row": (1, 9), "column": (9, 1)}[name]
@@ -36,7 +36,7 @@ def edge_case(name: str) -> np.ndarray:
 
 
 def random_map(kind: str, seed: int, most: int = 8) -> np.ndarray:
-    """float32 [h, w, C] of up to `most` patches a side, of a kind that provokes ties, rounding or loose bounds."""
+    """A feature map with ties, rounding or loose bounds, float32 [h, w, C], up to `most` patches per side."""
     rng = np.random.default_rng(seed)
     height, width, channels = rng.integers(1, most + 1), rng.integers(1, most + 1), rng.integers(1, 35)
     shape = (height, width, channels)
@@ -63,7 +63,7 @@ def random_map(kind: str, seed: int, most: int = 8) -> np.ndarray:
 
 
 def scene_map(side: int, channels: int = 768, seed: int = 0, noise: float = 0.6) -> np.ndarray:
-    """float32 [side, side, channels] like the keys of a ViT: objects in objects, slow drift inside, noise per patch.
+    """A feature map like the keys of a ViT, float32 [side, side, channels]: nested objects, slow drift, patch noise.
 
     Cosines of neighbours are about 0.87 inside an object, and around 0.4 when the last regions merge.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inputs of ms_deform_attn shared by its tests and benchmarks, and the pure PyTorch form users would write."""
+"""Inputs of ms_deform_attn for its tests and benchmarks, and an implementation with grid_sample."""
 
 from dataclasses import dataclass
 
@@ -95,7 +95,7 @@ def make_raw_inputs(case, dtype=torch.float32, point_dtype=None, seed=0, device=
 
 
 def pure_pytorch(value, spatial_shapes, sampling_locations, attention_weights):
-    """One grid_sample a level, all samples side by side, then the weighted sum: how models do it without a kernel."""
+    """One grid_sample per level, then the weighted sum, as models do without a kernel."""
     B, _, K, D = value.shape
     _, Q, _, L, P, _ = sampling_locations.shape
     grids = 2 * sampling_locations - 1

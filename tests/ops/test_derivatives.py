@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A derivative that does not exist is an error and never zeros: second ones, forward mode, what is no function."""
+"""Missing derivatives raise an error instead of returning zeros: second order, forward mode, integer results."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ FORWARD_MODE = r"^\w+: there is no forward-mode derivative \(jvp\)$"
 
 
 def plain(backend="auto"):
-    """The function of (value, locations, weights), and these in float64."""
+    """A function of (value, locations, weights), and its arguments in float64."""
     value, shapes, *points, _ = make_inputs(SMALL_CASES["odd"], torch.float64, seed=5)
     return (lambda v, p, w: deform(v, shapes, p, w, backend)), [value, *points]
 
@@ -43,7 +43,7 @@ def test_double_backward(call, backend, inner, outer):
 
 @pytest.mark.parametrize("call", CALLS)
 def test_a_graph_that_is_not_needed_costs_nothing(call):
-    """Gradients with a graph are those without, and other parts of the graph can be differentiated."""
+    """Gradients with create_graph equal those without, and other parts of the graph can be differentiated again."""
     function, inputs = call()
     scale = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
     inputs = [tensor.requires_grad_() for tensor in inputs]
@@ -96,7 +96,7 @@ TREES = {
 
 @pytest.mark.parametrize("name", TREES)
 def test_trees_have_no_gradient(name):
-    """Features that require one are legal; what comes out does not, and torch says so."""
+    """Features may require a gradient; results do not, and torch raises the error."""
     features = torch.randn(3, 4, 5, requires_grad=True)
     result = TREES[name](features)
     assert not result.requires_grad
@@ -121,7 +121,7 @@ def test_logits_that_require_a_gradient():
 
 
 def test_registered_operators_without_a_backward_refuse_one():
-    """Below the public functions, which detach: torch alone would warn, and give zeros."""
+    """Operators below the public functions, which detach; torch alone would warn and return zeros."""
     features = torch.randn(6, 3, requires_grad=True)
     for name in ("merge_regions", "merge_rounds"):
         _, similarity, _ = OPERATORS[name](features, None, None, [2, 3], 0.0, "reference")

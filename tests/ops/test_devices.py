@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernels are chosen only where they can run, and run on the device of their tensors, whichever is the current one.
+"""Kernels are selected only if they can run, and run on the device of their tensors, not on the current device.
 
 No GPU is needed: devices, driver and compiled module are stand-ins.
 """
@@ -100,7 +100,7 @@ def test_every_operator_says_why_not_on_an_older_gpu(pretend):
 
 
 def test_an_amd_gpu(pretend, monkeypatch):
-    """Its tensors are of device type cuda, too."""
+    """Tensors of an AMD GPU also have device type cuda."""
     pretend(None)
     monkeypatch.setattr(torch.version, "hip", "6.4")
     assert why_not_cuda(CUDA, torch.float32) == "needs an NVIDIA GPU, but this torch was built for AMD GPUs"
@@ -110,7 +110,7 @@ def test_an_amd_gpu(pretend, monkeypatch):
 
 @pytest.fixture
 def guarded(monkeypatch):
-    """Which device is the current one, inside of guards; kernels that are called note it."""
+    """Fake kernels that record the current device of each call, and fake device guards."""
     calls, current = [], []
 
     @contextmanager
@@ -120,7 +120,7 @@ def guarded(monkeypatch):
         current.pop()
 
     class Kernels:
-        """Of any name; the functions that make no launch give what their callers need."""
+        """Kernels of any name; functions without a launch return fixed values."""
 
         def merge_regions_cuda_table(self, *_args):
             return [0, 8]
@@ -128,7 +128,7 @@ def guarded(monkeypatch):
         def __getattr__(self, name):
             return lambda *args: calls.append((name, current[-1] if current else None))
 
-    class Twin:
+    class TritonKernel:
         def __init__(self, name):
             self.name = name
 
@@ -140,7 +140,7 @@ def guarded(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0))
     for module in (_cuda, *(_module(name) for name in ("merge_regions", "ms_deform_attn"))):
         monkeypatch.setattr(module, "require_binary", Kernels)
-    return SimpleNamespace(calls=calls, twin=Twin)
+    return SimpleNamespace(calls=calls, triton_kernel=TritonKernel)
 
 
 def _module(name):
@@ -182,11 +182,11 @@ def test_kernels_are_launched_on_the_device_of_their_tensors(guarded, name):
 
 
 @pytest.mark.parametrize("name", ["mask_overlap", "merge_regions", "ms_deform_attn", "ms_deform_attn_backward"])
-def test_triton_twins_are_launched_on_the_device_of_their_tensors(guarded, monkeypatch, name):
+def test_triton_kernels_are_launched_on_the_device_of_their_tensors(guarded, monkeypatch, name):
     pytest.importorskip("triton", reason="triton is not installed")
-    twin = _module(f"triton.{name.removesuffix('_backward')}")
-    for kernel in [key for key in vars(twin) if key.endswith("_kernel")]:
-        monkeypatch.setattr(twin, kernel, guarded.twin(kernel))
-    getattr(twin, name)(*_calls()[name])
+    kernels = _module(f"triton.{name.removesuffix('_backward')}")
+    for kernel in [key for key in vars(kernels) if key.endswith("_kernel")]:
+        monkeypatch.setattr(kernels, kernel, guarded.triton_kernel(kernel))
+    getattr(kernels, name)(*_calls()[name])
     assert guarded.calls
     assert {device for _, device in guarded.calls} == {torch.device("cpu")}

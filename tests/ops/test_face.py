@@ -30,7 +30,7 @@ NOT_OPERATORS = {"BackendUnavailable", "MergeTree"}
 
 
 def table():
-    """Of each operator in the README's table the cells: reference, C++, CUDA, Triton."""
+    """Cells of each operator in the table of the README: reference, C++, CUDA, Triton."""
     blocks = README.read_text().split("\n\n")
     (block,) = [block for block in blocks if block.startswith("| operator |")]
     operators = {}
@@ -71,7 +71,7 @@ def test_every_name_is_a_documented_function(name):
         "from sohes.ops.reference import mask_overlap, mask_pack",
     ],
 )
-def test_functions_and_modules_whatever_came_before(before):
+def test_functions_and_modules_for_any_order_of_imports(before):
     code = (
         f"{before}\n"
         "from sohes.ops import mask_overlap, mask_pack, merge_borders, ms_deform_attn, ms_deform_attn_fused\n"

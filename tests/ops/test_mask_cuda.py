@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mask operators on a CUDA device against their references on the CPU: equal to the bit.
+"""The mask operators on a CUDA device against their references on the CPU: equal bit by bit.
 
 Without a GPU these are skipped; tests/test_sanitizers.py runs the same kernels on a device in C++, without Python.
 """

@@ -17,7 +17,7 @@ BACKENDS = ["reference", "cpp", "cuda", "triton"]
 
 
 def device_for(backend):
-    """A device that the backend runs on here; skips with the reason where there is none."""
+    """A device on which the backend runs; skips the test with the reason if there is none."""
     devices = [torch.device("cpu")] + [torch.device("cuda")] * torch.cuda.is_available()
     reasons = [_overlap.explain(device, torch.int64)[backend] for device in devices]
     for device, reason in zip(devices, reasons, strict=True):
@@ -179,8 +179,8 @@ def test_messages():
             mask_overlap(a, a, backend="cuda")
 
 
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is the run under the interpreter")
-def test_twin_under_the_interpreter():
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="already under the interpreter")
+def test_triton_under_the_interpreter():
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton", __file__]
     env = os.environ | {"TRITON_INTERPRET": "1"}

@@ -21,7 +21,7 @@ needs_binary = pytest.mark.skipif(find_binary().module is None, reason=find_bina
 
 
 def bits_of(dense):
-    """int64 words of bool [N, H, W] by way of Python integers: the layout once more, in other words."""
+    """int64 words of bool [N, H, W], by Python integers: an independent implementation of the layout."""
     words = num_words(tuple(dense.shape[1:]))
     rows = []
     for mask in dense.numpy():
@@ -213,7 +213,7 @@ def test_messages():
 
 @needs_binary
 def test_memory_that_another_set_of_masks_had(monkeypatch):
-    """The words of a set that is gone are used again, whatever they hold; never those of one that is still there."""
+    """Memory of a deleted set is reused with any content; memory of a live set is not."""
     monkeypatch.setattr(_words, "KEPT_BYTES", (1, 1 << 20))
     monkeypatch.setattr(_words, "_kept", deque(maxlen=1))
     dense = [mixed(seed, 65, 70) for seed in range(4)]

@@ -100,7 +100,7 @@ def test_components_are_skimages():
 
 
 def test_component_of_a_snake():
-    """One long component, which unites late."""
+    """One long component whose parts are joined late."""
     dense = torch.zeros(1, 65, 65, dtype=torch.bool)
     dense[0, ::2] = True
     dense[0, 1::4, -1] = dense[0, 3::4, 0] = True
@@ -143,7 +143,7 @@ def column_runs(words, height, width, value):
 
 
 def run_in_python(entry, like, *args):
-    """What the CUDA kernels of runs do (tests/cuda/ compares those with the C++ ones), on the CPU."""
+    """The CUDA kernels of runs, emulated on the CPU (tests/cuda/ compares the kernels with those in C++)."""
     if entry == "mask_num_column_runs_cuda":
         *masks, num_runs = args
         for index in range(len(num_runs)):

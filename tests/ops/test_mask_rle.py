@@ -118,7 +118,7 @@ def test_messages(backend, counts, message):
     st.integers(0, 90),
 )
 def test_hostile_counts_are_refused_or_decoded(counts, num_pixels):
-    """Whatever comes, both backends say the same: an error, or masks that have these pixels and no others."""
+    """Both backends agree for any text: an error, or the same masks."""
     results = []
     for backend in (reference, mask_rle):
         try:

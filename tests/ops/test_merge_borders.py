@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""merge_borders: a case by hand, the kernel against the reference, opcheck, compile, and its messages."""
+"""merge_borders: a case computed by hand, the kernel against the reference, opcheck, compile, error messages."""
 
 import pytest
 import torch

@@ -14,7 +14,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 def device_for(backend):
-    """A device that the backend runs on here; skips with the reason where there is none."""
+    """A device on which the backend runs; skips the test with the reason if there is none."""
     devices = [torch.device("cpu")] + [torch.device("cuda")] * torch.cuda.is_available()
     reasons = [OPERATOR.explain(device, torch.float32)[backend] for device in devices]
     for device, reason in zip(devices, reasons, strict=True):
@@ -88,7 +88,7 @@ def test_random_maps_in_triton(kind):
 
 @pytest.mark.parametrize("backend", ["reference", "cpp", "cuda"])
 def test_a_map_large_enough_for_every_path(backend):
-    """Regions with many neighbours, edge lists moved together, rows given back and taken again."""
+    """Regions with many neighbours, compaction of the lists, reuse of rows."""
     features = scene_map(28, channels=96)
     (tree,) = merge_regions(torch.from_numpy(features).to(device_for(backend)), backend=backend)
     assert_is(tree, by_loop(features))
@@ -115,7 +115,7 @@ def test_pinned_ties_go_to_the_lower_ids(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_pinned_sums_not_means(backend):
-    """0 and 1 make (2, 0), with 2 that is (3, 1); means of means would make (2, 1) and end with -1/sqrt(10)."""
+    """0 and 1 make (2, 0), adding 2 gives (3, 1); means of means would give (2, 1) and end with -1/sqrt(10)."""
     features = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [1.0, 1.0], [-1.0, 1.0]]], device=device_for(backend))
     (tree,) = merge_regions(features, backend=backend)
     assert tree.merges.tolist() == [[0, 1], [2, 4], [3, 5]]
@@ -124,7 +124,7 @@ def test_pinned_sums_not_means(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_pinned_zero_and_nan(backend):
-    """A zero has similarity 0 with everything and merges before opposites; a NaN comes last, with -inf."""
+    """A zero feature has similarity 0 to all others and merges before opposite ones; NaN merges last, with -inf."""
     features = torch.tensor([[[1.0], [-1.0], [0.0], [float("nan")]]], device=device_for(backend))
     (tree,) = merge_regions(features, backend=backend)
     assert tree.merges.tolist() == [[1, 2], [0, 4], [3, 5]]
@@ -136,7 +136,7 @@ def test_pinned_zero_and_nan(backend):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_heap_equals_the_loop_on_graphs(kind):
-    """Random graphs, some of several pieces, with repeated and reversed edges; numpy heap and C++ alike."""
+    """Random graphs, some not connected, with repeated and reversed edges; numpy heap and C++ agree."""
     for seed in range(20):
         features = random_map(kind, seed)
         features = features.reshape(-1, features.shape[-1])

@@ -19,7 +19,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 def device_for(backend):
-    """A device that the backend runs on here; skips with the reason where there is none."""
+    """A device on which the backend runs; skips the test with the reason if there is none."""
     devices = [torch.device("cpu")] + [torch.device("cuda")] * torch.cuda.is_available()
     reasons = [ROUNDS.explain(device, torch.float32)[backend] for device in devices]
     for device, reason in zip(devices, reasons, strict=True):
@@ -39,7 +39,7 @@ def assert_same(tree, expected):
 
 
 def partition(labels):
-    """Labels replaced by the first place of their region: equal for equal partitions."""
+    """Labels replaced by the first index of their region: equal for equal partitions."""
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
     return first[inverse].ravel()
 
@@ -142,7 +142,7 @@ def test_it_is_a_tree_listed_by_falling_height(kind):
 # "cancelling" is left out: within the tolerance, a merge could be of more than one round.
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "cancelling"])
 def test_every_merge_of_a_round_is_the_best_of_both_its_regions(kind):
-    """Replayed on the rounds as they were made: in float64, within 1e-5."""
+    """A replay of the rounds in float64, within 1e-5."""
     for seed in range(5):
         features = random_map(kind, seed)
         edges = grid_edges(*features.shape[:2])
@@ -189,7 +189,7 @@ def test_the_best_pair_of_all_merges_first_as_in_the_exact_order():
 
 
 def test_it_equals_the_exact_tree_where_regions_are_constant():
-    """Orthogonal constant regions: whatever the order, a cut between 0 and 1 is the regions themselves."""
+    """Orthogonal constant regions: for any order a cut between 0 and 1 returns these regions."""
     for seed in range(10):
         rng = np.random.default_rng(seed)
         labels = rng.integers(0, 4, (6, 7)).repeat(2, 0).repeat(2, 1)

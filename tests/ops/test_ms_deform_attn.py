@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ms_deform_attn computes; its messages, autocast and choice of backend are in test_ms_deform_attn_calls.py."""
+"""Results of ms_deform_attn; messages, autocast and choice of backend are tested in test_ms_deform_attn_calls.py."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ DTYPE_PAIRS = [(d, d) for d in DTYPES] + [(d, torch.float32) for d in HALF]
 
 
 def device_for(backend, dtype=torch.float32):
-    """A device that the backend runs on here; skips with the reason where there is none."""
+    """A device on which the backend runs; skips the test with the reason if there is none."""
     devices = [torch.device("cpu")] + [torch.device("cuda")] * torch.cuda.is_available()
     reasons = [FORWARD.explain(device, dtype)[backend] for device in devices]
     for device, reason in zip(devices, reasons, strict=True):
@@ -34,7 +34,7 @@ def device_for(backend, dtype=torch.float32):
 
 
 def results(inputs, backend="auto"):
-    """[output, grad_value, grad_sampling_locations, grad_attention_weights]"""
+    """The output and the gradients of value, sampling_locations and attention_weights."""
     value, shapes, locations, weights, grad_output = inputs
     leaves = [t.detach().requires_grad_() for t in (value, locations, weights)]
     output = ms_deform_attn(leaves[0], shapes, leaves[1], leaves[2], backend=backend)
@@ -42,7 +42,7 @@ def results(inputs, backend="auto"):
 
 
 def exact(inputs):
-    """The reference in float64 of these very numbers."""
+    """The reference in float64 for the same numbers."""
     value, shapes, *rest = inputs
     value, locations, weights, grad_output = (t.double().cpu() for t in (value, *rest))
     return results((value, shapes, locations, weights, grad_output), "reference")
@@ -322,7 +322,7 @@ def test_export_with_free_sizes():
     torch.testing.assert_close(program.module()(*inputs), Attend()(*inputs))
 
 
-# 8. Determinism, whatever the number of threads.
+# 8. Determinism for any number of threads.
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpp"])
@@ -366,8 +366,8 @@ def test_fixed_point_sums():
     assert units_per_one(torch.tensor(float("inf")), 7).isnan()
 
 
-@pytest.mark.skipif(INTERPRETED, reason="this is the run under the interpreter")
-def test_twin_under_the_interpreter():
+@pytest.mark.skipif(INTERPRETED, reason="already under the interpreter")
+def test_triton_under_the_interpreter():
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton", __file__]
     env = os.environ | {"TRITON_INTERPRET": "1"}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How ms_deform_attn may be called: exact messages, autocast, requests for a backend."""
+"""Calls of ms_deform_attn: error messages, autocast, choice of backend."""
 
 import re
 

@@ -18,7 +18,7 @@ FEW_CASES = ["71 channels", "128 channels", "many points", "large maps"]
 
 
 def results(inputs, backend="auto"):
-    """[output, grad_value, grad_sampling_offsets, grad_attention_logits]"""
+    """The output and the gradients of value, sampling_offsets and attention_logits."""
     value, shapes, reference_points, offsets, logits, grad_output = inputs
     leaves = [t.detach().requires_grad_() for t in (value, offsets, logits)]
     output = ms_deform_attn_fused(leaves[0], shapes, reference_points, *leaves[1:], backend=backend)
@@ -26,7 +26,7 @@ def results(inputs, backend="auto"):
 
 
 def exact(inputs):
-    """The reference in float64 of these very numbers."""
+    """The reference in float64 for the same numbers."""
     return results([t.double().cpu() if isinstance(t, torch.Tensor) else t for t in inputs], "reference")
 
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What every test program says about a buffer: its shape, rows one after the other.
+// A view of a buffer as a contiguous tensor, for all test programs.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Runs every kernel of csrc/evaluation/ on small random masks and on spoiled text, in buffers of exactly
+// Runs every kernel of csrc/evaluation/ on small random masks and on damaged text, in buffers of exactly
 // their size, and compares with loops over pixels. Built by tests/test_sanitizers.py with the address and
 // undefined-behaviour sanitizers.
 #include "sohes/evaluation.h"
@@ -251,7 +251,7 @@ std::string spoiled_text(std::mt19937& random, const std::string& text) {
   return spoiled;
 }
 
-// What text does is no matter here, as long as nothing is touched that is not its own.
+// The result for damaged text does not matter, only accesses outside of the buffers.
 void spoil(std::mt19937& random, const std::string& text, int64_t count) {
   const std::string spoiled = spoiled_text(random, text);
   const Bytes bytes = bytes_of(spoiled);
@@ -304,7 +304,7 @@ std::string annotations(std::mt19937& random, const std::vector<Mask>& masks) {
   return text;
 }
 
-// One image in one call; then its rows are counted, and every hit must be found again.
+// One image in one call; then its rows are counted, and the number of hits must be equal.
 void check_image(std::mt19937& random, const std::vector<Mask>& preds, const std::vector<Mask>& gts) {
   const int64_t num_pred = static_cast<int64_t>(preds.size()), num_gt = static_cast<int64_t>(gts.size());
   const int64_t num_ranges = 4, num_thresholds = 10, num_lanes = 40, num_points = 5;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Runs every kernel of csrc/merge_regions/ on small random maps and graphs in buffers of exactly their size,
-// and checks that what comes out is a tree. Built by tests/test_sanitizers.py with the address and
+// and checks that the result is a tree. Built by tests/test_sanitizers.py with the address and
 // undefined-behaviour sanitizers.
 #include "sohes/merge_regions.h"
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the test programs of the mask operators share: tensors, chance, and how a failure is told.
+// Shared by the test programs of the mask operators: tensors, random numbers, reports of failures.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +22,7 @@ void expect(bool condition, const char* what, int64_t height, int64_t width) {
   ++failures;
 }
 
-// Says "clean" if nothing failed; the exit status of a program.
+// Prints "clean" if nothing failed; returns the exit status of the program.
 int finish() {
   if (failures == 0) std::printf("clean\n");
   return failures == 0 ? 0 : 1;

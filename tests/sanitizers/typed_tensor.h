@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the test programs of deformable attention share: tensors of any type of numbers, chance, sizes and
-// types.
+// Shared by the test programs of deformable attention: tensors of any type, random numbers, sizes and types.
 #pragma once
 
 #include <cmath>
@@ -42,7 +41,7 @@ struct Tensor {
 
   int64_t numel() const { return static_cast<int64_t>(bytes.size()) / element_size(dtype); }
 
-  // A number, kept so short that every type holds it.
+  // A number with few digits, which every type can store.
   void set(int64_t i, double x) {
     char* at = bytes.data() + i * element_size(dtype);
     const float single = static_cast<float>(x);

@@ -16,7 +16,7 @@ from sohes.structures.masks import PackedMasks, mask_coverage, nms_masks
 
 @st.composite
 def mask_sets(draw):
-    """Up to 12 rectangles with bites taken out, many of them nested, equal or empty."""
+    """Up to 12 rectangles with some pixels removed, many of them nested, equal or empty."""
     height, width = draw(st.integers(1, 9)), draw(st.integers(1, 9))
     masks = np.zeros((draw(st.integers(0, 12)), height, width), bool)
     for mask in masks:
@@ -90,8 +90,8 @@ def test_order_matters_only_among_equals(masks, theta, random):
 def test_pinned():
     assert build_forest(PackedMasks.empty((3, 3))).tolist() == []
     assert nested().parents.tolist() == [-1, 0, 1, 0, -1]
-    twins = PackedMasks.from_dense(torch.ones(2, 3, 3, dtype=torch.bool))
-    assert build_forest(twins).tolist() == [-1, -1]  # each in the other: neither is the parent
+    equal = PackedMasks.from_dense(torch.ones(2, 3, 3, dtype=torch.bool))
+    assert build_forest(equal).tolist() == [-1, -1]  # they cover each other: neither is the parent
 
 
 def test_coverage_of_exactly_theta_is_inside():
@@ -169,7 +169,7 @@ def test_coco_and_back():
 
 
 def test_plain_coco():
-    """No scores, no parents, or a parent that is elsewhere."""
+    """Annotations without scores, without parents, or with a parent that does not exist."""
     rle = {"size": [1, 2], "counts": "02"}
     forest = Forest.from_coco([{"segmentation": rle}, {"id": 3, "segmentation": rle, "parent": 99}], (1, 2))
     assert forest.parents.tolist() == [-1, -1]

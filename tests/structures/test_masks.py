@@ -16,7 +16,7 @@ def packed(seed, height, width, each=3):
 
 
 def same(a, b):
-    """Equal masks, and areas and boxes that fit them."""
+    """Whether masks are equal and their areas and boxes correct."""
     fresh = PackedMasks(a.words, a.size)
     stats = torch.equal(a.areas, fresh.areas) and torch.equal(a.boxes, fresh.boxes)
     return stats and a.size == b.size and torch.equal(a.words, b.words)
@@ -108,7 +108,7 @@ def test_iou_and_coverage():
 
 
 def nms_by_definition(masks, threshold, rank):
-    """One mask at a time, best first, against every one kept so far."""
+    """Each mask, best first, against all kept masks."""
     iou = mask_iou(masks, masks)
     kept = []
     for index in sorted(range(len(masks)), key=lambda i: (-float(rank[i]), i)):
@@ -160,7 +160,7 @@ def test_methods_keep_the_masks_apart():
 
 
 def test_memory_follows_the_chunk():
-    """Past the first chunk only packed bits are added: 300 masks of 1024 x 1024 are 39 MB, as float32 1.2 GB."""
+    """After the first chunk only packed bits use memory: 300 masks of 1024 x 1024 are 39 MB, as float32 1.2 GB."""
     resource = pytest.importorskip("resource")
 
     def peak_megabytes(num_masks: int) -> float:
@@ -187,7 +187,7 @@ def test_messages():
 
 @pytest.mark.parametrize("size", SIZES)
 def test_some_of_the_masks(size):
-    """Only what boxes reach is copied and encoded; it must be all there is."""
+    """Only words inside the boxes are copied and encoded; these must be all set bits."""
     masks = packed(7, *size)
     indices = torch.tensor([3, -1, 3, 0, len(masks) - 2])
     for index in (indices, indices[:0], torch.arange(len(masks)) % 3 == 0):
