@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Imports go one way: the order of the rooms stands here once, and every import is checked against it."""
+"""Imports go one way: the order of the rooms is written here once; every import and the map are checked against it."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -114,6 +115,21 @@ def test_every_room_has_its_place():
     rooms = {path.stem if path.suffix == ".py" else path.name for path in PACKAGE.iterdir()} - {"__pycache__"}
     rooms = {room for room in rooms if not room.startswith("_C")} - NOT_IMPORTED
     assert rooms - {"py"} == set(LEVELS)
+
+
+def test_the_map_of_contributing_is_the_tree():
+    """Every room in one line, the highest first, then the folders beside the package."""
+    root = PACKAGE.parent
+    text = (root / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("\n## The rooms\n")[2].partition("\n## ")[0]
+    lines = text.partition("```text\n")[2].partition("```")[0].splitlines()
+    entries = [re.fullmatch(r"(\S+) +\S.*", line)[1] for line in lines]
+    assert [entry for entry in entries if not (root / entry).exists()] == []
+    rooms = [Path(entry).stem for entry in entries if entry.startswith("sohes/")]
+    assert sorted(rooms) == sorted([*LEVELS, "weights"])
+    levels = [LEVELS[room] for room in rooms if room != "weights"]
+    assert levels == sorted(levels, reverse=True)
+    others = {entry for entry in entries if not entry.startswith("sohes/")}
+    assert others == {"csrc/", "tests/", "benchmarks/", "docs/", ".ci/"}
 
 
 @pytest.mark.parametrize(
