@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small charts as inline SVG. Colours are classes `c0`, `c1`, ... of the page's style sheet and follow its theme."""
+"""Small charts as inline SVG. Colours are CSS classes `c0`, `c1`, ... of the page, light or dark as its theme."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-_MAX_POINTS = 400  # of one line; more would not show
+_MAX_POINTS = 400  # per line; a chart is not wide enough to show more
 _LABEL_GAP = 13  # pixels between the labels of two lines
 NUM_COLORS = 8
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line: `ys[i]` over `xs[i]`; xs rise."""
+    """One line: `ys[i]` over `xs[i]`; xs ascend."""
 
     name: str
     xs: Sequence[float]
@@ -26,9 +26,9 @@ class Series:
 def curve(
     series: Series, title: str, *, width: int = 460, height: int = 220, color: int = 0, noisy: bool = True
 ) -> str:
-    """A curve over training steps, its last value at the end. A noisy one is drawn faint, its running mean strong.
+    """A curve over training steps with its last value as a label. noisy: values faint, their running mean on top.
 
-    The vertical axis spans 96 % of the values, so that one spike does not flatten the rest; it ends at the edge.
+    The vertical axis spans the middle 96 % of the values; spikes are clipped, so that they do not flatten the rest.
     """
     finite = [(x, y) for x, y in zip(series.xs, series.ys, strict=True) if math.isfinite(y)]
     if not finite:
@@ -54,7 +54,7 @@ def curve(
 
 
 def steps_chart(categories: Sequence[str], series: Sequence[Series], title: str, *, width: int = 380) -> str:
-    """Few values per line over named steps (the phases), each line labelled at its end.
+    """Lines over a few named steps (the phases), each labelled at its end.
 
     `xs` of a series are indices into `categories`. Values are shares 0..1, shown as per cent.
     """
@@ -94,9 +94,9 @@ def interval_chart(
     width: int = 420,
     left: int = 150,
 ) -> str:
-    """(name, value, low, high) each as a dot with a whisker, one below the other; references as dashed lines.
+    """One row per (name, value, low, high), drawn as a dot with a whisker; references as dashed lines.
 
-    Values are shares 0..1, shown as per cent. NaN as low and high: no whisker; as value: the row says so.
+    Values are shares 0..1, shown as per cent. NaN as low and high: no whisker; NaN as value: "nothing to find".
     """
     ends = [end for row in rows for end in row[1:] if math.isfinite(end)] + [value for _, value in references]
     if not ends:
@@ -108,14 +108,14 @@ def interval_chart(
     frame = _Frame(width, height, low, high, 0, 1, left=left, right=54, top=top)
     parts = []
     for tick in nice_ticks(low, high, max(2, (width - left) // 70)):
-        x = f"{frame.x(tick):.1f}"
-        parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{top}" y2="{height - 22}"/>')
-        parts.append(f'<text class="tick" x="{x}" y="{height - 6}" text-anchor="middle">{100 * tick:.3g}</text>')
+        x = frame.x(tick)
+        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{height - 22}"/>')
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{height - 6}" text-anchor="middle">{100 * tick:.3g}</text>')
     for index, (name, value) in enumerate(sorted(references, key=lambda item: -item[1])):
-        x, y = frame.x(value), 14 * index + 11
-        parts.append(f'<line class="reference" x1="{x:.1f}" x2="{x:.1f}" y1="{y + 3}" y2="{height - 22}"/>')
+        x, line = frame.x(value), 14 * index + 11
+        parts.append(f'<line class="reference" x1="{x:.1f}" x2="{x:.1f}" y1="{line + 3}" y2="{height - 22}"/>')
         text = f"{escape(name)} {100 * value:.1f}"
-        parts.append(f'<text class="tick" x="{x - 4:.1f}" y="{y}" text-anchor="end">{text}</text>')
+        parts.append(f'<text class="tick" x="{x - 4:.1f}" y="{line}" text-anchor="end">{text}</text>')
     for index, (name, value, least, most) in enumerate(rows):
         y, color = top + step * (index + 0.5), f"c{index % NUM_COLORS}"
         label = name if len(name) <= left // 7 else name[: left // 7 - 1] + "…"
@@ -133,7 +133,7 @@ def interval_chart(
 
 
 def share_bar(parts: Sequence[tuple[str, float]], title: str, *, width: int = 900, height: int = 22) -> str:
-    """One horizontal bar cut into shares; give the parts' names beside it, `c0` onward in order."""
+    """One horizontal bar split into shares, coloured `c0` onward; the caller adds a legend."""
     total = sum(value for _, value in parts)
     if total <= 0:
         return ""
@@ -150,7 +150,7 @@ def share_bar(parts: Sequence[tuple[str, float]], title: str, *, width: int = 90
 
 
 def histogram(values: Sequence[float], title: str, *, width: int = 380, height: int = 180, bins: int = 24) -> str:
-    """How many values fall where. Whole numbers get bins of a whole width."""
+    """Number of values per bin, as bars. Bins of integers have an integer width."""
     if not values:
         return ""
     low, high = min(values), max(values)
@@ -175,10 +175,10 @@ def histogram(values: Sequence[float], title: str, *, width: int = 380, height: 
     return _svg(width, height, f"{described}, median {format_number(median)}", axes, *bars)
 
 
-def smooth(values: Sequence[float], reach: int) -> list[float]:
-    """Running mean over each value and up to `reach` neighbours on either side, as far as there are any."""
+def smooth(values: Sequence[float], radius: int) -> list[float]:
+    """Running mean over each value and up to `radius` neighbours on either side, fewer at the ends."""
     sums = list(itertools.accumulate(values, initial=0.0))
-    spans = [(max(0, i - reach), min(len(values), i + reach + 1)) for i in range(len(values))]
+    spans = [(max(0, i - radius), min(len(values), i + radius + 1)) for i in range(len(values))]
     return [(sums[end] - sums[start]) / (end - start) for start, end in spans]
 
 
@@ -207,7 +207,7 @@ def format_number(value: float) -> str:
 
 @dataclass(frozen=True)
 class _Frame:
-    """From data to pixels of a plot with margins."""
+    """Maps data coordinates to the pixels of a plot with margins."""
 
     width: int
     height: int
@@ -226,7 +226,7 @@ class _Frame:
 
     def y(self, value: float) -> float:
         span = (self.y_high - self.y_low) or 1
-        share = min(max((value - self.y_low) / span, -0.02), 1.02)  # a spike ends at the edge of the plot
+        share = min(max((value - self.y_low) / span, -0.02), 1.02)  # spikes are clipped at the edge of the plot
         return self.height - self.bottom - (self.height - self.top - self.bottom) * share
 
     def axes(self, x_ticks: Sequence[float], y_ticks: Sequence[float], percent: bool = False) -> str:
@@ -252,13 +252,13 @@ def _x_ticks(low: float, high: float, width: int) -> list[float]:
     return nice_ticks(low, high, max(2, width // 110))
 
 
-def _tick_stride(names: Sequence[str], room: float) -> int:
-    """Every how many names, `room` pixels from one to the next, have room for their characters of 6 each."""
-    return max(1, math.ceil((6 * max(map(len, names), default=0) + 8) / max(room, 1)))
+def _tick_stride(names: Sequence[str], spacing: float) -> int:
+    """The n for which every n-th label fits: labels are `spacing` pixels apart, a character is 6 pixels wide."""
+    return max(1, math.ceil((6 * max(map(len, names), default=0) + 8) / max(spacing, 1)))
 
 
 def _spread(positions: Sequence[float], gap: float, bottom: float) -> list[float]:
-    """Move labels apart to at least `gap`, keeping their order, the lowest not below `bottom`."""
+    """Positions of labels moved apart to at least `gap`, in the same order, none below `bottom`."""
     order = sorted(range(len(positions)), key=lambda i: positions[i])
     placed = list(positions)
     for above, below in itertools.pairwise(order):

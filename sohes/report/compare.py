@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several runs side by side on one ground truth: one HTML file that needs nothing beside it."""
+"""Several runs side by side on one ground truth, as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SIZES = ("small", "medium", "large")
 
 @dataclass(frozen=True, eq=False)
 class ComparedRun:
-    """One run as it was scored. name: distinct among the runs. summary: `Evaluation.summary()`."""
+    """The scores of one run. name: unique among the runs. summary: `Evaluation.summary()`."""
 
     name: str
     predictions: Path
@@ -47,7 +47,7 @@ def write_comparison(
 def render_comparison(
     runs: Sequence[ComparedRun], source: PhotoSource, dataset: str | None, config: CompareConfig
 ) -> str:
-    """The page as text."""
+    """The HTML page."""
     bootstrap = Bootstrap(len(runs[0].sums.photos), config.resamples, config.level, config.seed)
     sums = {run.name: run.sums for run in runs}
     panels = choose_photos(sums, source, config.photos)
@@ -72,7 +72,7 @@ def render_comparison(
 def scores_section(
     runs: Sequence[ComparedRun], bootstrap: Bootstrap, dataset: str | None, config: CompareConfig
 ) -> str:
-    """All metrics of every run with their intervals, the published recall below, and charts of recall by size."""
+    """Table of all metrics with their intervals and of published recall, and charts of recall by size."""
     with_interval = defined_metrics([run.sums for run in runs])
     columns = [
         name
@@ -111,7 +111,7 @@ def scores_section(
         "precision ranks the predictions of all photos together and has no interval here; nor has what fewer than "
         f"{MIN_PHOTOS} photos have to find."
     )
-    if published:
+    if dataset is not None and published:
         note += (
             f" Published rows are for {COLUMN_OF[dataset]} as the papers report it: AR@1000, other weights and scale."
         )
@@ -123,7 +123,7 @@ def scores_section(
 
 
 def differences_section(runs: Sequence[ComparedRun], bootstrap: Bootstrap, config: CompareConfig) -> str:
-    """Each run minus the first, paired by photo."""
+    """Table of differences of each run to the first, paired by photo."""
     if len(runs) < 2:
         return ""
     base = runs[0]
@@ -149,7 +149,7 @@ def differences_section(runs: Sequence[ComparedRun], bootstrap: Bootstrap, confi
 
 
 def misses_section(misses: dict[str, list[Miss]], names: Sequence[str]) -> str:
-    """True masks that no run reaches, by size, each as a crop of its photo."""
+    """True masks that no run finds, by size, each as a crop of its photo."""
     if not any(misses.values()):
         return ""
     parts = []

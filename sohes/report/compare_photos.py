@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pictures of a comparison: photos on which runs differ most, do best and worst, and true masks that all miss."""
+"""The pictures of a comparison: photos where runs differ most, best and worst photos, masks that every run misses."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,14 +25,14 @@ MISS_IOU = 0.5
 _RANGES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}  # COCO's, in pixels
 _CROP_SIDE = 220  # long side of a crop in pixels of the page
 _OUTLINE = torch.tensor([255, 40, 120], dtype=torch.uint8)
-_MOST_OF_A_PHOTO = 2  # misses shown of one photo and size
+_MAX_MISSES_PER_PHOTO = 2  # shown per size
 
 
 @dataclass(frozen=True, eq=False)
 class PhotoSource:
     """Where photos, true masks and predictions come from.
 
-    name: of the data, for people. truth, predictions: indexed files that agree on ids; predictions by run. read_photo:
+    name: of the data, for display. truth, predictions: indexed files that agree on ids; predictions by run. read_photo:
     file name of the truth -> uint8 [3, H, W]; raises SohesError.
     """
 
@@ -40,21 +41,27 @@ class PhotoSource:
     predictions: Mapping[str, CocoIndex]
     read_photo: Callable[[str], Tensor]
 
+    def record(self, photo: Hashable) -> dict[str, Any]:
+        """The COCO image record of the ground truth. Raises ValueError for an id that it does not have."""
+        images = self.truth.images or {}
+        if not isinstance(photo, (int, str)) or photo not in images:
+            raise ValueError(f"{self.truth.path}: no image with id {photo!r}")
+        return images[photo]
+
     def file_name(self, photo: Hashable) -> str:
-        """As in the ground truth; the id where that has none."""
-        return str(self.truth.images[photo].get("file_name", photo))
+        """File name in the ground truth, or the id where the record has none."""
+        return str(self.record(photo).get("file_name", photo))
 
     def labels(self, photo: Hashable) -> dict[str, LabelledImage]:
         """The true masks and every run's predictions of one photo. Raises ValueError."""
-        image = self.truth.images[photo]
-        name = self.file_name(photo)
+        image, path = self.record(photo), Path(self.file_name(photo))
         indices = {GROUND_TRUTH: self.truth, **self.predictions}
-        return {title: labelled_image(image, index.annotations(photo), Path(name)) for title, index in indices.items()}
+        return {title: labelled_image(image, index.annotations(image["id"]), path) for title, index in indices.items()}
 
 
 @dataclass(frozen=True)
 class Miss:
-    """A true mask that no run covers: a crop as a data URI, its pixels, the best IoU of each run."""
+    """A true mask that no run finds. uri: a crop as a data URI; area in pixels; best_ious: one per run."""
 
     photo: str
     uri: str
@@ -63,9 +70,9 @@ class Miss:
 
 
 def choose_photos(runs: Mapping[str, PhotoSums], source: PhotoSource, count: int) -> PhotoPanels:
-    """`count` photos of each kind: largest gain and loss of the last run over the first, best and worst of all runs.
+    """`count` photos of each kind: largest gain and loss of the last run against the first, best and worst of all runs.
 
-    By AR at the largest number of masks; photos without a true mask take no part, and none is shown twice.
+    Ranked by AR at the largest number of masks. Photos without a true mask are ignored; no photo is shown twice.
     """
     names, sums = list(runs), list(runs.values())
     metric = next(iter(sums[0].sums))
@@ -102,7 +109,7 @@ def choose_photos(runs: Mapping[str, PhotoSums], source: PhotoSource, count: int
 def find_misses(
     runs: Mapping[str, PhotoSums], source: PhotoSource, count: int
 ) -> tuple[dict[str, list[Miss]], list[str]]:
-    """Up to `count` true masks of each size that no run covers, larger ones of a photo first; and what went wrong."""
+    """Up to `count` true masks per size that no run finds, the largest of a photo first; and error messages."""
     misses: dict[str, list[Miss]] = {}
     problems: dict[str, None] = {}
     sums = list(runs.values())
@@ -111,13 +118,13 @@ def find_misses(
         if f"AR-{size}" not in sums[0].sums:
             continue
         table = np.stack([run.sums[f"AR-{size}"] for run in sums])  # [runs, P, 2]
-        missed = (table[:, :, 1] - table[:, :, 0]).min(0)  # [P], of the best run
+        missed = (table[:, :, 1] - table[:, :, 0]).min(0)  # [P], by the run that misses fewest
         for place in np.argsort(-missed, kind="stable").tolist()[: 2 * count]:
             if missed[place] <= 0 or len(misses[size]) >= count:
                 break
             photo = sums[0].photos[place]
             try:
-                found = _misses_of(source, photo, limits, min(_MOST_OF_A_PHOTO, count - len(misses[size])))
+                found = _misses_of(source, photo, limits, min(_MAX_MISSES_PER_PHOTO, count - len(misses[size])))
             except (SohesError, ValueError) as error:
                 problems[str(error)] = None
                 continue
@@ -146,19 +153,19 @@ def _misses_of(source: PhotoSource, photo: Hashable, limits: tuple[float, float]
 
 
 def _best_iou(masks: PackedMasks, found: PackedMasks) -> Tensor:
-    """float32 [M], 0 where nothing was found."""
+    """Best IoU of each mask with any of `found`: float32 [M], 0 if `found` is empty."""
     return mask_iou(masks, found).max(1).values if len(found) else torch.zeros(len(masks))
 
 
 def draw_crop(image: Tensor, mask: PackedMasks) -> Tensor:
-    """The surroundings of one mask, uint8 [3, h, w], enlarged or reduced to a crop of the page, with its outline."""
+    """Crop around one mask with its outline, uint8 [3, h, w], enlarged or reduced to the size shown on the page."""
     x0, y0, x1, y1 = mask.boxes[0].tolist()
     margin = max(12, (max(x1 - x0, y1 - y0) + 1) // 2)
     rows = slice(max(0, y0 - margin), min(image.shape[1], y1 + margin))
     columns = slice(max(0, x0 - margin), min(image.shape[2], x1 + margin))
     crop, inside = image[:, rows, columns], mask.to_dense()[0, rows, columns]  # [3, h, w], [h, w]
     scale = max(1, _CROP_SIDE // max(crop.shape[1:]))
-    if scale > 1:  # small things pixel by pixel
+    if scale > 1:  # small crops are enlarged by an integer factor
         crop = crop.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
         inside = inside.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
     elif max(crop.shape[1:]) > _CROP_SIDE:
@@ -172,7 +179,7 @@ def draw_crop(image: Tensor, mask: PackedMasks) -> Tensor:
 
 
 def run_names(paths: Sequence[Path]) -> list[str]:
-    """A short name for each path: its last part, with the folder before it where two would be alike."""
+    """A short name per path: its last part, with the parent folder where two would be equal."""
     short = [path.stem if path.is_file() else path.name for path in paths]
     return [
         name if short.count(name) == 1 else f"{path.resolve().parent.name}/{name}"

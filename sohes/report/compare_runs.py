@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From run folders or files of predictions to the comparison page: find them, score them alike, write."""
+"""The comparison page from run folders or files of predictions: find, score, write."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def compare_runs(
 
 
 def find_predictions(path: Path) -> Path:
-    """The file itself, or the predictions of a run folder's last phase. Raises BadInput when there are none."""
+    """The file itself, or the predictions of the last phase of a run folder. Raises BadInput if there are none."""
     if path.is_dir():
         found = [path / "predictions" / f"{phase}.json" for phase in reversed(PHASES)]
         return next((file for file in found if file.is_file()), None) or _refuse(path, "run folder with predictions/")
@@ -67,7 +67,7 @@ def find_predictions(path: Path) -> Path:
 
 
 def truth_of_run(path: Path) -> Path:
-    """The ground truth that a run folder was scored on. Raises BadInput for another path, or where it is gone."""
+    """The ground truth that a run folder was scored on. Raises BadInput if the path is no run folder or has none."""
     found = find_ground_truth(read_run(path)) if path.is_dir() else None
     if found is None:
         raise BadInput(f"{path} does not say what it was scored on: give --gt, or --dataset and --root")
@@ -75,7 +75,7 @@ def truth_of_run(path: Path) -> Path:
 
 
 def photo_reader(truth: Path) -> Callable[[str], Tensor]:
-    """Reads photos from `images/` beside a ground truth, or from beside it."""
+    """A reader of photos by file name, from `images/` beside the ground truth if there is one, else from its folder."""
     beside = truth.parent / "images"
     root = beside if beside.is_dir() else truth.parent
     return lambda name: read_annotated(root / name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Patch features as pictures: the first three principal components of some photos' features, as red, green and blue."""
+"""Patch features as pictures: their first three principal components over some photos as red, green and blue."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ FOLDER = "features"
 
 
 def pca_pictures(features: Sequence[Tensor]) -> list[Tensor]:
-    """Features [h, w, C] of several photos -> uint8 [3, h, w] each, by components that all photos share.
+    """Pictures uint8 [3, h, w] of the features [h, w, C] of several photos, by principal components over all photos.
 
-    The 2nd and the 98th percentile of each component become black and full colour. Features of fewer than three
-    channels leave the last colours black.
+    The 2nd and 98th percentile of each component map to 0 and 255. With fewer than three channels the last colours
+    are black.
     """
     rows = torch.cat([one.flatten(0, 1) for one in features]).double()  # [M, C]
     rows = rows - rows.mean(0)
-    _, vectors = torch.linalg.eigh(rows.T @ rows)  # columns, eigenvalues rising
+    _, vectors = torch.linalg.eigh(rows.T @ rows)  # columns, by ascending eigenvalue
     axes = vectors[:, -3:].flip(1)  # [C, 3]
-    axes = axes * torch.where(axes.sum(0) < 0, -1.0, 1.0)  # eigenvectors have no sign of their own
+    axes = axes * torch.where(axes.sum(0) < 0, -1.0, 1.0)  # the sign of an eigenvector is arbitrary
     parts = rows @ axes  # [M, 3]
     low, high = torch.quantile(parts, 0.02, dim=0), torch.quantile(parts, 0.98, dim=0)
     scaled = ((parts - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).mul(255).round().to(torch.uint8)
@@ -40,7 +40,7 @@ def pca_pictures(features: Sequence[Tensor]) -> list[Tensor]:
 
 
 def write_feature_pictures(run: Path, extractor: FeatureExtractor, photos: Sequence[Tensor]) -> None:
-    """Write photos, uint8 [3, H, W] each, and their components into `features/` of a run."""
+    """Write photos, uint8 [3, H, W] each, and pictures of their features into `features/` of a run."""
     pictures = pca_pictures(extractor([extractor.view(photo) for photo in photos]))
     folder = run / FOLDER
     for index, (photo, picture) in enumerate(zip(photos, pictures, strict=True)):
@@ -53,7 +53,7 @@ def write_feature_pictures(run: Path, extractor: FeatureExtractor, photos: Seque
 
 
 def features_section(run: Path) -> str:
-    """The pictures of `features/`, pairs of photo and components; "" where there are none."""
+    """The pictures in `features/` as pairs of photo and components; "" if there are none."""
     figures = []
     for path in sorted((run / FOLDER).glob("*-photo.png"), key=lambda path: int(path.name.partition("-")[0])):
         number = path.name.partition("-")[0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole report: one HTML file that needs nothing beside it."""
+"""The report of a run as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from sohes.report.sections import (
 from sohes.report.style import CSS, SCRIPT, color_rules, view_rules
 from sohes.report.tree_section import TREE_CSS, TREE_SCRIPT, trees_section
 from sohes.report.trees import TreePanels, collect_trees
-from sohes.utils.console import format_seconds
+from sohes.utils.estimate import format_seconds
 from sohes.utils.files import write_whole
 
 
@@ -37,16 +37,16 @@ def write_report(
     num_photos: int = 6,
     device: torch.device | None = None,
 ) -> Path:
-    """Write `report.html` into a run folder from the files that lie there, and return its path.
+    """Write `report.html` into a run folder, from the files in that folder, and return its path.
 
     Args:
-        run: the run folder. Parts that are missing (a phase, the evaluation, the ground truth) are left out.
-        gt_json: COCO ground truth of the held-out photos; default: what the run's configuration names.
+        run: the run folder. Missing parts (a phase, the evaluation, the ground truth) are left out.
+        gt_json: COCO ground truth of the held-out photos; default: the one in the configuration of the run.
         image_root: the folder its file names are relative to; default: `images/` beside it, or its own folder.
         num_photos: photos to show, >= 0.
-        device: where photos are clustered again. Default: the current GPU if there is one.
+        device: where merge trees are computed again. Default: the current GPU if there is one.
 
-    Raises: FileNotFoundError when there is no such run folder.
+    Raises: FileNotFoundError if the run folder does not exist.
     """
     record = read_run(run)
     photos = collect_photos(record, gt_json, image_root, num_photos)
@@ -57,7 +57,7 @@ def write_report(
 
 
 def render(run: RunRecord, panels: PhotoPanels, trees: TreePanels) -> str:
-    """The page as text."""
+    """The HTML page."""
     sections = [
         results_section(run),
         photos_section(panels),
@@ -80,7 +80,7 @@ def render(run: RunRecord, panels: PhotoPanels, trees: TreePanels) -> str:
 
 
 def html_page(title: str, header: str, body: str, photos: list[Photo], script: str = SCRIPT) -> str:
-    """A whole page around parts that are HTML already; `photos`: those that `body` shows by `photos_section`."""
+    """A complete HTML page. title, header, body: HTML; photos: the photos that `photos_section` put into `body`."""
     style = "\n".join((CSS, TREE_CSS, color_rules(NUM_COLORS), view_rules(VIEWS), _photo_rules(photos)))
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -144,7 +144,7 @@ def _overlay(index: int, photo: Photo, overlay: Overlay) -> str:
     layers = []
     for number, view in enumerate(VIEWS):
         if overlay.title == GROUND_TRUTH and view == MISSES:
-            continue  # the truth misses nothing: beside what others miss, all of it is shown
+            continue  # the view of misses shows the whole truth beside the misses of each phase
         if view in overlay.pictures:
             shown = f"{masks}{depth}" if view == "all" else f"{view} of {masks}"
             alt = escape(f"{title}, {shown}: {photo.name}", quote=True)
@@ -169,7 +169,7 @@ def _missed(overlay: Overlay) -> str:
 
 
 def _photo_rules(photos: list[Photo]) -> str:
-    """Each photo once, as the background of all its overlays."""
+    """CSS that stores each photo once, as the background of all its overlays."""
     base = ".under { position: absolute; inset: 0; background-size: 100% 100%; }\n"
     return base + "\n".join(f".p{i} {{ background-image: url({photo.uri}); }}" for i, photo in enumerate(photos))
 
@@ -196,16 +196,17 @@ def _header(run: RunRecord, name: str) -> str:
 
 
 def _key_figures(run: RunRecord) -> str:
-    """A handful of numbers that answer: did it work, and what did it take?"""
+    """The main scores, the number of photos and the time, as HTML."""
     figures: list[tuple[str, str, str]] = []
     if run.results:
         first, last = next(iter(run.results.values())), list(run.results.values())[-1]
         for key, label in (("AR@1000", "AR@1000"), ("parent_recall", "parent recall"), ("AP", "AP")):
-            if last.get(key) is not None:
+            before, now = first.get(key), last.get(key)
+            if now is not None:
                 change = ""
-                if len(run.results) > 1 and first.get(key) is not None:
-                    change = f"{100 * (last[key] - first[key]):+.1f} since phase 1".replace("-", "−")
-                figures.append((label, format_score(key, last[key]), change))
+                if len(run.results) > 1 and before is not None:
+                    change = f"{100 * (now - before):+.1f} since phase 1".replace("-", "−")
+                figures.append((label, format_score(key, now), change))
     if run.manifest:
         counts = status_counts(run.manifest)
         failed = f"{counts['failed']:,} failed" if counts["failed"] else ""

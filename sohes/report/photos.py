@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Photos with their forests, as pictures a page can carry inside itself.
+"""Photos with their forests as data URIs, to be embedded in a page.
 
-A photo is stored once, as JPEG. Each forest lies over it as a transparent PNG per view (all levels, one level,
-contours): such pictures are a few kilobytes, their contours stay crisp, and the page can fade them.
+A photo is stored once, as JPEG. Each forest is a transparent PNG over it per view (all levels, one level, contours): a
+few kilobytes with sharp contours, and the page can change its opacity.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NUM_LEVELS = 3  # views of a single level
 MISSES = "misses"
 VIEWS = ("all", *(f"level {i}" for i in range(NUM_LEVELS)), "contours", MISSES)
 TILE = 440  # long side of a picture in pixels
-_FOUND_IOU = 0.5  # of a true mask with its best prediction, from which it counts as found
+_FOUND_IOU = 0.5  # a true mask is found if its best prediction has at least this IoU
 _MAX_MASKS = 60  # per picture; the best by score
 _JPEG_QUALITY = 82
 
@@ -41,9 +41,10 @@ GROUND_TRUTH, LABELS = "ground truth", "labels"
 
 @dataclass(frozen=True)
 class Overlay:
-    """A forest over a photo. `pictures` maps a view to a data URI; `counts[l]` is the number of masks of level l that
-    may be drawn, of which a picture shows the best, out of `total` in the file; `missed`: how many true masks none of
-    them matches, and of how many, where a truth is known.
+    """A forest over a photo.
+
+    counts: number of masks per level that may be drawn; a picture shows the best of them. total: masks in the file.
+    pictures: data URI per view. missed: (true masks not found, all true masks), None without ground truth.
     """
 
     title: str
@@ -55,7 +56,7 @@ class Overlay:
 
 @dataclass(frozen=True)
 class Photo:
-    """One photo with the forests that are known for it, ground truth first. `uri`: the photo as a data URI."""
+    """One photo, as a data URI, with its forests, ground truth first. size: (h, w)."""
 
     name: str
     uri: str
@@ -65,7 +66,7 @@ class Photo:
 
 @dataclass(frozen=True)
 class _Column:
-    """The forests of one source. `places` maps an image id to its place in `labels`."""
+    """The forests of one source. places: image id -> index in `labels`."""
 
     title: str
     labels: LabelSet
@@ -77,7 +78,7 @@ class _Column:
 
 @dataclass(frozen=True)
 class PhotoPanels:
-    """What could be drawn. `source` says which photos these are, in words; `problems` what was left out and why."""
+    """The drawn photos. source: which photos these are, for display. problems: what could not be drawn and why."""
 
     source: str
     photos: list[Photo]
@@ -87,7 +88,7 @@ class PhotoPanels:
 def collect_photos(run: RunRecord, gt_json: Path | None, image_root: Path | None, num_photos: int) -> PhotoPanels:
     """Draw up to `num_photos` photos: held-out ones with every phase's prediction, else labelled training photos.
 
-    gt_json: COCO ground truth; image_root: folder of its file names. None: taken from the run's configuration.
+    gt_json: COCO ground truth; image_root: folder of its file names. None: as in the configuration of the run.
     """
     problems: list[str] = []
     sources = {phase: run.path / "predictions" / f"{phase}.json" for phase in PHASES}
@@ -102,7 +103,11 @@ def collect_photos(run: RunRecord, gt_json: Path | None, image_root: Path | None
         source, read = "Training photos, spread evenly over the set", read_image
         shards = sorted((run.path / "labels").glob("shard-*.json"))
         columns = [c for path in shards[:1] if (c := _open_column(LABELS, path, problems))]
-        roots = [training_root(run, shards[0])] if columns else []
+        try:
+            roots = [training_root(run, shards[0])] if columns else []
+        except SohesError as error:
+            problems.append(str(error))
+            columns, roots = [], []
     photos = []
     for image_id in _choose(columns, num_photos):
         try:
@@ -113,7 +118,7 @@ def collect_photos(run: RunRecord, gt_json: Path | None, image_root: Path | None
 
 
 def png_uri(picture: Tensor) -> str:
-    """uint8 [4, h, w], RGBA -> a data URI; with a palette where 256 colours suffice, which is far smaller."""
+    """PNG data URI of RGBA uint8 [4, h, w]; with a palette (far smaller) for up to 256 colours."""
     pixels = picture.permute(1, 2, 0).contiguous().numpy()  # [h, w, 4]
     packed, index = np.unique(pixels.view(np.uint32), return_inverse=True)
     colors = packed.view(np.uint8).reshape(-1, 4)
@@ -125,7 +130,7 @@ def png_uri(picture: Tensor) -> str:
 
 
 def image_uri(picture: Tensor) -> str:
-    """uint8 [3, h, w] -> a data URI, JPEG."""
+    """JPEG data URI of uint8 [3, h, w]."""
     return _uri(Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()), "jpeg", quality=_JPEG_QUALITY)
 
 
@@ -145,9 +150,9 @@ def _draw_photo(image_id: int, columns: list[_Column], roots: list[Path], read: 
 
 
 def draw_photo(name: str, photo: Tensor, labelled: Mapping[str, LabelledImage]) -> Photo:
-    """A photo, uint8 [3, H, W], with an overlay for each of its forests by title; the true one, if any, first.
+    """A photo, uint8 [3, H, W], with one overlay per forest by title; the ground truth, if any, must come first.
 
-    Raises ValueError where masks and photo differ in size.
+    Raises ValueError if masks and photo differ in size.
     """
     small = resize_image(photo, TILE)
     size = (small.shape[1], small.shape[2])
@@ -162,7 +167,7 @@ def draw_photo(name: str, photo: Tensor, labelled: Mapping[str, LabelledImage]) 
 
 
 def _shown_forest(labelled: LabelledImage, title: str) -> Forest:
-    """What to draw: no crowds; of several annotators the one who drew most; a truth without hierarchy gets one."""
+    """The forest to draw: no crowds, the annotator with most masks; a ground truth without parents gets parents."""
     keep = ~labelled.crowd
     if labelled.annotator is not None and keep.any():
         annotators, counts = labelled.annotator[keep].unique(return_counts=True)
@@ -178,21 +183,25 @@ def _draw_overlay(title: str, forest: Forest, truth: Forest | None, size: tuple[
     if truth is not None:
         lost = missed_masks(forest, truth)
         missed = (len(lost), len(truth))
-    if title in ("instruct", "correct"):  # the files keep masks for the scores that nobody would be shown
+    if title in ("instruct", "correct"):  # the files hold more masks, for the metrics
         forest = forest.select(forest.scores >= InferConfig.min_score)
     counts = forest.levels.bincount(minlength=1).tolist()
-    shown = {"max_masks": len(forest) if title == GROUND_TRUTH else _MAX_MASKS, "size": size}
-    pictures = {"all": png_uri(overlay_forest(forest, **shown))}
+    most = len(forest) if title == GROUND_TRUTH else _MAX_MASKS
+
+    def draw(level: int | None = None, fill: bool = True) -> str:
+        return png_uri(overlay_forest(forest, level, fill, most, size))
+
+    pictures = {"all": draw()}
     for level in range(min(NUM_LEVELS, len(counts))):
-        pictures[f"level {level}"] = png_uri(overlay_forest(forest, level, **shown))
-    pictures["contours"] = png_uri(overlay_forest(forest, fill=False, **shown))
+        pictures[f"level {level}"] = draw(level)
+    pictures["contours"] = draw(fill=False)
     if missed is not None and missed[0]:
         pictures[MISSES] = png_uri(overlay_forest(lost, size=size))
     return Overlay(title, counts, total, pictures, missed)
 
 
 def missed_masks(forest: Forest, truth: Forest) -> Forest:
-    """The true masks of which no mask of `forest` covers enough to count as found; any may match several."""
+    """The true masks that no mask of `forest` finds; one mask may find several."""
     if len(forest) == 0 or len(truth) == 0:
         return truth
     return truth.select(mask_iou(truth.masks, forest.masks).max(1).values < _FOUND_IOU)
@@ -202,7 +211,7 @@ def _open_column(title: str, path: Path, problems: list[str]) -> _Column | None:
     if not path.is_file():
         return None
     try:
-        labels = LabelSet(path, image_root=Path())  # paths are then the file names of the JSON
+        labels = LabelSet(path, image_root=Path())  # paths are the file names of the JSON
     except SohesError as error:
         problems.append(str(error))
         return None
@@ -210,7 +219,7 @@ def _open_column(title: str, path: Path, problems: list[str]) -> _Column | None:
 
 
 def _choose(columns: list[_Column], count: int) -> list[int]:
-    """Ids of images spread evenly over those that every column knows, or where there are none over the first's."""
+    """Ids of evenly spaced images of those in all columns, or if there are none, of those in the first."""
     if not columns:
         return []
     shared = set.intersection(*(set(column.places) for column in columns))
@@ -219,14 +228,14 @@ def _choose(columns: list[_Column], count: int) -> list[int]:
 
 
 def choose_evenly(items: Sequence[int], count: int) -> list[int]:
-    """Up to `count` of some items, from the middles of as many equal parts."""
+    """Up to `count` items, evenly spaced: the middles of `count` equal intervals."""
     count = min(count, len(items))
     return [items[(2 * k + 1) * len(items) // (2 * count)] for k in range(count)]
 
 
 def find_ground_truth(run: RunRecord) -> Path | None:
-    """`eval` of the configuration (a COCO file, or a folder with annotations.json), else what the run converted from a
-    data set, else the scenes of the run."""
+    """Path of the ground truth of a run: the data set that it converted, or `eval` of its configuration (a COCO file,
+    or a folder with annotations.json), or its scenes. None if there is none."""
     given, dataset = run.config.get("eval"), run.config.get("eval_dataset")
     if dataset:
         converted = run.path / "eval" / f"{dataset}.json"
@@ -237,9 +246,17 @@ def find_ground_truth(run: RunRecord) -> Path | None:
 
 
 def training_root(run: RunRecord, shard: Path) -> Path:
-    """Where labelled photos are: in the run's own scenes, which may have moved with it, or where the shard says."""
+    """Folder of the labelled photos: the run's own scenes, which may have moved with it, else the root in the shard.
+
+    Raises SohesError when the shard is not a shard of labels.
+    """
     scenes = run.path / "scenes" / "train" / "images"
-    return scenes if scenes.is_dir() else Path(read_shard_info(shard)["root"])
+    if scenes.is_dir():
+        return scenes
+    info = read_shard_info(shard)
+    if info is None:
+        raise SohesError(f"no such file: {shard}")
+    return Path(info["root"])
 
 
 def _held_out_roots(gt_json: Path | None, image_root: Path | None) -> list[Path]:

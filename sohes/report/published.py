@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Published numbers shown beside a run's own, for orientation only: other photos, other scale."""
+"""Published results, shown beside those of a run for orientation only: the photos and the scale differ."""
 
 # Mask AR@1000 in per cent, zero-shot and class-agnostic, as the papers and their follow-ups report them.
 DATA_SETS = ("COCO", "LVIS", "ADE20K", "EntitySeg", "SA-1B", "PartImageNet", "PACO", "mean")
@@ -11,7 +11,7 @@ RECALL: tuple[tuple[str, str, tuple[float, ...]], ...] = (
     ("MoSA", "R50, 0.1 M images", (43.5, 42.2, 38.4, 41.1, 48.2, 52.7, 28.4, 42.1)),
 )
 
-# Which column a data set of sohes.evaluate is to be held against.
+# The column for each data set of sohes.evaluate.
 COLUMN_OF = {
     "coco": "COCO",
     "lvis": "LVIS",
@@ -26,7 +26,7 @@ COLUMN_OF = {
 
 
 def published_recall(dataset: str | None) -> list[tuple[str, str, float]]:
-    """(method, scale, AR@1000 as a fraction) for a data set by its name in sohes.evaluate; [] where none is known."""
+    """(method, scale, AR@1000 as a fraction) for a data set by its name in sohes.evaluate; [] if none is known."""
     if dataset not in COLUMN_OF:
         return []
     column = DATA_SETS.index(COLUMN_OF[dataset])

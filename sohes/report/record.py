@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run folder says, read once. Every part may be missing: a report of half a run is still a report."""
+"""The small files of a run folder as one record. Any of them may be missing."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The small files of a run folder; pictures are read apart, when they are drawn.
+    """The small files of a run folder; photos and masks are read later, when they are drawn.
 
     config, env: the JSON objects, {} when missing.
-    metrics: rows per phase by rising step; of a step that was done twice (a resumed run) the later row.
+    metrics: rows per phase by ascending step; the later row if a step was repeated (a resumed run).
     results: scores per phase, in the order of the phases.
     manifest: one row per photo of phase 1.
-    times: one row per file of labels: how long phase 1 took for it, and each stage.
-    scorings: one row per scored phase: how many photos, and how long it took.
-    problems: files that are there and could not be read, one line each.
+    times: one row per file of labels: seconds of phase 1, in total and by stage.
+    scorings: one row per scored phase: number of photos, and seconds.
+    problems: files that could not be read, one line each.
     """
 
     path: Path
@@ -40,7 +40,7 @@ class RunRecord:
 
 
 def read_run(path: Path) -> RunRecord:
-    """Read a run folder. Raises FileNotFoundError when there is no such folder."""
+    """The record of a run folder. Raises FileNotFoundError if it does not exist."""
     if not path.is_dir():
         raise FileNotFoundError(f"no run folder at {path}")
     problems: list[str] = []
@@ -59,24 +59,24 @@ def read_run(path: Path) -> RunRecord:
 
 
 def status_counts(manifest: Iterable[Row]) -> Counter[str]:
-    """How many photos ended as what: {"ok": 120, "empty": 3, "failed": 1}."""
+    """Number of photos per status: {"ok": 120, "empty": 3, "failed": 1}."""
     return Counter(split_status(row)[0] for row in manifest)
 
 
 def failure_reasons(manifest: Iterable[Row]) -> Counter[str]:
-    """Why photos failed, most frequent first through `most_common`."""
+    """Number of photos per reason of failure."""
     split = (split_status(row) for row in manifest)
     return Counter(reason for status, reason in split if status == "failed")
 
 
 def split_status(row: Row) -> tuple[str, str]:
-    """Status and reason of a manifest row, whether they stand apart or together as `failed: reason`."""
+    """Status and reason of a manifest row, in two fields or in one as `failed: reason`."""
     status, _, reason = str(row.get("status", "unknown")).partition(":")
     return status.strip(), reason.strip() or str(row.get("reason") or "")
 
 
 def training_seconds(rows: list[Row]) -> float:
-    """Seconds a phase trained: `time` counts from the start of the process, so a fall means that it was resumed."""
+    """Seconds of training of a phase. `time` counts from the start of the process: it falls when a run is resumed."""
     total = previous = 0.0
     for row in rows:
         now = float(row.get("time", previous))
@@ -109,7 +109,7 @@ def _read_rows(path: Path, problems: list[str]) -> Iterable[Row]:
             try:
                 row = json.loads(line)
             except ValueError:
-                damaged += bool(line.strip())  # the last line of a killed run may be cut
+                damaged += bool(line.strip())  # the last line of a killed run may be incomplete
                 continue
             if isinstance(row, dict):
                 yield row

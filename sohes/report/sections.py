@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sections of a report as HTML: each a function of the run's record that returns "" when it has nothing to show."""
+"""The sections of a report as HTML: functions of the run record that return "" if there is nothing to show."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from sohes.report import charts, published
 from sohes.report.charts import Series, format_number
 from sohes.report.record import RunRecord, failure_reasons, split_status, status_counts, training_seconds
-from sohes.utils.console import format_seconds
+from sohes.utils.estimate import format_seconds
 
 PHASE_TITLES = {
     "explore": "Phase 1, explore",
@@ -56,7 +56,7 @@ def phase_title(phase: str) -> str:
 
 
 def results_section(run: RunRecord) -> str:
-    """The table of all scores after each phase, best in bold, and how they moved."""
+    """Table of all scores after each phase, best in bold, and charts of them."""
     if not run.results:
         return ""
     tables = "".join(_group_table(title, rows, run.results) for title, rows in _result_groups(run.results))
@@ -72,7 +72,7 @@ def results_section(run: RunRecord) -> str:
 
 
 def _group_table(title: str, rows: Mapping[str, str], results: Mapping[str, Mapping[str, Any]]) -> str:
-    """One group of scores, a row each, a column for every phase: narrow enough for a phone."""
+    """One group of scores as a table narrow enough for a phone: a row per score, a column per phase."""
     head = "".join(f'<th scope="col">{escape(phase)}</th>' for phase in results)
     body = []
     for key, heading in rows.items():
@@ -85,15 +85,15 @@ def _group_table(title: str, rows: Mapping[str, str], results: Mapping[str, Mapp
 
 
 def training_section(run: RunRecord) -> str:
-    """Loss curves of every trained phase: the total, its parts, and the pace."""
+    """Curves of every trained phase: total loss, its terms, images per second."""
     parts = []
     for phase, rows in run.metrics.items():
         total = _curve(rows, "loss", f"{phase_title(phase)}, total loss", width=440, height=270, color=0)
         keys = [key for row in rows[-1:] for key in row if key not in _NO_CURVE and _is_number(row[key])]
         figures = []
         for key in sorted(keys, key=lambda k: ("loss" not in k, keys.index(k))):
-            look = {"width": 220, "height": 120, "color": 1 if "loss" in key else 2, "noisy": key != "lr"}
-            chart = _curve(rows, key, f"{phase_title(phase)}, {_metric_name(key)}", **look)
+            title, color = f"{phase_title(phase)}, {_metric_name(key)}", 1 if "loss" in key else 2
+            chart = _curve(rows, key, title, width=220, height=120, color=color, noisy=key != "lr")
             if chart:
                 figures.append(f"<figure><figcaption>{escape(_metric_name(key))}</figcaption>{chart}</figure>")
         if total or figures:
@@ -109,7 +109,7 @@ def training_section(run: RunRecord) -> str:
 
 
 def labels_section(run: RunRecord) -> str:
-    """How every photo of phase 1 ended, why some failed, and what the photos gave."""
+    """Status of the photos of phase 1, reasons of failure, and statistics of the labels."""
     if not run.manifest:
         return ""
     counts = status_counts(run.manifest)
@@ -121,10 +121,13 @@ def labels_section(run: RunRecord) -> str:
     ]
     reasons = failure_reasons(run.manifest)
     if reasons:
-        rows = "".join(f'<tr><td class="text">{escape(r)}</td><td>{n:,}</td></tr>' for r, n in reasons.most_common(12))
+        failed = "".join(
+            f'<tr><td class="text">{escape(reason)}</td><td>{count:,}</td></tr>'
+            for reason, count in reasons.most_common(12)
+        )
         more = f'<p class="note">and {len(reasons) - 12} more reasons</p>' if len(reasons) > 12 else ""
         head = '<thead><tr><th scope="col">why photos failed</th><th scope="col">photos</th></tr></thead>'
-        parts.append(f'<div class="scroll"><table>{head}<tbody>{rows}</tbody></table></div>{more}')
+        parts.append(f'<div class="scroll"><table>{head}<tbody>{failed}</tbody></table></div>{more}')
     figures, rows = [], []
     good = [row for row in run.manifest if split_status(row)[0] != "failed"]
     for key in _numeric_keys(good):
@@ -147,7 +150,7 @@ def labels_section(run: RunRecord) -> str:
 
 
 def time_section(run: RunRecord) -> str:
-    """Where the time went: by phase, and by stage within phase 1."""
+    """Time by phase, and by stage within phase 1."""
     phases, scoring = phase_seconds(run), scoring_seconds(run)
     if not phases:
         return ""
@@ -203,13 +206,13 @@ def settings_section(run: RunRecord) -> str:
 
 
 def phase_seconds(run: RunRecord) -> dict[str, float]:
-    """Wall time per phase, as far as it was recorded."""
+    """Wall time per phase, for the phases that recorded it."""
     trained = {phase: training_seconds(rows) for phase, rows in run.metrics.items()}
     return {phase: s for phase, s in {"explore": explore_seconds(run), **trained}.items() if s > 0}
 
 
 def explore_seconds(run: RunRecord) -> float:
-    """Wall time of phase 1: that of the process which was at work for longest; all starts of a resumed run together."""
+    """Wall time of phase 1: the longest of its processes, each summed over the starts of a resumed run."""
     ranks: dict[object, float] = {}
     for row in run.times:
         if _is_number(row.get("elapsed")):
@@ -218,12 +221,12 @@ def explore_seconds(run: RunRecord) -> float:
 
 
 def scoring_seconds(run: RunRecord) -> float:
-    """Wall time of segmenting the held-out photos after every phase, and of measuring."""
+    """Wall time of segmenting and scoring the held-out photos after every phase."""
     return sum(row["seconds"] for row in run.scorings if _is_number(row.get("seconds")))
 
 
 def stage_seconds(run: RunRecord) -> dict[str, float]:
-    """Seconds of phase 1 by stage, over all threads and processes."""
+    """Seconds of phase 1 by stage, summed over threads and processes."""
     stages: dict[str, float] = {}
     for row in run.times:
         for stage, value in dict(row.get("seconds") or {}).items():
@@ -233,7 +236,7 @@ def stage_seconds(run: RunRecord) -> dict[str, float]:
 
 
 def _result_groups(results: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Mapping[str, str]]]:
-    """The known groups with the columns that some phase has, then what else the results hold."""
+    """Groups of scores that some phase has, then a group of all other scores."""
     present = {key for scores in results.values() for key, value in scores.items() if not isinstance(value, list)}
     groups = [(title, {k: h for k, h in columns.items() if k in present}) for title, columns in RESULT_GROUPS]
     known = {key for _, columns in RESULT_GROUPS for key in columns}
@@ -244,7 +247,7 @@ def _result_groups(results: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, 
 def _score_cell(results: Mapping[str, Mapping[str, Any]], phase: str, key: str) -> str:
     value = results[phase].get(key)
     values = [scores[key] for scores in results.values() if scores.get(key) is not None]
-    # Values that print alike share the bold: the table claims no more than it shows.
+    # Values that are equal after rounding are all bold.
     top = format_score(key, max(values)) if len(values) > 1 and key not in COUNTS else None
     css = "none" if value is None else "best" if format_score(key, value) == top else ""
     attributes = f' class="{css}"' if css else ""
@@ -269,7 +272,7 @@ def _result_charts(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def granularity_chart(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Recall against the number of masks a photo may have, a line for each phase or run; "" where nobody has it."""
+    """Recall by the number of masks per photo, one line per phase or run; "" if the results do not have it."""
     curves = {name: scores["granularity"] for name, scores in results.items() if scores.get("granularity")}
     limits = sorted({row["max_dets"] for rows in curves.values() for row in rows})
     series = []
@@ -280,7 +283,7 @@ def granularity_chart(results: Mapping[str, Mapping[str, Any]]) -> str:
     wide, narrow = (charts.steps_chart(ticks, series, title, width=width) for width in (780, 380))
     if not wide:
         return ""
-    # Drawn for both widths: shrunk to a phone's, the wide one cannot be read.
+    # Drawn twice: the wide chart is unreadable when shrunk to the width of a phone.
     caption = f"{title} that count per photo, best first, per cent"
     return (
         f'<div class="charts"><figure><figcaption>{caption}</figcaption><div class="on-wide">{wide}</div>'
@@ -289,6 +292,7 @@ def granularity_chart(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def reference_table() -> str:
+    """Table of published results, folded."""
     head = "".join(f'<th scope="col">{name}</th>' for name in ("method", "", *published.DATA_SETS))
     rows = "".join(
         f'<tr><th scope="row">{escape(method)}</th><td class="text none">{escape(scale)}</td>'
@@ -298,16 +302,19 @@ def reference_table() -> str:
     return (
         '<details class="reference"><summary>Published numbers, for orientation only</summary>'
         '<p class="note">Mask AR@1000 in per cent as the papers report it. The photos and the scale differ from this '
-        "run's, so a number there and a number above must not be set against each other.</p>"
+        "run's: these numbers cannot be compared with those above.</p>"
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></details>'
     )
 
 
-def _curve(rows: Sequence[Mapping[str, Any]], key: str, title: str, **look: int) -> str:
+def _curve(
+    rows: Sequence[Mapping[str, Any]], key: str, title: str, *, width: int, height: int, color: int, noisy: bool = True
+) -> str:
     points = [(row["step"], float(row[key])) for row in rows if _is_number(row.get(key))]
     if len(points) < 2 or not any(value for _, value in points):
         return ""
-    return charts.curve(Series(key, [x for x, _ in points], [y for _, y in points]), title, **look)
+    series = Series(key, [x for x, _ in points], [y for _, y in points])
+    return charts.curve(series, title, width=width, height=height, color=color, noisy=noisy)
 
 
 def _metric_name(key: str) -> str:
@@ -322,7 +329,7 @@ def _metric_name(key: str) -> str:
 
 
 def _numeric_keys(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Counts that the manifest's rows hold, in the order of their first appearance."""
+    """Names of the counts in rows of the manifest, in the order of their first appearance."""
     keys = dict.fromkeys(key for row in rows for key, value in row.items() if _is_number(value))
     return [key for key in keys if key not in ("seconds", "image_id", "id", "index", "width", "height", "shard")]
 

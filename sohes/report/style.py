@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Style sheet and script of the report. Plain CSS and a few lines of JavaScript; the page works without the script."""
+"""Style sheet and script of the report: plain CSS and a few lines of JavaScript. The page works without the script."""
 
 CSS = """
 :root {

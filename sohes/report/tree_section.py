@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The section in which a reader cuts merge trees with a slider, and sees masks before and after refinement."""
+"""The section of merge trees, cut by a slider, and of masks before and after refinement."""
 
 from __future__ import annotations
 
@@ -76,11 +76,11 @@ if (window.DecompressionStream) {
 }
 """
 
-_START = 0.62  # where the slider stands at first, from all patches to one region
+_INITIAL_POSITION = 0.62  # of the slider, from 0 (all patches) to 1 (one region)
 
 
 def trees_section(panels: TreePanels) -> str:
-    """Labelled photos, each with its merge tree cut where the slider stands, and one mask close up."""
+    """Labelled photos, each with the cut of its merge tree at the slider, and one mask enlarged."""
     if not panels.pictures:
         return ""
     note = (
@@ -90,8 +90,8 @@ def trees_section(panels: TreePanels) -> str:
     if any(picture.closeup is not None for picture in panels.pictures):
         note += " Close up, one mask made of square patches, and as it is with these settings."
     slider = (
-        '<div class="cutter" hidden><label for="cut">cut: all leaves</label>'
-        f'<input type="range" id="cut" min="0" max="1000" value="{round(1000 * _START)}"><span>one region</span></div>'
+        '<div class="cutter" hidden><label for="cut">cut: all leaves</label><input type="range" id="cut" min="0" '
+        f'max="1000" value="{round(1000 * _INITIAL_POSITION)}"><span>one region</span></div>'
     )
     photos = "".join(_picture(picture) for picture in panels.pictures)
     return f'<section><h2>Merge trees</h2><p class="note">{note}</p>{slider}{photos}</section>'

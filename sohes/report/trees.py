@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How phase 1 sees a photo: its merge tree, small enough for a page that cuts it anywhere, and what refinement does.
+"""Merge trees of photos, packed so that a page can cut them anywhere, and masks before and after refinement.
 
-The patches of a tree stand in the order of its depth-first layout. Then every region, at every moment of the merging,
-is a run of neighbours in that order, and one number says all about two neighbours: which merge joined them. So the
-whole tree is one array `joined`, and the regions after m merges begin wherever it holds m or more.
+Patches are in the order of the depth-first layout of their tree. In this order every region is a contiguous range, at
+every step of the merging. So one array stores the whole tree: `joined[i]` is the merge that joined patches i and i + 1.
+After m merges a new region begins after every patch i with `joined[i] >= m`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from scipy.ndimage import binary_erosion
 from torch import Tensor
 
-from sohes.configs import run as configuration
+from sohes.configs.io import from_dict
 from sohes.configs.run import ExploreConfig
 from sohes.data.coco import LabelSet
 from sohes.data.images import read_image
@@ -33,17 +33,17 @@ from sohes.utils.errors import SohesError
 from sohes.visual.draw import resize_forest, resize_image
 
 _NUM_CUTS = 49
-_SHOWN_REGIONS = 24  # of the cut that a page without script shows
+_STILL_REGIONS = 24  # about so many regions has the cut shown without a script
 _MAX_PATCHES = 1 << 16
-_MARGIN = 0.2  # around the object that is shown enlarged, as a share of its box
+_MARGIN = 0.2  # around the enlarged mask, relative to the long side of its box
 _CONTOUR = (255, 255, 255)
-_RIM, _RIM_COLOR = 2, (255, 225, 0)  # outline of the enlarged mask: pixels, and a colour that photos seldom have
+_RIM, _RIM_COLOR = 2, (255, 225, 0)  # outline of the enlarged mask: width in pixels, a colour that is rare in photos
 
 
 @dataclass(frozen=True)
 class Closeup:
-    """One mask, enlarged. uri: the part of the photo; before, after: transparent pictures of the same size (h, w);
-    iou: of the mask before refinement with that after."""
+    """One mask, enlarged. uri: crop of the photo; before, after: outlines as transparent pictures of the same size
+    (h, w); iou: between the masks before and after refinement."""
 
     uri: str
     before: str
@@ -56,9 +56,9 @@ class Closeup:
 class TreePicture:
     """A photo with its merge tree.
 
-    size: (h, w) of the picture. places: uint16 [h * w], the place of each pixel's patch in the layout of the tree, and
-    joined: uint16 [patches - 1], both deflated and in base64. cuts: (similarity, merges done, regions), from many
-    regions to few. still: the cut of a page without script, as a data URI.
+    size: (h, w) of the picture. places: uint16 [h * w], for each pixel the position of its patch in the layout of the
+    tree. joined: uint16 [patches - 1]. Both are deflated, in base64. cuts: (similarity, merges done, regions), from
+    many regions to few. still: the cut shown without a script, as a data URI.
     """
 
     name: str
@@ -78,13 +78,13 @@ class TreePanels:
 
 
 def collect_trees(run: RunRecord, num_photos: int, device: torch.device | None = None) -> TreePanels:
-    """Cluster up to `num_photos` of the run's labelled photos again, with the run's own settings."""
+    """Merge trees of up to `num_photos` labelled photos, computed again with the settings of the run."""
     shards = sorted((run.path / "labels").glob("shard-*.json"))[:1]
     if num_photos < 1 or not shards or "explore" not in run.config:
         return TreePanels()
     panels = TreePanels()
     try:
-        config = configuration.from_dict(ExploreConfig, run.config["explore"], "explore")
+        config = from_dict(ExploreConfig, run.config["explore"], "explore")
         labels = LabelSet(shards[0], training_root(run, shards[0]))
         extractor, rough = build_extractor(config, device), build_extractor(unrefined(config), device)
     except (SohesError, ValueError) as error:
@@ -102,9 +102,9 @@ def collect_trees(run: RunRecord, num_photos: int, device: torch.device | None =
 def draw_tree(
     image: Tensor, name: str, extractor: FeatureExtractor, rough: FeatureExtractor, config: ExploreConfig
 ) -> TreePicture:
-    """Cluster one photo, uint8 [3, H, W], and pack its tree. rough: the extractor without refinement.
+    """The merge tree of one photo, uint8 [3, H, W]. rough: the extractor without refinement.
 
-    Raises SohesError when the photo has too many patches.
+    Raises SohesError if the photo has too many patches.
     """
     tree, leaves = photo_tree(image, extractor)
     if tree.num_leaves > _MAX_PATCHES:
@@ -116,7 +116,7 @@ def draw_tree(
     place_of[order] = np.arange(tree.num_leaves)
     places = place_of[_resize_labels(leaves, size).numpy()]  # [h, w]
     cuts = spread_cuts(tree, _NUM_CUTS)
-    still = min(cuts, key=lambda cut: abs(cut[2] - _SHOWN_REGIONS))
+    still = min(cuts, key=lambda cut: abs(cut[2] - _STILL_REGIONS))
     return TreePicture(
         name=name,
         uri=image_uri(small),
@@ -130,20 +130,20 @@ def draw_tree(
 
 
 def layout_boundaries(tree: MergeTree) -> tuple[np.ndarray, np.ndarray]:
-    """Leaves in the order of the layout, int64 [N], and for each but the last the merge that joined it with the next:
-    uint16 [N - 1], the number of merges where none did."""
+    """Leaves in the order of the layout, int64 [N], and the merge that joined each with the next, uint16 [N - 1]: its
+    index, or the number of merges if none did."""
     starts, _, order = (one.numpy() for one in tree.intervals)
     joined = np.full(max(tree.num_leaves - 1, 0), len(tree.merges), np.uint16)
-    pairs = starts[tree.merges.numpy().reshape(-1, 2)]  # [M, 2]: where the two parts of each merge begin
+    pairs = starts[tree.merges.numpy().reshape(-1, 2)]  # [M, 2]: starts of the two regions of each merge
     joined[pairs.max(1) - 1] = np.arange(len(pairs))
     return order, joined
 
 
 def spread_cuts(tree: MergeTree, count: int) -> list[tuple[float, int, int]]:
-    """About `count` cuts (similarity, merges done, regions), their numbers of regions spread evenly in logarithm."""
+    """About `count` cuts (similarity, merges done, regions), their numbers of regions evenly spaced in logarithm."""
     if len(tree.merges) == 0:
         return [(1.0, 0, tree.num_leaves)]
-    lowest = np.minimum.accumulate(tree.similarity.numpy())  # cuts see the running minimum
+    lowest = np.minimum.accumulate(tree.similarity.numpy())  # merges may rise in similarity; cuts may not
     regions = np.geomspace(tree.num_leaves, tree.num_leaves - len(tree.merges) + 1, count)
     thresholds = np.unique(lowest[(tree.num_leaves - regions).round().astype(int)])[::-1]
     merges = [tree.num_merges(float(threshold)) for threshold in thresholds]
@@ -152,14 +152,14 @@ def spread_cuts(tree: MergeTree, count: int) -> list[tuple[float, int, int]]:
 
 
 def unrefined(config: ExploreConfig) -> ExploreConfig:
-    """The settings without what sharpens masks: square patches, seen once."""
+    """The settings without refinement: masks of square patches from one pass."""
     return replace(config, start="patches", snap_rounds=0, refiner="none", theta_small=0.0)
 
 
 def _draw_closeup(
     image: Tensor, extractor: FeatureExtractor, rough: FeatureExtractor, config: ExploreConfig
 ) -> Closeup | None:
-    """The best mask of middling size inside the photo, before and after; None where the settings refine nothing."""
+    """The best mask of medium size inside the photo, before and after; None if the settings have no refinement."""
     if unrefined(config) == config:
         return None
     after = label_image(image, extractor, config)
@@ -203,7 +203,7 @@ def _widen(box: list[int], height: int, width: int) -> tuple[int, int, int, int]
 
 
 def _draw_cut(photo: Tensor, places: np.ndarray, joined: np.ndarray, merges: int) -> str:
-    """The regions after some merges in their mean colours with white contours: what the page's script draws, too."""
+    """The regions after some merges in their mean colours with white contours, as the script of the page draws them."""
     region_of = np.concatenate([[0], np.cumsum(joined >= merges)])  # [patches]
     regions = region_of[places]  # [h, w]
     pixels = photo.numpy().reshape(3, -1)  # [3, h * w]

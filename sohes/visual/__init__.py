@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Pictures of forests: a colour for every mask (colors), and overlays on photos (draw)."""

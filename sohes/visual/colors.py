@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Colours for a forest of masks: a family shares a hue, siblings differ.
+"""Colours for a forest of masks: descendants share the hue of their root, siblings differ.
 
-Roots take hues that stay apart for colour-blind readers (the set of Okabe and Ito, "Color Universal Design",
-2008). A child varies its parent's hue a little and its lightness more, so that siblings differ even where hue
-is not seen. Colours are a function of the forest alone: a picture can be repeated, and levels agree.
+Roots have hues that colour-blind readers can distinguish (the set of Okabe and Ito, "Color Universal Design", 2008).
+A child varies the hue of its parent a little and the lightness more, so that siblings differ in lightness too.
+Colours depend on the forest alone: a mask has the same colour in every picture.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sohes.structures.forest import Forest
 
-# Okabe and Ito's colours without black, which a dark photo would swallow; neighbours in the list differ most.
+# The colours of Okabe and Ito without black, which is invisible on a dark photo; neighbours in the list differ most.
 _ROOT_COLORS = (
     (0, 114, 178),
     (230, 159, 0),
@@ -25,7 +25,7 @@ _ROOT_COLORS = (
     (213, 94, 0),
     (240, 228, 66),
 )
-_LIGHTNESS_CYCLE = (0.0, -0.13, 0.10)  # of roots beyond the seven colours, by turn of the list
+_LIGHTNESS_CYCLE = (0.0, -0.13, 0.10)  # added for roots beyond the seven colours, per cycle of the list
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _GAMUT_STEPS = 21
 
@@ -40,11 +40,11 @@ def forest_colors(forest: Forest) -> Tensor:
     anchors = [srgb_to_oklch(color) for color in _ROOT_COLORS]
     lch: dict[int, tuple[float, float, float]] = {}
     for rank, root in enumerate(children.get(-1, [])):
-        turn, slot = divmod(rank, len(anchors))
+        cycle, slot = divmod(rank, len(anchors))
         lightness, chroma, hue = anchors[slot]
-        # Each turn of the list lands between the hues of the turns before it (golden ratio of the mean gap).
-        hue += 360 / len(anchors) * ((turn * _GOLDEN) % 1)
-        lch[root] = (lightness + _LIGHTNESS_CYCLE[turn % len(_LIGHTNESS_CYCLE)], chroma, hue)
+        # Hues of each cycle lie between those of earlier cycles (golden ratio of the mean gap).
+        hue += 360 / len(anchors) * ((cycle * _GOLDEN) % 1)
+        lch[root] = (lightness + _LIGHTNESS_CYCLE[cycle % len(_LIGHTNESS_CYCLE)], chroma, hue)
 
     stack = [(root, 1) for root in children.get(-1, [])]
     while stack:
@@ -55,7 +55,7 @@ def forest_colors(forest: Forest) -> Tensor:
         for rank, child in enumerate(family):
             offset = 2 * rank / max(len(family) - 1, 1) - 1  # -1 .. 1 over the siblings
             step = (0.14, -0.14, 0.07)[rank % 3]
-            # A step that would leave the visible range turns round, or the child would look like its parent.
+            # A step out of the visible range is reversed; clipped, the child would look like its parent.
             step = -step if not 0.32 <= lightness + step <= 0.93 else step
             lch[child] = (lightness + step, chroma * 0.95, hue + spread * offset)
             stack.append((child, depth + 1))
@@ -91,7 +91,7 @@ def srgb_to_oklch(color: Sequence[int]) -> tuple[float, float, float]:
 
 
 def oklch_to_srgb(lightness: float, chroma: float, hue: float) -> tuple[int, int, int]:
-    """The reverse; a colour outside sRGB gives up chroma, not lightness or hue, until it fits."""
+    """Inverse of `srgb_to_oklch`; outside sRGB the chroma, not lightness or hue, is reduced until the colour fits."""
     lightness = min(max(lightness, 0.0), 1.0)
     for share in np.linspace(1, 0, _GAMUT_STEPS):
         angle = math.radians(hue)

@@ -27,18 +27,18 @@ def overlay_forest(
     max_masks: int = 200,
     size: tuple[int, int] | None = None,
 ) -> Tensor:
-    """Transparent picture of a forest, to lay over its photo: uint8 [4, H, W], RGBA with straight alpha.
+    """Transparent picture of a forest, to be put over its photo: uint8 [4, H, W], RGBA with straight alpha.
 
     Args:
         forest: the masks.
         level: draw only masks of this level, see `Forest` (0 = roots); None draws every level.
         fill: False draws the contours only.
-        max_masks: of the masks asked for, draw the best by score (then area). At least 1. What is left out changes
-            neither the levels nor the colours of the others.
+        max_masks: draw at most this many, the best by score (then area). At least 1. Levels and colours are those of
+            the whole forest.
         size: (h, w) of the picture, sampled at pixel centres; None takes the masks' own.
 
-    Smaller masks lie over larger ones, and all contours over all fills. A contour is the outermost pixels
-    of a mask; the frame of the image is no contour.
+    Smaller masks are drawn over larger ones, and all contours over all fills. A contour is the outermost pixels of a
+    mask, except along the border of the image.
     """
     drawn = _drawing_order(forest, level, max_masks)
     colors = forest_colors(forest)[drawn]
@@ -48,33 +48,33 @@ def overlay_forest(
     top, edge = np.zeros((height, width), np.int64), np.zeros((height, width), np.int64)
     packed = masks.words.cpu().view(torch.uint8).numpy()  # [n, bytes]
     for slot, (x0, y0, x1, y1) in enumerate(masks.boxes.tolist(), start=1):
-        # One pixel more than the box, so that the neighbours of its rim are there to compare with.
+        # One pixel more than the box: a contour pixel is compared with its neighbours.
         x0, y0, x1, y1 = max(x0 - 1, 0), max(y0 - 1, 0), min(x1 + 1, width), min(y1 + 1, height)
         mask = _unpack_box(packed[slot - 1], height, (x0, y0, x1, y1))
         top[y0:y1, x0:x1][mask] = slot
         edge[y0:y1, x0:x1][_contour(mask)] = slot
-    top, edge = torch.from_numpy(top), torch.from_numpy(edge)  # [H, W]
+    fill_slots, edge_slots = torch.from_numpy(top), torch.from_numpy(edge)  # [H, W]
 
     picture = torch.zeros(height, width, 4, dtype=torch.float32, device="cpu")
     if fill:
-        covered = top > 0
-        picture[covered] = _with_alpha(colors.float()[top[covered] - 1], _FILL_ALPHA)
-    on_edge = edge > 0
-    picture[on_edge] = _with_alpha(_line_colors(colors, over_fill=fill)[edge[on_edge] - 1], 1.0)
+        covered = fill_slots > 0
+        picture[covered] = _with_alpha(colors.float()[fill_slots[covered] - 1], _FILL_ALPHA)
+    on_edge = edge_slots > 0
+    picture[on_edge] = _with_alpha(_line_colors(colors, over_fill=fill)[edge_slots[on_edge] - 1], 1.0)
     return picture.round().to(torch.uint8).permute(2, 0, 1).contiguous()
 
 
 def draw_forest(
     image: Tensor, forest: Forest, level: int | None = None, max_masks: int = 200, fill: bool = True
 ) -> Tensor:
-    """Masks of one level, or of all levels, over the photo they belong to.
+    """A photo with the masks of one level, or of all levels, drawn over it.
 
     Args:
         image: uint8 [3, H, W], of the masks' size.
         forest, level, max_masks, fill: as in :func:`overlay_forest`.
 
-    Returns: uint8 [3, H, W]. The photo is drawn pale (dark under bare contours): the hues are the masks'.
-    Raises: ValueError when `image` is not uint8 [3, H, W] or its size is not the masks'.
+    Returns: uint8 [3, H, W]. The photo is pale (dark if only contours are drawn), so that colours are those of masks.
+    Raises: ValueError if `image` is not uint8 [3, H, W] or has another size than the masks.
     """
     _check_image(image, forest)
     return _blend(image, overlay_forest(forest, level, fill, max_masks), fill)
@@ -90,17 +90,17 @@ def _blend(image: Tensor, overlay: Tensor, fill: bool) -> Tensor:
 
 
 def draw_panel(image: Tensor, forest: Forest, tile: int = 480, max_levels: int = 3, max_masks: int = 60) -> Tensor:
-    """One wide picture: photo | level 0 | level 1 | level 2 | all contours, each with its caption.
+    """One wide picture, photo | level 0 | level 1 | level 2 | all contours, with captions.
 
     Args:
         image: uint8 [3, H, W]; forest: its masks, of the same (H, W).
         tile: long side of one tile in pixels; smaller photos are scaled up to it and larger ones down.
         max_levels: how many levels get a tile of their own.
-        max_masks: a tile shows the best this many of its masks, and its caption says of how many. Levels are those of
-            the forest, however few of its masks are drawn.
+        max_masks: a tile shows at most this many of its masks, the best, and its caption says of how many. Levels are
+            those of the whole forest.
 
     Returns: uint8 [3, h, w].
-    Raises: ValueError when `image` is not uint8 [3, H, W] or its size is not the masks'.
+    Raises: ValueError if `image` is not uint8 [3, H, W] or has another size than the masks.
     """
     _check_image(image, forest)
     photo = resize_image(image, tile)
@@ -118,8 +118,8 @@ def draw_panel(image: Tensor, forest: Forest, tile: int = 480, max_levels: int =
 def resize_image(image: Tensor, long_side: int) -> Tensor:
     """Scale a photo for display: uint8 [3, H, W] -> uint8 [3, h, w], aspect ratio kept, no side below 1.
 
-    max(h, w) is `long_side`, except that a photo of at most half that size is enlarged by the nearest whole
-    number: its pixels stay the squares that the model saw.
+    max(h, w) is `long_side`, except that a photo of at most half that size is enlarged by the nearest integer factor,
+    so that its pixels stay square.
     """
     height, width = image.shape[1:]
     scale = long_side / max(height, width)
@@ -140,7 +140,7 @@ def resize_forest(forest: Forest, size: tuple[int, int]) -> Forest:
 def resize_masks(masks: PackedMasks, size: tuple[int, int]) -> PackedMasks:
     """Masks of another size (h, w), sampled at the pixel centres, on the CPU.
 
-    Reads single bits of the packed masks, so that no mask of the full size is made.
+    Reads single bits of the packed masks: no dense mask of the full size is allocated.
     """
     if size == masks.size:
         return masks
@@ -159,7 +159,7 @@ def resize_masks(masks: PackedMasks, size: tuple[int, int]) -> PackedMasks:
     for start in range(0, len(words), chunk):
         sampled = words[start : start + chunk].index_select(1, byte).unflatten(1, bits.shape)  # [n, w, h]
         parts.append(PackedMasks.from_dense(((sampled >> position) & 1).mT))
-    # A single part keeps its areas and boxes, which `cat` would count again.
+    # `cat` would compute areas and boxes again.
     return parts[0] if len(parts) == 1 else PackedMasks.cat(parts)
 
 
@@ -169,7 +169,7 @@ def _drawing_order(forest: Forest, level: int | None, max_masks: int) -> Tensor:
     levels = forest.levels.tolist()
     asked = [i for i in range(len(forest)) if areas[i] > 0 and (level is None or levels[i] == level)]
     best = sorted(asked, key=lambda i: (-scores[i], -areas[i], i))[:max_masks]
-    # Equal areas: the deeper mask last, so that it shows.
+    # Equal areas: the deeper mask last, on top.
     drawn = sorted(best, key=lambda i: (-areas[i], levels[i], i))
     return torch.tensor(drawn, dtype=torch.int64, device="cpu")
 
@@ -225,7 +225,7 @@ def _row_of_tiles(tiles: Sequence[tuple[str, Tensor]], gap: int = 8, caption_hei
     return torch.from_numpy(np.array(canvas)).permute(2, 0, 1).contiguous()
 
 
-def _fit_text(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def _fit_text(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     """The longest beginning of a text that fits into `width` pixels."""
     while text and font.getlength(text) > width:
         text = text[:-1]

@@ -209,6 +209,14 @@ def test_only_phase_1(tmp_path):
     assert "ok 5 photos empty 1 photo failed 2 photos" in text
 
 
+def test_a_file_in_place_of_a_shard_is_a_problem_on_the_page(tmp_path):
+    images = write_truth(tmp_path / "photos")
+    (tmp_path / "run" / "labels").mkdir(parents=True)
+    write_coco(tmp_path / "run" / "labels" / "shard-00000.json", images, [], {"of": "someone else"})
+    page, _ = report(tmp_path / "run")
+    assert "is not a shard of labels" in " ".join(page.text)
+
+
 def test_empty_run_folder_and_no_run_folder(tmp_path):
     (tmp_path / "run").mkdir()
     page, _ = report(tmp_path / "run")

@@ -5,7 +5,7 @@ import torch
 
 from sohes.structures.forest import Forest
 from sohes.structures.masks import PackedMasks
-from sohes.visual import draw as visualize
+from sohes.visual import draw
 from sohes.visual.colors import forest_colors, oklch_to_srgb, srgb_to_oklch
 from sohes.visual.draw import draw_forest, draw_panel, overlay_forest, resize_forest, resize_image
 
@@ -191,8 +191,8 @@ def test_pictures_have_the_levels_of_the_forest(monkeypatch):
     for level in range(6):
         assert torch.equal(overlay_forest(forest, level, max_masks=1)[3] > 0, masks[level])
     assert torch.equal(overlay_forest(forest, max_masks=1)[3] > 0, masks[4])
-    captions, rows = [], visualize._row_of_tiles
-    monkeypatch.setattr(visualize, "_row_of_tiles", lambda tiles: captions.extend(t for t, _ in tiles) or rows(tiles))
+    captions, rows = [], draw._row_of_tiles
+    monkeypatch.setattr(draw, "_row_of_tiles", lambda tiles: captions.extend(t for t, _ in tiles) or rows(tiles))
     draw_panel(torch.zeros(3, 24, 24, dtype=torch.uint8), forest, max_masks=2)
     assert captions == ["photo", "level 0: 1 mask", "level 1: 1 mask", "level 2: 1 mask", "contours: best 2 of 6 masks"]
     captions.clear()
