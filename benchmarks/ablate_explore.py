@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each setting of self-exploration is worth: one row per change from the default, on one set of photos.
+"""Ablation of the settings of phase 1: scores for each change from the default, on one set of photos.
 
     python benchmarks/ablate_explore.py SETS/coco128_seg --images 20 [--only start refiner ...]
 
-Columns as in bench_explore.py, whose seconds here are CPU time of one thread beside other jobs. `start=patches` rows
-are the method's own clustering of patches; the thresholds of the method (`cuts=fixed`) exist only there. The photos are
-in the outer loop, so that each is read once.
+Columns are those of bench_explore.py; seconds are CPU time of one thread. Rows with `start=patches` use the clustering
+of patches of the paper; its thresholds (`cuts=fixed`) exist only there. Each photo is read once, for all rows.
 """
 
 from __future__ import annotations

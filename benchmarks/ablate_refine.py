@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Refiners by themselves: true masks roughened to blocks, sharpened again, compared with the truth.
+"""Refiners alone: IoU with true masks after refinement of their versions made of blocks.
 
     python benchmarks/ablate_refine.py SETS/coco128_seg --images 40
 
-Every true mask is drawn in blocks of 8 x 8 pixels (a block is inside where more than half of it is), as the masks of a
-ViT's patches are. One row per refiner: mean over IoU thresholds .50:.05:.95 of the share of masks that reach it, by
-size of the true mask, and milliseconds a mask on one thread.
+Every true mask is reduced to blocks of 8 x 8 pixels (a block is inside if more than half of its pixels are), like the
+masks of ViT patches. One row per refiner: share of masks that reach an IoU threshold, mean over .50:.05:.95, by size
+of the true mask, and milliseconds per mask on one thread.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BLOCK = 8
 
 
 def roughen(masks: PackedMasks, size: tuple[int, int]) -> PackedMasks:
-    """Masks of `size` made of blocks."""
+    """Masks resized to `size` and reduced to blocks."""
     dense = masks.resize(size).to_dense()[:, None].float()  # [N, 1, H, W]
     grid = (max(1, size[0] // BLOCK), max(1, size[1] // BLOCK))
     blocks = F.adaptive_avg_pool2d(dense, grid) > 0.5  # [N, 1, h, w]
@@ -40,7 +40,7 @@ def roughen(masks: PackedMasks, size: tuple[int, int]) -> PackedMasks:
 
 
 def ious(a: PackedMasks, b: PackedMasks) -> Tensor:
-    """IoU of mask i of one with mask i of the other, float32 [N]."""
+    """IoU of a[i] and b[i], float32 [N]."""
     both = PackedMasks(a.words & b.words, a.size).areas
     return both / (a.areas + b.areas - both).clamp(min=1)
 

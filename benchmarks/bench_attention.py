@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention of a ViT over photos and crops of mixed sizes: SDPA in buckets beside packed sequences without padding.
+"""Time of ViT attention over photos and crops of mixed sizes: SDPA in buckets, padded, and packed without padding.
 
     pytest -m gpu benchmarks/bench_attention.py
 
-Heads and channels are those of ViT-B/8. `photos`: 16 photos of about 480 x 480 px in four aspect ratios, as phase 1
-sees them. `crops`: 64 crops of about 256 x 256 px, hardly two of one shape, as its local step sees them. `buckets`
-calls PyTorch's scaled_dot_product_attention once for each shape of the patch grid; `padded` once, on all sequences
-padded to the longest, with a mask; `varlen` calls PyTorch's own attention over packed sequences once (half types,
-torch 2.10 on); `xformers` calls that package once, on one sequence with a block-diagonal mask. All give equal results.
-extra_info: TFLOP/s that reach the result (padding not counted), and the ratio to `buckets`,
-measured just before.
+Heads and channels are those of ViT-B/8. `photos`: 16 photos of about 480 x 480 px in four aspect ratios, as in
+phase 1. `crops`: 64 crops of about 256 x 256 px, nearly all of different shapes, as in its local step. `buckets` calls
+PyTorch's scaled_dot_product_attention once for each shape of the patch grid; `padded` once, on all sequences padded to
+the longest, with a mask; `varlen` calls PyTorch's own attention over packed sequences once (half types, torch >= 2.10);
+`xformers` calls that package once, on one sequence with a block-diagonal mask. All give equal results. extra_info:
+TFLOP/s (padding not counted), and the ratio to `buckets`, measured just before.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def make_inputs(lengths: list[int], dtype: torch.dtype, device: torch.device) ->
 
 
 def buckets(lengths: list[int]) -> Callable[..., Tensor]:
-    """One call of SDPA for each length; the places of its sequences are worked out once."""
+    """One call of SDPA for each length; the positions of its sequences are computed once."""
     starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
     groups: dict[int, list[int]] = {}
     for start, length in zip(starts, lengths, strict=False):
@@ -69,7 +68,7 @@ def buckets(lengths: list[int]) -> Callable[..., Tensor]:
 
 
 def padded(lengths: list[int]) -> Callable[..., Tensor]:
-    """One call of SDPA, all sequences as long as the longest."""
+    """One call of SDPA, all sequences padded to the longest."""
     longest, total = max(lengths), sum(lengths)
 
     def run(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -116,7 +115,7 @@ FORMS = {"buckets": buckets, "padded": padded, "varlen": varlen, "xformers": xfo
 
 
 def why_not(form: str, dtype: torch.dtype) -> str | None:
-    """None where this form can run on a GPU here, else the reason."""
+    """The reason why this form cannot run on a GPU here, or None."""
     if not torch.cuda.is_available():
         return "needs a CUDA device"
     if form == "varlen" and (dtype == torch.float32 or importlib.util.find_spec("torch.nn.attention.varlen") is None):
@@ -134,7 +133,7 @@ def why_not(form: str, dtype: torch.dtype) -> str | None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_padded_equals_buckets(case):
-    """On the CPU, so that the rows below compare equal work; a few short sequences."""
+    """The rows below compare equal work. On the CPU, on a few short sequences."""
     lengths = [length % 23 + 1 for length in CASES[case][:7]]
     inputs = make_inputs(lengths, torch.float32, torch.device("cpu"))
     torch.testing.assert_close(padded(lengths)(*inputs), buckets(lengths)(*inputs))
@@ -153,7 +152,7 @@ def test_mixed_sizes(benchmark, case, dtype, form):
     call = FORMS[form](lengths)
     output = call(*inputs)
     if form != "buckets":
-        # Half types: sums of a different order differ by a few units in the last place of values near 1.
+        # Half types: sums in another order differ by a few units in the last place of values near 1.
         tolerance = 2e-2 if dtype == torch.bfloat16 else 2e-3
         torch.testing.assert_close(output, buckets(lengths)(*inputs), rtol=tolerance, atol=tolerance)
     benchmark.group = f"attention of {len(lengths)} {case} {dtype}"

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation beside its peers, from two JSON files on disk to the numbers, and its memory.
+"""Time of evaluation beside its peers, from two JSON files on disk to the scores, and its peak memory.
 
     pytest benchmarks/bench_evaluate.py                         # 60 images
     SOHES_BENCH_FULL=1 pytest benchmarks/bench_evaluate.py      # 200 images; minutes, most of them pycocotools'
 
-Every image is 640 x 480 with 30 true masks and 1000 or 300 predictions: half of them are true masks moved, scaled and
-roughened, half are strangers. faster-coco-eval takes part where it is installed. What has to be read is stored beside
-each row as MB of JSON.
+Every image is 640 x 480 with 30 true masks and 1000 or 300 predictions: half of them are true masks that are moved,
+scaled and roughened, half are random. faster-coco-eval is measured if it is installed. Each row stores the size of the
+files in MB.
 
-The rows of memory score 200 and 2000 images in a process of their own and store its peak, in MB above what it has
-before it begins.
+The memory rows score 200 and 2000 images in a process of their own and store its peak, in MB above its start.
 """
 
 import contextlib
@@ -32,7 +31,7 @@ MAX_DETS = (1, 10, 100, 1000)
 
 
 def ragged_ellipse(rng, center_x, center_y, radius_x, radius_y):
-    """RLE of an ellipse with a rough edge: one run a column."""
+    """RLE of an ellipse with a rough edge, one run per column."""
     x = np.arange(max(0, int(center_x - radius_x) + 1), min(WIDTH, int(center_x + radius_x) + 1))
     half = radius_y * np.sqrt(np.maximum(0, 1 - ((x - center_x) / radius_x) ** 2)) + rng.normal(0, 1.5, len(x))
     top = np.clip(center_y - half, 0, HEIGHT - 2).astype(np.int64)
@@ -115,7 +114,7 @@ def test_evaluate(benchmark, files, run):
 
 
 def repeat_images(folder, files, num_images):
-    """As many images, the same ones under other ids."""
+    """Files of `num_images` images: those of `files` repeated under new ids."""
     truth, results = (json.loads(path.read_text()) for path in files)
     per_image = {}
     for result in results:
@@ -141,8 +140,8 @@ def repeat_images(folder, files, num_images):
 PEAK = """
 import re, sys
 from sohes.evaluation import score_files
-score_files(sys.argv[3], sys.argv[4])  # a warm start: buffers of one image are there
-# Not resource.getrusage, whose peak goes on from the process that started this one. Linux only.
+score_files(sys.argv[3], sys.argv[4])  # warm-up: allocates the buffers of one image
+# Not resource.getrusage, whose peak includes the parent process. Linux only.
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
 before = peak()
 score_files(sys.argv[1], sys.argv[2]).summary()
@@ -153,7 +152,7 @@ print(before, peak() - before)
 @pytest.mark.parametrize("num_images", [200, 2000])
 def test_memory(benchmark, tmp_path, num_images):
     num_predictions = 1000 if IS_FULL else 300
-    benchmark.group = f"memory, {num_predictions} predictions an image"
+    benchmark.group = f"memory, {num_predictions} predictions per image"
     small, large = tmp_path / "small", tmp_path / "large"
     small.mkdir()
     large.mkdir()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Self-exploration: time per stage, and quality of the labels between classical baselines and the tree's ceiling.
+"""Phase 1: time per stage, and scores of the labels beside classical baselines and the oracle of the merge tree.
 
     python -m pytest benchmarks/bench_explore.py --benchmark-columns=min,median,rounds
     python benchmarks/bench_explore.py SETS/bsds_val --images 20 --baselines --set max_masks=1000

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packed masks against what the field uses, in one run: pycocotools, a matrix product, and the usual Python loops.
+"""Time of operators on packed masks beside pycocotools, a matrix product, and the usual Python loops.
 
     python -m pytest benchmarks/bench_mask_ops.py --benchmark-group-by=group --benchmark-columns=min,median,rounds
 
 1000 masks of 480 x 640 on one thread, in about a minute; with SOHES_BENCH_LARGE=1 also of 1500 x 2250 (four minutes,
-5 GB). Everything starts from a bool array [N, H, W] as it lies in memory. Peers that take seconds run once. `floor_ms`
-is the time to move each byte of the input, and of the packed words if there are any, once at 17 GB/s, the bandwidth of
-one thread of the machine that the project's figures are from, and `over_floor` how many times as long it took;
-`peak_mb` is the memory that a run adds. The whole way from logits to labels runs at both sizes, on a GPU too if there
-is one.
+5 GB). The input is a contiguous bool array [N, H, W]. Peers that take seconds run once. `floor_ms` is the time to move
+each byte of the input, and of the packed words if there are any, once at 17 GB/s, the bandwidth of one thread of the
+machine of the documented figures; `over_floor` is the ratio of the measured time to it; `peak_mb` is the memory that a
+run adds. The chain from logits to labels runs at both sizes, and on a GPU if there is one.
 """
 
 import os
@@ -35,7 +34,7 @@ SLOW_LOOP_MASKS = 100  # the loops over pairs are measured on this many
 
 @pytest.fixture(scope="module", params=SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
 def dense(request):
-    """bool [N, H, W], as a model's outputs lie in memory."""
+    """bool [N, H, W] in the memory layout of model outputs."""
     height, width = request.param
     logits = object_logits(NUM_MASKS, height // 4, width // 4)
     return PackedMasks.from_logits(logits, (height, width)).to_dense()
@@ -50,7 +49,7 @@ def threads():
 
 
 def measure(benchmark, function: Callable, *, seconds: float, num_bytes: int = 0):
-    """One warm call, then as many as fit in about two seconds; one that takes longer than a second runs just once."""
+    """One warm-up call, then as many as fit in about two seconds; a call longer than a second runs once."""
     rounds = max(1, min(20, int(2 / seconds)))
     result = benchmark.pedantic(function, rounds=rounds, warmup_rounds=int(seconds < 1))
     if num_bytes and benchmark.stats:
@@ -66,12 +65,12 @@ def once(dense: torch.Tensor) -> int:
 
 
 def scale(dense: torch.Tensor) -> float:
-    """How much more there is to do than at 480 x 640."""
+    """Number of pixels relative to 480 x 640."""
     return dense[0].numel() / (480 * 640)
 
 
 def by_columns(dense: torch.Tensor) -> np.ndarray:
-    """uint8 [H, W, N] in Fortran order, all that pycocotools takes."""
+    """uint8 [H, W, N] in Fortran order, as pycocotools needs it."""
     return np.asfortranarray(dense.permute(1, 2, 0).numpy().view(np.uint8))
 
 
@@ -83,7 +82,7 @@ def encode_sohes(dense):
 
 
 def encode_pycocotools(dense):
-    """A hundred masks at a time, so that the copies that it needs stay small."""
+    """A hundred masks at a time, to keep the copies small."""
     return [rle for part in dense.split(100) for rle in coco.encode(by_columns(part))]
 
 
@@ -109,7 +108,7 @@ def test_encode(benchmark, threads, dense, encode, seconds):
 
 
 def test_encode_pycocotools_from_columns(benchmark, threads, dense):
-    """pycocotools without the turn from rows to columns: the arrays lie as it needs them."""
+    """pycocotools without the transposition: the arrays are in its order already."""
     threads(1)
     benchmark.group = f"encode {list(dense.shape)}"
     columns = by_columns(dense)
@@ -121,7 +120,7 @@ def decode_sohes(rles):
 
 
 def decode_pycocotools(rles):
-    """Arrays with columns side by side, which are not turned."""
+    """Arrays in column order, which need no transposition."""
     return [coco.decode(rles[start : start + 100]) for start in range(0, len(rles), 100)]
 
 
@@ -142,7 +141,7 @@ def overlap_sohes(dense):
 
 
 def overlap_pycocotools(dense):
-    """IoU and not the intersection, which pycocotools does not give."""
+    """IoU; pycocotools does not return the intersection."""
     rles = encode_pycocotools(dense)
     return coco.iou(rles, rles, np.zeros(len(rles), np.uint8))
 
@@ -162,7 +161,7 @@ def test_overlap(benchmark, threads, dense, overlap, seconds):
 
 
 def test_overlap_alone(benchmark, threads, dense):
-    """Of masks that are packed already."""
+    """All pairs of masks that are packed already."""
     threads(1)
     benchmark.group = f"overlap of all pairs {list(dense.shape)}"
     masks = PackedMasks.from_dense(dense)
@@ -170,7 +169,7 @@ def test_overlap_alone(benchmark, threads, dense):
 
 
 def test_iou_pycocotools_alone(benchmark, threads, dense):
-    """Of masks that are encoded already."""
+    """All pairs of masks that are encoded already."""
     threads(1)
     benchmark.group = f"overlap of all pairs {list(dense.shape)}"
     rles = encode_sohes(dense)
@@ -242,7 +241,7 @@ def test_forest(benchmark, threads, dense):
     measure(benchmark, lambda: forest_sohes(dense), seconds=0.06 * scale(dense), num_bytes=once(dense))
 
 
-# --- the whole way from logits to labels ---
+# --- from logits to labels ---
 
 
 def chain_sohes(logits, size):
@@ -300,6 +299,6 @@ def test_chain_on_a_gpu(benchmark, size):
     logits = object_logits(NUM_MASKS, *CHAIN_LOGITS).cuda()
     benchmark.group = f"logits {list(logits.shape)} to labels at {size[0]} x {size[1]} on a GPU"
     chain_sohes(logits, size)
-    labels = benchmark(lambda: chain_sohes(logits, size))  # ends with text on the host, so nothing is left to wait for
+    labels = benchmark(lambda: chain_sohes(logits, size))  # returns text on the host: the GPU is done
     benchmark.extra_info["peak_mb"] = peak_memory(lambda: chain_sohes(logits, size), logits.device) >> 20
     assert labels == chain_sohes(logits.cpu(), size)

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""merge_regions beside the loop that the field uses, a heap in numpy and the time to read the features, in one run.
+"""Time of merge_regions beside the published loop, a heap in numpy, and reading the features once.
 
     OMP_NUM_THREADS=1 python -m pytest benchmarks/bench_merge_regions.py --benchmark-columns=min,median,rounds
 
-Maps of 768 channels: `scene` has objects in objects and noise as the keys of a ViT have, `noisy` more noise, `shifted`
-is one direction and noise, where all similarities are close and one region grows to have hundreds of neighbours.
-SOHES_BENCH_LARGE=1 adds the literal loop at 60 x 60 and 100 x 100 (one round each), `noisy` and `shifted`
-200 x 200. `floor_ms` is the time to read the features once, measured in the same run on the same thread; `per_nlogn` is
-the time over N log2(N) relative to 28 x 28, and `floor_per_nlogn` the same of the floor: what the caches alone do.
-The rows of a GPU skip where there is none.
+Maps of 768 channels: `scene` has nested objects and the noise of ViT keys, `noisy` more noise; `shifted` is one
+direction and noise: all similarities are close, and one region grows to have hundreds of neighbours.
+SOHES_BENCH_LARGE=1 adds the literal loop at 60 x 60 and 100 x 100 (one round each), `noisy` and `shifted` 200 x 200.
+`floor_ms` is the time to read the features once, measured in the same run on the same thread; `per_nlogn` is the time
+over N log2(N) relative to 28 x 28, and `floor_per_nlogn` the same of the floor: the effect of the caches alone. GPU
+rows are skipped without a GPU.
 """
 
 import os
@@ -87,7 +87,7 @@ def measure(benchmark, name, function, *, rounds=15, setup=None):
 
 
 def add_ratio(benchmark, label, name, over):
-    """extra_info[label] = how often `name` fits into `over`, where both ran."""
+    """Sets extra_info[label] to the time of `over` divided by that of `name`, if both ran."""
     if name in MEDIANS and over in MEDIANS:
         benchmark.extra_info[label] = round(MEDIANS[over] / MEDIANS[name], 3)
 
@@ -118,7 +118,7 @@ def threads():
 
 @pytest.mark.parametrize("side", SIDES)
 def test_floor(benchmark, side, threads):
-    """Every feature read once, by the sum of them."""
+    """Reads every feature once, as a sum."""
     threads(1)
     benchmark.group = f"scene {side}"
     features = feature_map("scene", side)
@@ -186,7 +186,7 @@ def test_two_images(benchmark, num_threads, threads):
 
 
 def test_cuts_areas_and_boxes(benchmark, threads):
-    """What 6 thresholds ask of a fresh tree."""
+    """The candidates of a new tree at 6 thresholds."""
     threads(1)
     benchmark.group = "scene 60"
     features = feature_map("scene", 60)
@@ -199,8 +199,8 @@ def test_cuts_areas_and_boxes(benchmark, threads):
 
 
 def agreement(exact, other, thresholds):
-    """Of the candidates of the exact tree with 4 patches or more: the share that the other tree has, and the mean of
-    their best IoU with its candidates."""
+    """Share of the candidates of the exact tree (of 4 patches or more) that the other tree has, and the mean of their
+    best IoU with its candidates."""
     masks = []
     for tree in (exact, other):
         ids = tree.candidates(thresholds)
@@ -218,8 +218,8 @@ def agreement(exact, other, thresholds):
 @pytest.mark.parametrize("side", SIDES[:3])
 @pytest.mark.parametrize("kind", ["scene", "noisy"])
 def test_rounds(benchmark, kind, side, threads):
-    """schedule="rounds" on the CPU, and how far its tree agrees with the exact one: at the method's thresholds, and at
-    quantiles of the exact tree's similarities, most of which lie inside the noise of one object."""
+    """schedule="rounds" on the CPU, and its agreement with the exact tree: at the thresholds of the method, and at
+    quantiles of the similarities of the exact tree, most of which are noise within one object."""
     threads(1)
     benchmark.group = f"{kind} {side}"
     features = feature_map(kind, side)

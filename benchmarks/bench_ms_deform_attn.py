@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ms_deform_attn beside the pure PyTorch form, in one run; on a GPU beside Deformable DETR's algorithm too.
+"""Time of ms_deform_attn beside the pure PyTorch form, and on a GPU beside Deformable DETR's algorithm.
 
     OMP_NUM_THREADS=2 pytest benchmarks/bench_ms_deform_attn.py
     OMP_NUM_THREADS=1 pytest benchmarks/bench_ms_deform_attn.py     # a process of its own for each number of threads
 
 `large`: levels 128, 64, 32, all positions as queries, 8 heads of 32 channels, 4 points. `training`: the small levels of
 a smoke-test training. On a GPU `large` runs at B=8. `locations`: the operator on sampling locations and weights.
-`offsets`: from what a layer gives, offsets and logits, where both sides also do the softmax and the locations.
+`offsets`: on the offsets and logits of a layer; both sides also compute the softmax and the locations.
 
-extra_info holds the ratio to each peer, the rate of gathered bytes (4 corners of D channels a point; on a GPU also as a
-share of what a copy reaches there) and the peak memory of a call beyond its inputs, with what the outputs and gradients
-themselves take.
+extra_info holds the ratio to each peer, the rate of gathered bytes (4 corners of D channels per point; on a GPU also
+relative to the bandwidth of a copy), and the peak memory of a call beyond its inputs, beside the size of its outputs
+and gradients.
 """
 
 import statistics
@@ -42,7 +42,7 @@ FUNCTIONS = {"locations": (ms_deform_attn, pure_pytorch), "offsets": (ms_deform_
 
 
 def step(function, form, direction, dtype, case, device):
-    """(closure that runs one forward, or one forward and backward, to its end; bytes of what that gives)"""
+    """(closure that runs one forward, or forward and backward, and waits for it; bytes of its results)"""
     make = make_inputs if form == "locations" else make_raw_inputs
     value, shapes, *points, grad_output = make(case, dtype, FLOAT, device=device)
     leaves = [t.requires_grad_(direction == "train") for t in (value, *points[-2:])]
@@ -70,7 +70,7 @@ def median_and_peak(run, device, rounds=5):
 
 
 def peer(form, direction, name, case, device):
-    """The pure form in float32, measured once per run just before its first rival."""
+    """The pure form in float32, measured once per run, just before the first other form."""
     key = (form, direction, name, device.type)
     if key not in PEER_RESULTS:
         run, _ = step(FUNCTIONS[form][1], form, direction, FLOAT, case, device)
@@ -115,7 +115,7 @@ def test_ms_deform_attn(benchmark, form, direction, name, dtype):
 
 
 def copy_bytes_per_second():
-    """What a copy of 1 GB reaches on the GPU, reads and writes counted."""
+    """Bandwidth of a copy of 1 GB on the GPU, reads and writes counted."""
     source = torch.empty(1 << 28, device=CUDA)
     target = torch.empty_like(source)
     seconds, _ = median_and_peak(lambda: (target.copy_(source), torch.cuda.synchronize()), CUDA)

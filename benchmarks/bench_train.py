@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One training step of our model beside transformers' Mask2Former of equal size, in one run.
+"""Time of one training step of our model beside transformers' Mask2Former of equal size.
 
     OMP_NUM_THREADS=2 pytest benchmarks/bench_train.py
     OMP_NUM_THREADS=1 pytest benchmarks/bench_train.py     # a process of its own for each number of threads
 
 Both train the same backbone from the same random weights on the same images and masks, with pixel and mask decoders of
 the same sizes and as many points in matching and losses: forward, matching, losses, backward, fused AdamW. extra_info
-holds images/s, the ratio, the peak memory of a step beyond what lay there before, and milliseconds by part. `small` has
+holds images/s, the ratio, the peak memory of a step above that before it, and milliseconds by part. `small` has
 the decoders of Mask2Former at half the width, `full` as published.
 """
 
@@ -48,7 +48,7 @@ POINTS = 12544
 
 
 class Stopwatch:
-    """Seconds spent in parts of each step, by name."""
+    """Seconds of the parts of each step, by name."""
 
     def __init__(self, device):
         self.device = device
@@ -72,7 +72,7 @@ class Stopwatch:
 
 
 class FeatureMaps(nn.Module):
-    """Our backbone as the peer calls one: the four maps it uses, fine first."""
+    """Our backbone with the interface of the peer: four feature maps, finest first."""
 
     def __init__(self, backbone):
         super().__init__()
@@ -200,7 +200,7 @@ def finish(loss, optimizer, watch):
 
 
 def parts(watch, steps):
-    """Milliseconds a step by part: the median over `steps` steps, in each of which a part may run more than once."""
+    """Milliseconds per step by part, median over `steps` steps; a part may run several times per step."""
     seconds = {}
     for name, times in watch.seconds.items():
         per_step = len(times) // steps
@@ -227,7 +227,7 @@ def run_case(benchmark, name, backbone, device, precision, rounds):
     size = SIZES[name]
     benchmark.group = f"training step {name} {backbone} {device.type} {precision} x{torch.get_num_threads()}"
     step, watch, start = our_step(images, masks, size, backbone, device, precision)
-    # In turn, so that a change of the machine's mood meets both.
+    # Alternately, so that changes in the speed of the machine affect both.
     theirs_step, theirs_watch = peer_step(images, masks, size, start, device, precision)
     peer, peer_parts, peer_peak = measure(theirs_step, theirs_watch, device, rounds)
     del theirs_step, theirs_watch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every benchmark's stored rows say of the machine: `--benchmark-json FILE` keeps it beside commit and date."""
+"""Machine information stored with the rows of every benchmark by `--benchmark-json FILE`, beside commit and date."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Deformable DETR's algorithm as a baseline: deformable_detr_form.cu, compiled where nvcc is, behind autograd."""
+"""Deformable DETR's algorithm as a baseline with autograd: deformable_detr_form.cu, compiled by nvcc if installed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SOURCE = Path(__file__).with_suffix(".cu")
 
 
 def why_not() -> str | None:
-    """None where the baseline can run, else the reason."""
+    """The reason why the baseline cannot run, or None."""
     if not torch.cuda.is_available():
         return "needs a CUDA device"
     return None if shutil.which("nvcc") else "needs nvcc, to compile the baseline"
@@ -63,7 +63,7 @@ def call(name: str, inputs: tuple[torch.Tensor, ...], outputs: tuple[torch.Tenso
 
 
 def deformable_detr_form(value, spatial_shapes, sampling_locations, attention_weights):
-    """As `sohes.ops.ms_deform_attn`, in float32 whatever comes: its kernels have no half types."""
+    """As `sohes.ops.ms_deform_attn`, always in float32: its kernels have no half types."""
     shapes = torch.tensor(spatial_shapes, device=value.device)
     starts = torch.cat((shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]))
     tensors = (t.float().contiguous() for t in (sampling_locations, attention_weights))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gather what the steps of benchmarks/gpu.sh have measured: `python benchmarks/gpu_rows.py FOLDER ROWS.json`.
+"""Collect the measurements of benchmarks/gpu.sh: `python benchmarks/gpu_rows.py FOLDER ROWS.json`.
 
 FOLDER holds pytest-benchmark's files (*.json), metrics of training (*.metrics.jsonl) and stages of labelling
 (*.stages.jsonl). ROWS.json gets one row for each benchmark, training run and labelling run, with device, versions,
@@ -19,12 +19,11 @@ from typing import Any
 
 import torch
 
-# The first steps of a training run allocate, tune and compile.
-_WARM_STEPS = 10
+_WARMUP_STEPS = 10  # allocation, tuning, compilation
 
 
 def benchmark_rows(path: Path) -> list[dict[str, Any]]:
-    """Median and spread of each benchmark of one file of pytest-benchmark, in milliseconds."""
+    """Median, minimum and maximum of each benchmark of one file of pytest-benchmark, in milliseconds."""
     rows = []
     for entry in json.loads(path.read_text())["benchmarks"]:
         stats = {key: round(1e3 * entry["stats"][key], 4) for key in ("median", "min", "max")}
@@ -35,7 +34,7 @@ def benchmark_rows(path: Path) -> list[dict[str, Any]]:
 def training_row(path: Path) -> dict[str, Any]:
     """First and last losses, images/s after warm-up, and memory, of a training run."""
     steps = [json.loads(line) for line in path.read_text().splitlines()]
-    warm = steps[_WARM_STEPS:] or steps
+    warm = steps[_WARMUP_STEPS:] or steps
     return {
         "name": path.name.removesuffix(".metrics.jsonl"),
         "group": "training",
@@ -48,7 +47,7 @@ def training_row(path: Path) -> dict[str, Any]:
 
 
 def labels_row(path: Path) -> dict[str, Any]:
-    """Images/s of a labelling run, and seconds of each stage, added up over threads."""
+    """Images/s of a labelling run, and seconds of each stage, summed over threads."""
     shards = [json.loads(line) for line in path.read_text().splitlines()]
     stages = {name for shard in shards for name in shard["seconds"]}
     images, elapsed = sum(s["images"] for s in shards), sum(s["elapsed"] for s in shards)
@@ -63,7 +62,7 @@ def labels_row(path: Path) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """What the rows were measured on."""
+    """The machine, versions and date of the rows."""
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M"),

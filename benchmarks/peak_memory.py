@@ -11,9 +11,9 @@ import torch
 
 
 def peak_memory(run: Callable[[], object], device: torch.device) -> int | None:
-    """Bytes of one call beyond what was there before it: of the allocator on a GPU, resident on a CPU.
+    """Peak memory of one call in bytes, above that before it: of the allocator on a GPU, resident on a CPU.
 
-    On a CPU the kernel keeps the peak itself (Linux: VmHWM, reset through clear_refs); None where it does not.
+    On a CPU it is read from the operating system (Linux: VmHWM, reset through clear_refs); None on others.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -23,7 +23,7 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> int | None:
     reset = Path("/proc/self/clear_refs")
     if not reset.exists():
         return None
-    ctypes.CDLL(None).malloc_trim(0)  # what earlier calls freed must not hide what this one takes
+    ctypes.CDLL(None).malloc_trim(0)  # memory that earlier calls freed would hide that of this call
     reset.write_text("5")
     before = _status("VmRSS")
     run()

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The default run from several seeds: what each phase gains, mean and spread, and what the ancestor head is worth.
+"""Mean and standard deviation of the scores of the default run over seeds, per phase, and with other parents.
 
     OMP_NUM_THREADS=2 python benchmarks/seeds.py runs/seeds --seeds 0 1 2
     OMP_NUM_THREADS=2 python benchmarks/seeds.py runs/no-head --seeds 0 1 2 --model.no-ancestor-head
 
-Scenes, weights, views and points all follow from the seed. Runs lie in FOLDER/seed-K; finished ones are only read, and
-interrupted ones go on. Options that are not named here are handed to `sohes.train`. Three tables come out, in per cent,
-as mean and standard deviation over seeds: the scores of every phase; what a phase adds to the one before, also seed by
-seed; and ancestor F1 of the masks of phase 3 with parents from the head and from coverage alone.
+Scenes, weights, views and points all depend on the seed. Runs are in FOLDER/seed-K: finished ones are only read,
+interrupted ones are resumed. Other options are passed to `sohes.train`. Prints three tables, in per cent, as mean and
+standard deviation over seeds: the scores of every phase; the gain of each phase over the one before, also per seed; and
+ancestor F1 of the masks of phase 3 with parents from the ancestor head and from coverage alone.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ COVERS = (0.8, 0.9)
 
 
 def run_seed(out: Path, seed: int, options: Sequence[str]) -> None:
-    """The default run in a process of its own, as a user starts it; goes on where one was broken off."""
+    """Runs the default run of one seed in a process of its own, or resumes it."""
     started = ["--resume"] if (out / "config.json").is_file() else ["--seed", str(seed), *options]
     subprocess.run([sys.executable, "-m", "sohes.train", "--out", str(out), *started], check=True)
 
 
 def coverage_f1(run: Path, cover: float) -> float:
-    """Ancestor F1 of the masks of phase 3 when coverage alone says who is part of whom."""
+    """Ancestor F1 of the masks of phase 3 with parents from coverage alone."""
     found = LabelSet(run / "predictions" / "correct.json", run)
     images, annotations = [], []
     for image in found:
