@@ -8,7 +8,7 @@
 - `cuda`, `cpu`: exactly that, or the installation fails.
 - `none`: Python only; the PyTorch references and Triton run.
 
-The toolchain decides, never a visible GPU. `SOHES_CUDA_ARCH` (default `80;90`) sets the GPU architectures.
+The toolchain decides, not a visible GPU. `SOHES_CUDA_ARCH` (default `80;90`) sets the GPU architectures.
 """
 
 import atexit
@@ -30,7 +30,7 @@ MODES = ("auto", "cuda", "cpu", "none")
 
 
 def load_source_digest() -> Callable[[Path], str]:
-    """`source_digest` of sohes/ops/_binary.py, loaded by path: importing the package would need torch."""
+    """The function `source_digest` of sohes/ops/_binary.py, loaded by path: importing the package would need torch."""
     spec = importlib.util.spec_from_file_location("_binary", ROOT / "sohes" / "ops" / "_binary.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules["_binary"] = module
@@ -39,7 +39,7 @@ def load_source_digest() -> Callable[[Path], str]:
 
 
 def find_nvcc() -> str | None:
-    """The CUDA compiler: $CUDACXX, $CUDA_HOME/bin/nvcc, or the one on PATH. None when there is none."""
+    """Path of the CUDA compiler: $CUDACXX, $CUDA_HOME/bin/nvcc, or the one on PATH. None if there is none."""
     for candidate in (
         os.environ.get("CUDACXX"),
         os.path.join(os.environ.get("CUDA_HOME", ""), "bin", "nvcc"),
@@ -50,7 +50,7 @@ def find_nvcc() -> str | None:
 
 
 class CMakeBuild(build_ext):
-    """One CMake project, tried from the richest variant that `SOHES_BUILD` allows to the plainest."""
+    """Builds `sohes._C` with CMake: the first variant of `SOHES_BUILD` that the toolchain supports, CUDA before CPU."""
 
     def build_extension(self, ext: Extension) -> None:
         mode = os.environ.get("SOHES_BUILD", "auto")
@@ -63,14 +63,14 @@ class CMakeBuild(build_ext):
             facts["reason"] = "installed with SOHES_BUILD=none"
         else:
             for variant in ("cuda", "cpu") if mode == "auto" else (mode,):
-                why_not = self.try_variant(variant, target)
-                if why_not is None:
+                reason = self.try_variant(variant, target)
+                if reason is None:
                     facts["variant"] = variant
                     break
                 if mode != "auto":
-                    raise SystemExit(f"SOHES_BUILD={mode} was asked for, but: {why_not}")
-                facts["skipped"][variant] = why_not
-                print(f"sohes: {variant} kernels are not built: {why_not}", file=sys.stderr)
+                    raise SystemExit(f"SOHES_BUILD={mode} was asked for, but: {reason}")
+                facts["skipped"][variant] = reason
+                print(f"sohes: {variant} kernels are not built: {reason}", file=sys.stderr)
             if facts["variant"] == "none":
                 facts["reason"] = "; ".join(f"{k}: {v}" for k, v in facts["skipped"].items())
         if facts["variant"] == "none":
@@ -78,7 +78,7 @@ class CMakeBuild(build_ext):
         (target.parent / "_build.json").write_text(json.dumps(facts, indent=1) + "\n")
 
     def try_variant(self, variant: str, target: Path) -> str | None:
-        """Configure and compile. Returns why the toolchain cannot do it; a compile error is fatal instead."""
+        """Configure and compile. Returns None, or why the toolchain cannot build it; exits on a compile error."""
         nvcc = find_nvcc()
         if variant == "cuda" and nvcc is None:
             return "no nvcc found ($CUDACXX, $CUDA_HOME, PATH)"
@@ -117,8 +117,8 @@ class CMakeBuild(build_ext):
         return outputs + [os.path.join(f, "_build.json") for f in folders]
 
 
-# A fresh build folder each time: leftovers of an earlier build (a binary, a deleted module, the path of a build tool
-# that pip has since removed) would otherwise end up in the package.
+# A new build folder each time: files of an earlier build (a binary, a deleted module, the path of a removed build tool)
+# would otherwise end up in the package.
 BUILD_BASE = tempfile.mkdtemp(prefix="sohes-build-")
 atexit.register(shutil.rmtree, BUILD_BASE, ignore_errors=True)
 

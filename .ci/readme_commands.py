@@ -3,9 +3,9 @@
 
     python3 .ci/readme_commands.py FOLDER
 
-FOLDER then holds a file a block, numbered in the order in which they are to be run, in one folder one after the other:
-README.md first, whose first command leaves runs/default to the others. Blocks that need data or machines from elsewhere
-are ```text.
+FOLDER then holds one file per block, numbered in the order to run them in, all in the same working folder: README.md
+first, whose first command writes runs/default, which the others need. Blocks that need other data or machines are
+```text.
 """
 
 import re
@@ -17,7 +17,7 @@ SUFFIXES = {"bash": ".sh", "python": ".py"}
 
 
 def documents() -> list[Path]:
-    """Everything that tells a reader what to type, in the order to run it."""
+    """The documents whose blocks are run, in order."""
     return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
 
 
@@ -31,7 +31,7 @@ def blocks(document: Path) -> list[tuple[str, str]]:
 
 
 def write_scripts(folder: Path) -> list[Path]:
-    """One script for each block that is to be run."""
+    """One script per block to be run."""
     folder.mkdir(parents=True)
     scripts = []
     for document in documents():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the documentation tells a reader to type: blocks that CI can run, options and files that exist, links."""
+"""The documentation is right: blocks that CI can run, options, files and links that exist."""
 
 import importlib.util
 import re
@@ -35,11 +35,11 @@ NAMES = [document.relative_to(ROOT).as_posix() for document in DOCUMENTS]
 
 
 def commands_of(document):
-    """Every `python -m sohes.X ...` of a document, in blocks and in lines of text, without what is before it."""
+    """(command, arguments) of every `python -m sohes.X ...` of a document, in blocks and in lines of text."""
     text = document.read_text(encoding="utf-8").replace("\\\n", " ")
     inline = re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
     for line in [*text.splitlines(), *(" ".join(one.split()) for one in inline)]:
-        # In lines of text a command ends at its mark.
+        # In lines of text a command ends at its backquote.
         found = re.search(r"-m sohes\.(\w+)([^`]*)", line)
         if found and "[" not in found[2] and (line.lstrip().startswith(("python", "torchrun", "srun", "--"))):
             yield found[1], shlex.split(re.sub(r"\$\w+", "0", found[2]), comments=True)
@@ -147,5 +147,5 @@ def test_a_set_that_is_not_there_is_one_line(script, tmp_path, monkeypatch, caps
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(ROOT / "benchmarks" / f"{script}.py"), run_name="__main__")
     assert stop.value.code == 2
-    told = capsys.readouterr().err
-    assert told == f"{script}: error: no such file or folder: {tmp_path / 'nowhere'} (expected COCO JSON)\n"
+    message = capsys.readouterr().err
+    assert message == f"{script}: error: no such file or folder: {tmp_path / 'nowhere'} (expected COCO JSON)\n"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A headless Chromium that tests ask how a page looks, over its debugging pipe; needs nothing but the program."""
+"""A headless Chromium for tests of pages, driven over its debugging pipe without other packages."""
 
 import base64
 import contextlib
@@ -12,7 +12,7 @@ from pathlib import Path
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
-_PATIENCE = 120  # seconds for an answer, on a machine with much else to do
+_TIMEOUT = 120  # seconds for an answer, on a busy machine
 
 
 class Browser:
@@ -76,7 +76,7 @@ class Browser:
         while True:
             line, found, rest = self._rest.partition(b"\0")
             if not found:
-                assert select.select([self._read], [], [], _PATIENCE)[0], f"{CHROMIUM} does not answer {method}"
+                assert select.select([self._read], [], [], _TIMEOUT)[0], f"{CHROMIUM} does not answer {method}"
                 more = os.read(self._read, 1 << 20)
                 assert more, f"{CHROMIUM} ended"
                 self._rest += more

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run folders made up for the tests of the report: every file of a run, with known numbers in it."""
+"""Synthetic run folders for the tests of the report: every file of a run, with known numbers."""
 
 import json
 
@@ -29,7 +29,7 @@ def make_forest(size, shift=0):
 
 
 def write_truth(folder, count=4, size=(24, 40)):
-    """A COCO set with parents; the names hold what names of photos hold."""
+    """A COCO set with parents; file names have a folder, a space, non-ASCII and HTML characters."""
     (folder / "images" / "sub").mkdir(parents=True)
     images, annotations = [], []
     for index in range(count):
@@ -65,7 +65,7 @@ def write_manifest(run):
 
 
 def write_run(folder, count=4, size=(24, 40)):
-    """A run of all phases with ground truth, all made up; returns its folder."""
+    """The folder of a synthetic run of all phases with ground truth."""
     run, truth = folder / "my run <1>", folder / "truth"
     (run / "predictions").mkdir(parents=True)
     images = write_truth(truth, count, size)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The comparison page: its figures, its pictures, and how the command finds runs and refuses."""
+"""The comparison page: its numbers and pictures; which runs the command finds, and its errors."""
 
 import base64
 import io
@@ -30,7 +30,7 @@ def square(left, side):
 
 @pytest.fixture
 def data(tmp_path):
-    """Photos with a large square and a small one. `good` finds both but in photo 6, `bad` the large one but in 1."""
+    """Photos of a large and a small square. `good` finds both except in photo 6, `bad` the large one except in 1."""
     (tmp_path / "images").mkdir()
     images, truth = [], []
     found = {"good": [], "bad": []}
@@ -62,7 +62,7 @@ def compare(data, *options, runs=("bad.json", "good.json")):
 
 
 def cells(html, table):
-    """Texts of the cells of each row of a table by metric, under the row's name."""
+    """Cell texts of a table: {row: {metric: text}}."""
     body = re.search(rf'<table id="{table}">(.*?)</table>', html, re.DOTALL)[1]
     return {
         re.search(r"<th[^>]*>(.*?)</th>", row)[1]: dict(re.findall(r'data-key="([^"]+)"[^>]*>(.*?)</td>', row))

@@ -16,7 +16,7 @@ from sohes.report.features import features_section, pca_pictures, write_feature_
 
 
 def test_components_are_shared_and_orthogonal():
-    """Two surfaces that differ in one direction only: one colour channel tells them apart, in both photos alike."""
+    """Two surfaces that differ in one direction only: the same colour channel separates them in both photos."""
     torch.manual_seed(0)
     here, there = torch.randn(16), torch.randn(16)
     left = torch.where(torch.arange(12)[None, :, None] < 5, here, there).expand(10, 12, 16)

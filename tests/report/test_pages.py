@@ -43,7 +43,7 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """The report of a run with everything a report can show."""
+    """A report with every section."""
     run = write_run(tmp_path_factory.mktemp("run"))
     results = json.loads((run / "results.json").read_text())
     limits = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -98,7 +98,7 @@ def test_light_and_dark(browser, page):
         browser.show(page, 1024, dark=dark)
         paper, ink = (browser.ask(color.replace("[name]", f".{name}")) for name in ("backgroundColor", "color"))
         assert (sum(paper) < 200) == dark
-        assert abs(sum(ink) - sum(paper)) > 450, "ink and paper are alike"
+        assert abs(sum(ink) - sum(paper)) > 450, "text and background have similar colours"
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -22,7 +22,7 @@ SVG_LEAVES = {"line", "rect", "circle", "polyline"}
 
 
 class Page(HTMLParser):
-    """Checks that tags nest, and gathers what the tests ask for."""
+    """Checks that tags nest, and collects elements and text."""
 
     def __init__(self, html):
         super().__init__()
@@ -93,7 +93,7 @@ def test_every_number_of_the_table_is_that_of_results_json(full_run):
             assert float(text) == pytest.approx(100 * value, abs=0.0500001)
     assert {k for k, (attrs, _) in shown.items() if "best" in attrs.get("class", "").split()} == {
         ("instruct", "AR@1000"),
-        ("correct", "AR@1000"),  # prints alike
+        ("correct", "AR@1000"),  # equal after rounding
         ("correct", "AR@100"),
         ("instruct", "AR-small"),
         ("correct", "AP"),
@@ -104,7 +104,7 @@ def test_every_number_of_the_table_is_that_of_results_json(full_run):
 
 
 def pictures_of_all_levels(page):
-    """Texts of the pictures that the page shows at first, one for each forest over a photo."""
+    """Alternative texts of the pictures shown first, one per forest over a photo."""
     return [attrs["alt"] for attrs in page.all("img") if "v0" in attrs.get("class", "").split()]
 
 

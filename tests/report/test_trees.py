@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The merge trees of a report: what the page's script is given says the same as the tree itself."""
+"""The merge trees of a report: the data for the script of the page equals the tree."""
 
 import base64
 import json
@@ -32,7 +32,7 @@ def inflate(text):
 
 
 def same_partition(a, b):
-    """Whether two label maps have equal regions, whatever the labels."""
+    """Whether two label maps have equal regions under any labels."""
     pairs = {(x, y) for x, y in zip(a.ravel().tolist(), b.ravel().tolist(), strict=True)}
     return len(pairs) == len(set(a.ravel().tolist())) == len(set(b.ravel().tolist()))
 
@@ -87,7 +87,7 @@ def test_a_tree_of_a_photo():
     assert draw_tree(image, "a.png", extractor, extractor, square).closeup is None
 
 
-def test_too_many_patches_are_told():
+def test_too_many_patches_are_an_error():
     config = ExploreConfig(start="patches", patch=1, snap_rounds=0, diffusion_steps=0)
     extractor = build_extractor(config)
     with pytest.raises(SohesError, match=r"^b\.png: 66049 patches are too many"):
