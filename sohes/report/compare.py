@@ -12,14 +12,13 @@ from pathlib import Path
 from sohes.configs.evaluate import CompareConfig
 from sohes.evaluation.bootstrap import MIN_PHOTOS, Bootstrap, Interval, PhotoSums, defined_metrics
 from sohes.report import charts
-from sohes.report.compare_photos import Miss, PhotoSource, choose_photos, find_misses
+from sohes.report.compare_photos import SIZES, Miss, PhotoSource, choose_photos, find_misses
 from sohes.report.page import html_page, photos_section
 from sohes.report.published import COLUMN_OF, published_recall
 from sohes.report.sections import format_score, reference_table
 from sohes.utils.files import write_whole
 
 _HEADINGS = {"masks_per_image": "masks / photo", "ancestor_f1": "ancestor F1"}  # others as they are, spaced
-_SIZES = ("small", "medium", "large")
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +94,7 @@ def scores_section(
         row = f'<th scope="row" class="none">{escape(method)}, {escape(scale)} (published)</th>'
         body.append(f"<tr>{row}{''.join(cells)}</tr>")
     figures = []
-    for name in ("AR@1000", *(f"AR-{size}" for size in _SIZES)):
+    for name in ("AR@1000", *(f"AR-{size}" for size in SIZES)):
         if name not in with_interval:
             continue
         rows = []

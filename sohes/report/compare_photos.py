@@ -16,13 +16,13 @@ from torch.nn import functional as F
 from sohes.data.coco import LabelledImage, labelled_image
 from sohes.evaluation.bootstrap import PhotoSums
 from sohes.evaluation.coco_index import CocoIndex
-from sohes.report.photos import GROUND_TRUTH, Photo, PhotoPanels, draw_photo, image_uri
+from sohes.evaluation.protocol import COCO_AREAS
+from sohes.report.photos import FOUND_IOU, GROUND_TRUTH, Photo, PhotoPanels, draw_photo, image_uri
 from sohes.structures.masks import PackedMasks, mask_iou
 from sohes.utils.errors import SohesError
 from sohes.visual.draw import resize_image
 
-MISS_IOU = 0.5
-_RANGES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}  # COCO's, in pixels
+SIZES = ("small", "medium", "large")  # of COCO_AREAS
 _CROP_SIDE = 220  # long side of a crop in pixels of the page
 _OUTLINE = torch.tensor([255, 40, 120], dtype=torch.uint8)
 _MAX_MISSES_PER_PHOTO = 2  # shown per size
@@ -113,7 +113,7 @@ def find_misses(
     misses: dict[str, list[Miss]] = {}
     problems: dict[str, None] = {}
     sums = list(runs.values())
-    for size, limits in _RANGES.items():
+    for size in SIZES:
         misses[size] = []
         if f"AR-{size}" not in sums[0].sums:
             continue
@@ -124,7 +124,9 @@ def find_misses(
                 break
             photo = sums[0].photos[place]
             try:
-                found = _misses_of(source, photo, limits, min(_MAX_MISSES_PER_PHOTO, count - len(misses[size])))
+                found = _misses_of(
+                    source, photo, COCO_AREAS[size], min(_MAX_MISSES_PER_PHOTO, count - len(misses[size]))
+                )
             except (SohesError, ValueError) as error:
                 problems[str(error)] = None
                 continue
@@ -138,7 +140,7 @@ def _misses_of(source: PhotoSource, photo: Hashable, limits: tuple[float, float]
     masks = truth.forest.masks
     ious = torch.stack([_best_iou(masks, one.forest.masks) for one in labels.values()], 1)  # [M, runs]
     inside = (masks.areas >= limits[0]) & (masks.areas <= limits[1]) & (masks.areas > 0) & ~truth.crowd
-    chosen = (inside & (ious.max(1).values < MISS_IOU)).nonzero().flatten()  # [n]
+    chosen = (inside & (ious.max(1).values < FOUND_IOU)).nonzero().flatten()  # [n]
     chosen = chosen[masks.areas[chosen].argsort(descending=True, stable=True)][:count]
     if len(chosen) == 0:
         return []

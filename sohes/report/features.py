@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sohes.labels.features import FeatureExtractor
+from sohes.report.photos import data_uri
 from sohes.utils.files import whole_file
 
 FOLDER = "features"
@@ -60,14 +60,12 @@ def features_section(run: Path) -> str:
         pair = (path, path.with_name(f"{number}-pca.png"))
         names = (f"photo {int(number) + 1}", f"principal components of the features of photo {int(number) + 1}")
         images = "".join(
-            f'<img src="{_uri(one)}" alt="{name}">' for one, name in zip(pair, names, strict=True) if one.is_file()
+            f'<img src="{data_uri(one.read_bytes(), "png")}" alt="{name}">'
+            for one, name in zip(pair, names, strict=True)
+            if one.is_file()
         )
         figures.append(f'<figure class="pair">{images}</figure>')
     if not figures:
         return ""
     note = "Photos, and the first three principal components of their patches' features as red, green and blue."
     return f'<section><h2>Features</h2><p class="note">{note}</p><div class="row">{"".join(figures)}</div></section>'
-
-
-def _uri(path: Path) -> str:
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"

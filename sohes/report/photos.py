@@ -32,7 +32,7 @@ NUM_LEVELS = 3  # views of a single level
 MISSES = "misses"
 VIEWS = ("all", *(f"level {i}" for i in range(NUM_LEVELS)), "contours", MISSES)
 TILE = 440  # long side of a picture in pixels
-_FOUND_IOU = 0.5  # a true mask is found if its best prediction has at least this IoU
+FOUND_IOU = 0.5  # a true mask is found if its best prediction has at least this IoU
 _MAX_MASKS = 60  # per picture; the best by score
 _JPEG_QUALITY = 82
 
@@ -137,7 +137,12 @@ def image_uri(picture: Tensor) -> str:
 def _uri(image: Image.Image, kind: str, **options: Any) -> str:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    return data_uri(buffer.getvalue(), kind)
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """Data URI of the bytes of an image file. kind: `png` or `jpeg`."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def _draw_photo(image_id: int, columns: list[_Column], roots: list[Path], read: Callable[[Path], Tensor]) -> Photo:
@@ -204,7 +209,7 @@ def missed_masks(forest: Forest, truth: Forest) -> Forest:
     """The true masks that no mask of `forest` finds; one mask may find several."""
     if len(forest) == 0 or len(truth) == 0:
         return truth
-    return truth.select(mask_iou(truth.masks, forest.masks).max(1).values < _FOUND_IOU)
+    return truth.select(mask_iou(truth.masks, forest.masks).max(1).values < FOUND_IOU)
 
 
 def _open_column(title: str, path: Path, problems: list[str]) -> _Column | None:
