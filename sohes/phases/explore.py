@@ -87,7 +87,7 @@ def explore(
         LabelsTimeout: the other processes have written nothing for `config.patience` seconds.
     """
     if overwrite and world.size > 1:
-        raise ValueError("explore: overwrite needs a world of one, other processes may have written already")
+        raise ValueError("explore: overwrite needs a single process, others may have written labels already")
     started, log = time.perf_counter(), log or RunLog()
     if not isinstance(images, ImageList):
         images = list_images(images)

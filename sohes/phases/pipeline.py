@@ -7,6 +7,8 @@
 
 After each phase, its masks are compared with the ground truth, if there is one: `predictions/`, `results.json`.
 Everything is written into the run folder (`sohes/engine/run.py`), and a run that was stopped continues from there.
+Settings and their defaults are in `sohes/configs`, the training loop and checkpoints in `sohes/engine`, colours in
+`sohes/visual`, the page in `sohes/report`.
 """
 
 from __future__ import annotations

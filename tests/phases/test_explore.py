@@ -277,7 +277,7 @@ class TestSeveralProcesses:
             label(photos, tmp_path, strict, world=World(1 - damaged, 2))
 
     def test_overwriting_is_for_one(self, photos, tmp_path):
-        with pytest.raises(ValueError, match="overwrite needs a world of one"):
+        with pytest.raises(ValueError, match="overwrite needs a single process"):
             label(photos, tmp_path, world=World(0, 2), overwrite=True)
 
 
