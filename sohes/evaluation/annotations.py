@@ -7,7 +7,7 @@ from types import ModuleType
 
 import numpy as np
 
-from sohes.evaluation.overlap import Pairs, as_arguments, first_pairs, room_for_pairs
+from sohes.evaluation.matching import Pairs, empty_pairs, first_pairs, run_arrays
 from sohes.evaluation.reference import annotations as reference
 from sohes.evaluation.reference.annotations import NO_PARENT, UNKNOWN_PARENT, Against, Annotations, Want
 from sohes.evaluation.runs import read_runs_at
@@ -81,9 +81,9 @@ def _measure_and_pair(
     num = len(places)
     longest = int((places[:, 1] - places[:, 0]).max())
     masks = MeasuredMasks(size, np.empty(num, np.int64), np.empty((num, 4), np.int64))
-    pairs = room_for_pairs(num, len(against.gt))
+    pairs = empty_pairs(num, len(against.gt))
     scratch = np.empty((2, longest // 2 + 1), np.int64)
-    given = (text, places, True, *size, as_arguments(against.gt), against.crowd, against.min_iou)
+    given = (text, places, True, *size, run_arrays(against.gt), against.crowd, against.min_iou)
     broken, count = binary.rle_pairs(*given, scratch, masks.areas, masks.boxes, pairs.pred, pairs.gt, pairs.iou)
     return (None, None) if broken >= 0 else (masks, first_pairs(pairs, count))
 

@@ -16,14 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from sohes.evaluation.agreement import check_ids, check_truth
 from sohes.evaluation.annotations import NO_PARENT, UNKNOWN_PARENT, Against, Annotations, Want
+from sohes.evaluation.checks import align_ids, check_ids, check_truth
 from sohes.evaluation.coco_index import BadInput, CocoIndex, ImageId
-from sohes.evaluation.image import Found, Truth, score_image
+from sohes.evaluation.image import Found, Truth, score_image, score_text
+from sohes.evaluation.matching import select_pairs
 from sohes.evaluation.metrics import Evaluation, id_order
-from sohes.evaluation.names import align_ids
-from sohes.evaluation.one_call import score_text
-from sohes.evaluation.overlap import restrict
 from sohes.evaluation.protocol import IouType, Protocol
 from sohes.evaluation.shards import Scored, Shards, StoredEvaluation
 from sohes.evaluation.workers import Workers
@@ -188,7 +186,7 @@ def _score_one(protocols: dict[IouType, Protocol], gt: CocoIndex, pred: CocoInde
             if iou_type == "mask":
                 pairs = found.pairs
                 if len(index) < len(true):
-                    pairs = restrict(pairs, np.arange(len(found)), index, (len(found), len(true)))
+                    pairs = select_pairs(pairs, np.arange(len(found)), index, (len(found), len(true)))
             shapes = found.masks if iou_type == "mask" else found.boxes
             parents = np.maximum(found.parents, NO_PARENT)  # one that is not here makes a root
             try:

@@ -42,7 +42,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sohes.evaluation.reference.pairs import Pairs
+from sohes.evaluation.reference.matching import Pairs
 
 MATCH_IOU = 0.5
 METRICS = ("parent_recall", "ancestor_f1", "level_accuracy", "edit_similarity")

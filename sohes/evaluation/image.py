@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One image scored: everything the metrics need of it, in a few kilobytes."""
+"""The sums and ranked predictions of one scored image, from which all metrics are computed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from sohes.evaluation.hierarchy import HierarchyCounts, count_hierarchy, match_by_iou
-from sohes.evaluation.matching import match_greedy
-from sohes.evaluation.overlap import Pairs, find_pairs, restrict
+from sohes.evaluation.matching import (
+    MAX_KERNEL_LANES,
+    MAX_KERNEL_RANGES,
+    Pairs,
+    find_pairs,
+    match_greedy,
+    select_pairs,
+)
 from sohes.evaluation.protocol import Protocol
 from sohes.evaluation.shapes import Shapes, as_array
+from sohes.ops._binary import find_binary
+from sohes.structures.masks import Size
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +108,7 @@ def score_image(protocol: Protocol, truth: Truth, found: Found, pairs: Pairs | N
 
     hierarchy = HierarchyCounts()
     if truth.parents is not None:
-        among_best = restrict(pairs, best, everything, (len(order), len(everything)))
+        among_best = select_pairs(pairs, best, everything, (len(order), len(everything)))
         match = match_by_iou(among_best, len(truth.crowd), truth.crowd)  # [M], into best
         match = np.append(best, -1)[match]  # [M], into the predictions as given
         hierarchy = count_hierarchy(match, truth.parents, found.parents, truth.crowd)
@@ -121,7 +129,7 @@ def _score_some(
 ) -> tuple[Outcomes, np.ndarray]:
     """The predictions ``rows`` (int64 [D], by falling score) against the true masks ``columns`` (int64 [m], rising)."""
     crowd, gt_areas = truth.crowd[columns], truth.areas[columns]  # [m] each
-    among = restrict(pairs, rows, columns, (len(found.scores), len(truth.crowd)))
+    among = select_pairs(pairs, rows, columns, (len(found.scores), len(truth.crowd)))
     low, high = protocol.area_limits  # [A, 1] each
     gt_ignored = crowd | (gt_areas < low) | (gt_areas > high)  # [A, m]
     pred_areas = as_array(found.shapes.areas)[rows]  # [D]
@@ -140,3 +148,30 @@ def _score_some(
         found=so_far[np.searchsorted(matches.pred, protocol.steps)],
         num_ranked=len(rows),
     ), ranked
+
+
+def score_text(protocol: Protocol, gt: tuple[bytes, int], pred: tuple[bytes, int], size: Size) -> ScoredImage | None:
+    """What ``score_image`` makes of the annotations in JSON (text, number) of an image of ``size``.
+
+    None where that is to be used: masks are not compared or classes looked at, there is no compiled module, or
+    something is not of the plainest form: other masks than RLE, parents, or an error.
+    """
+    binary = find_binary().module
+    num_ranges, num_lanes = len(protocol.area_ranges), protocol.num_lanes
+    if binary is None or protocol.class_aware or protocol.iou_type != "mask":
+        return None
+    if num_ranges > MAX_KERNEL_RANGES or num_lanes > MAX_KERNEL_LANES:
+        return None
+    (gt_text, num_gt), (pred_text, num_pred) = gt, pred
+    needed = binary.coco_image_scratch(len(gt_text), len(pred_text), num_gt, num_pred, num_ranges)
+    scratch = np.empty(needed // 8, np.int64).view(np.uint8)
+    counts, found = np.empty(num_ranges, np.int64), np.empty((len(protocol.steps), num_lanes), np.int32)
+    rows = np.empty(min(num_pred, protocol.max_dets[-1]), protocol.row_type)
+    table = rows.view(np.uint8).reshape(len(rows), rows.dtype.itemsize)
+    given = (gt_text, pred_text, num_gt, num_pred, *size, protocol.min_iou)
+    limits = (protocol.area_limits, protocol.capped_thresholds, np.array(protocol.steps))
+    if not binary.coco_image(*given, *limits, scratch, counts, found, table):
+        return None
+    return ScoredImage(
+        ImageRecord(num_pred, HierarchyCounts(), {None: Outcomes(counts, found, len(rows))}), {None: rows}
+    )

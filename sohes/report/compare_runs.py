@@ -14,8 +14,8 @@ from sohes.configs.run import PHASES
 from sohes.data.images import read_annotated
 from sohes.evaluation import BadInput, Plan, score
 from sohes.evaluation.bootstrap import collect_sums
+from sohes.evaluation.checks import align_ids
 from sohes.evaluation.coco_index import CocoIndex
-from sohes.evaluation.names import align_ids
 from sohes.report.compare import ComparedRun, write_comparison
 from sohes.report.compare_photos import PhotoSource, run_names
 from sohes.report.photos import find_ground_truth

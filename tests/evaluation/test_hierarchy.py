@@ -9,7 +9,7 @@ import torch
 
 from sohes.evaluation import Evaluator
 from sohes.evaluation.hierarchy import HierarchyCounts, ancestor_chains, count_hierarchy, match_by_iou
-from sohes.evaluation.overlap import Pairs
+from sohes.evaluation.matching import Pairs
 from sohes.structures.forest import Forest
 from sohes.structures.masks import PackedMasks
 

@@ -7,11 +7,10 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from sohes.evaluation import Plan, annotations, average_recall, coco_index, matching, one_call, overlap, runs, score
+from sohes.evaluation import Plan, annotations, coco_index, image, matching, metrics, runs, score
 from sohes.evaluation.annotations import Against, Annotations, Want, read_annotations
 from sohes.evaluation.coco_index import CocoIndex
-from sohes.evaluation.matching import match_greedy
-from sohes.evaluation.overlap import Pairs
+from sohes.evaluation.matching import Pairs, match_greedy
 from sohes.evaluation.ranking import row_type
 from sohes.evaluation.reference import annotations as reference_annotations
 from sohes.evaluation.reference import matching as reference_matching
@@ -35,7 +34,7 @@ def binary():
 @contextmanager
 def without_binary(monkeypatch):
     with monkeypatch.context() as patch:
-        for module in (annotations, average_recall, coco_index, matching, one_call, overlap, runs):
+        for module in (annotations, coco_index, image, matching, metrics, runs):
             patch.setattr(module, "find_binary", lambda: Binary(None, None, "left out"))
         yield
 
@@ -225,7 +224,7 @@ def test_counting_precision_equals_the_reference(binary, seed):
     num_gt = hit.reshape(num_rows, num_ranges, -1).sum(0).max(1) + rng.integers(0, 3, num_ranges)
     ours, theirs = (PrecisionCounts.start(num_gt, num_thresholds) for _ in range(2))
     for portion in np.split(rows, np.sort(rng.integers(0, num_rows, 3))):
-        average_recall.count_precision(portion, 6, ours)
+        metrics.count_precision(portion, 6, ours)
         reference_precision.count_precision(portion, 6, theirs)
         for name, value in vars(ours).items():
             np.testing.assert_array_equal(value, getattr(theirs, name), err_msg=name)

@@ -15,12 +15,11 @@ from sohes.evaluation import (
     BadInput,
     Plan,
     annotations,
-    average_recall,
     coco_index,
     evaluate_files,
+    image,
     matching,
-    one_call,
-    overlap,
+    metrics,
     protocol,
     runs,
     score,
@@ -70,7 +69,7 @@ def reader(request, monkeypatch):
     if request.param == "compiled" and find_binary().module is None:
         pytest.skip(find_binary().reason)
     if request.param == "python":
-        for module in (annotations, average_recall, coco_index, matching, one_call, overlap, runs):
+        for module in (annotations, coco_index, image, matching, metrics, runs):
             monkeypatch.setattr(module, "find_binary", lambda: Binary(None, None, "left out"))
     return request.param
 
@@ -284,7 +283,7 @@ def test_the_two_readers_agree_on_files_without_regions(tools, tmp_path, monkeyp
     (tmp_path / "pred.json").write_text(json.dumps(results))
     plan = Plan(iou_types=("mask", "box"), class_aware=True)
     ours = score(tmp_path / "gt.json", tmp_path / "pred.json", plan)
-    for module in (annotations, average_recall, coco_index, matching, one_call, overlap, runs):
+    for module in (annotations, coco_index, image, matching, metrics, runs):
         monkeypatch.setattr(module, "find_binary", lambda: Binary(None, None, "left out"))
     theirs = score(tmp_path / "gt.json", tmp_path / "pred.json", plan)
     for iou_type in ours:

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from sohes.evaluation.overlap import find_pairs
+from sohes.evaluation.matching import find_pairs
 from sohes.evaluation.reference import runs
-from sohes.evaluation.reference.pairs import mask_pairs
+from sohes.evaluation.reference.matching import mask_pairs
 from sohes.evaluation.reference.runs import intersect
 from sohes.evaluation.runs import read_runs
 from sohes.evaluation.shapes import take

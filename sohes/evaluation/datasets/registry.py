@@ -8,9 +8,18 @@ from typing import get_args
 
 from sohes.configs.run import DataSetName
 from sohes.evaluation.datasets.base import DataSet
-from sohes.evaluation.datasets.coco_json import Coco, EntitySeg, EntitySegFull, Lvis, PlainJson
+from sohes.evaluation.datasets.coco_json import (
+    Coco,
+    EntitySeg,
+    EntitySegFull,
+    Lvis,
+    Paco,
+    PacoParts,
+    PartImageNet,
+    PartImageNetParts,
+    PlainJson,
+)
 from sohes.evaluation.datasets.label_maps import Ade20k, Ade20kFull, Bsds500, Bsds500Val
-from sohes.evaluation.datasets.parts import Paco, PacoParts, PartImageNet, PartImageNetParts
 from sohes.evaluation.datasets.sa1b import Sa1b
 
 DATA_SETS: dict[DataSetName, type[DataSet]] = {

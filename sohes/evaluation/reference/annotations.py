@@ -16,7 +16,7 @@ from sohes.data.coco_fields import (
     name_of,
 )
 from sohes.data.polygons import draw_polygons
-from sohes.evaluation.overlap import Pairs, find_pairs
+from sohes.evaluation.matching import Pairs, find_pairs
 from sohes.evaluation.runs import read_runs
 from sohes.evaluation.shapes import Boxes, MeasuredMasks, RunMasks, boxes_of_masks, take
 from sohes.ops.reference.mask_rle import Counts

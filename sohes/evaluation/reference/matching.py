@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""COCO's greedy matching of the predictions of one image, for all IoU thresholds and area ranges in one pass.
+"""Pairs of predictions and true masks by IoU, and COCO's greedy matching of them, in numpy.
 
-One (area range, IoU threshold) is a *lane*: lane ``a * T + t``. A set of lanes is a Python integer with one bit a
-lane, so that what COCO does lane by lane is done here with a few bit operations a pair.
+One (area range, IoU threshold) is a *lane*: lane ``a * T + t``. A set of lanes is a Python integer with one bit per
+lane, so a few bit operations per pair match all lanes at once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,87 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sohes.evaluation.reference.pairs import Pairs
+from sohes.evaluation.reference.runs import intersect
+from sohes.evaluation.shapes import Boxes, RunMasks, Shapes, as_array, take
+from sohes.ops.mask_overlap import mask_overlap
+from sohes.structures.masks import PackedMasks
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """P pairs of a prediction and a true mask, by rising ``pred``, then ``gt``.
+
+    pred, gt: int64 [P], indices. iou: float64 [P]; for a crowd the share of the prediction inside it, as in COCO.
+    """
+
+    pred: np.ndarray
+    gt: np.ndarray
+    iou: np.ndarray
+
+
+def mask_pairs(pred: RunMasks | PackedMasks, gt: RunMasks | PackedMasks, crowd: np.ndarray, min_iou: float) -> Pairs:
+    """Every pair of IoU >= ``min_iou`` > 0. pred: N masks; gt: M masks of the same kind; crowd: bool [M].
+
+    Boxes and areas first rule out the pairs that cannot reach ``min_iou``.
+    """
+    pred_areas, gt_areas = as_array(pred.areas), as_array(gt.areas)  # [N], [M]
+    most = _bound_shared(as_array(pred.boxes), pred_areas, as_array(gt.boxes), gt_areas)  # [N, M]
+    rows, columns = _nonzero(_iou_of(most, pred_areas[:, None], gt_areas, crowd) >= min_iou)  # [P] each
+    shared = (intersect if isinstance(pred, RunMasks) else _intersect_packed)(pred, gt, rows, columns)  # [P]
+    iou = _iou_of(shared, pred_areas[rows], gt_areas[columns], crowd[columns])  # [P]
+    enough = iou >= min_iou
+    return Pairs(rows[enough], columns[enough], iou[enough])
+
+
+def box_pairs(pred: Boxes, gt: Boxes, crowd: np.ndarray, min_iou: float) -> Pairs:
+    """The same for N and M boxes. The operations are pycocotools', in its order, so results are equal to the last
+    bit."""
+    low = np.maximum(pred.xywh[:, None, :2], gt.xywh[:, :2])  # [N, M, 2]
+    high = np.minimum(pred.xywh[:, None, 2:] + pred.xywh[:, None, :2], gt.xywh[:, 2:] + gt.xywh[:, :2])  # [N, M, 2]
+    sides = high - low  # [N, M, 2]
+    shared = np.where((sides > 0).all(2), sides[..., 0] * sides[..., 1], 0.0)  # [N, M]
+    pred_sizes = (pred.xywh[:, 2] * pred.xywh[:, 3])[:, None]  # [N, 1]
+    union = np.where(crowd, pred_sizes, pred_sizes + gt.xywh[:, 2] * gt.xywh[:, 3] - shared)  # [N, M]
+    iou = np.divide(shared, union, out=np.zeros_like(shared), where=shared > 0)  # [N, M]
+    rows, columns = _nonzero(iou >= min_iou)
+    return Pairs(rows, columns, iou[rows, columns])
+
+
+def _iou_of(shared: np.ndarray, pred_areas: np.ndarray, gt_areas: np.ndarray, crowd: np.ndarray) -> np.ndarray:
+    """Intersections, areas and crowd flags, broadcast together -> IoU, float64; 0 where nothing is shared.
+
+    For a crowd the union is the prediction alone (COCO). One division of exact integers, so that the result is
+    pycocotools' to the last bit.
+    """
+    union = np.where(crowd, pred_areas, pred_areas + gt_areas - shared)
+    return shared / np.maximum(union, 1)
+
+
+def _bound_shared(
+    pred_boxes: np.ndarray, pred_areas: np.ndarray, gt_boxes: np.ndarray, gt_areas: np.ndarray
+) -> np.ndarray:
+    """The most pixels a pair can share, int64 [N, M]: those of the boxes' overlap, and those of the smaller mask."""
+    low = np.maximum(pred_boxes[:, None, :2], gt_boxes[:, :2])  # [N, M, 2]
+    high = np.minimum(pred_boxes[:, None, 2:], gt_boxes[:, 2:])  # [N, M, 2]
+    sides = np.maximum(high - low, 0)  # [N, M, 2]
+    return np.minimum(sides[..., 0] * sides[..., 1], np.minimum(pred_areas[:, None], gt_areas))
+
+
+def _intersect_packed(pred: PackedMasks, gt: PackedMasks, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """As ``runs.intersect``; only masks that stand in some pair are intersected."""
+    near_pred, row = np.unique(rows, return_inverse=True)
+    near_gt, column = np.unique(columns, return_inverse=True)
+    shared = mask_overlap(_some(pred, near_pred), _some(gt, near_gt))  # [n, m]
+    return shared.cpu().numpy()[row, column]
+
+
+def _nonzero(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    rows, columns = np.nonzero(table)  # two columns of one array
+    return np.ascontiguousarray(rows), np.ascontiguousarray(columns)
+
+
+def _some(masks: Shapes, index: np.ndarray) -> Shapes:
+    return masks if len(index) == len(masks) else take(masks, index)
 
 
 @dataclass(frozen=True, eq=False)

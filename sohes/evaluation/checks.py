@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether ground truth can be scored against, and predictions are of its images: asked before anything is scored."""
+"""Checks of two COCO files before scoring: the ground truth is usable, and both are of the same images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from sohes.evaluation.coco_index import BadInput, CocoIndex
+from sohes.evaluation.coco_index import BadInput, CocoIndex, ImageId
 from sohes.evaluation.protocol import IouType, Protocol
 
 logger = logging.getLogger(__name__)
@@ -67,3 +67,34 @@ def check_ids(gt: CocoIndex, pred: CocoIndex, ignore_others: bool) -> None:
 
 def _some(ids: Any) -> str:
     return ", ".join(repr(image_id) for image_id in list(ids)[:3]) or "none"
+
+
+def align_ids(gt: CocoIndex, pred: CocoIndex) -> None:
+    """Give the predictions the ids of the ground truth, where file names say that theirs mean other images.
+
+    Ids are taken as they are when every predicted image of which both files know the name has the same name (without
+    folder and suffix) under its id, or when names cannot decide: some image has none, or two images share one. Else
+    images go by name, and those whose name the ground truth does not know keep an id that it does not know either.
+    """
+    truth, found = _names(gt.images), _names(pred.images)
+    if truth is None or found is None:
+        return
+    shared = truth.keys() & found.keys()
+    if shared and all(truth[image_id] == found[image_id] for image_id in shared):
+        return
+    by_name = {name: image_id for image_id, name in truth.items()}
+    if len(by_name) < len(truth) or len(set(found.values())) < len(found) or by_name.keys().isdisjoint(found.values()):
+        return
+    new_ids = {image_id: by_name.get(name, f"{name} ({image_id})") for image_id, name in found.items()}
+    logger.info("%s: images go by file name, as ids differ from those of %s", pred.path, gt.path)
+    pred.rename(new_ids)
+
+
+def _names(images: Mapping[ImageId, dict] | None) -> dict[ImageId, str] | None:
+    """File names without folder and suffix, None where an image has none."""
+    if not images:
+        return None
+    names = {image_id: image.get("file_name") for image_id, image in images.items()}
+    if not all(isinstance(name, str) for name in names.values()):
+        return None
+    return {image_id: os.path.splitext(os.path.basename(name))[0] for image_id, name in names.items()}
