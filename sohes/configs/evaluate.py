@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
 
 from sohes.configs.ranges import Range, above, at_least, between
+from sohes.configs.run import BaselineName, DataSetName
 
 
 @dataclass
@@ -47,3 +49,48 @@ class CompareConfig:
     """Photos shown of each kind (gains, losses, best, worst). [ours]"""
     misses: Annotated[int, at_least(0)] = 6
     """True masks shown that no run finds, per size. [ours]"""
+
+
+@dataclass
+class EvaluateConfig:
+    """Score predicted masks against true ones: class-agnostic average recall and precision as COCO counts them
+    (equal to pycocotools), and how well the hierarchy agrees; docs/evaluation.md has the formulas. Prints percentages,
+    n/a where a metric is not defined. Under torchrun or srun the processes share the images, see --shards."""
+
+    pred: Path | None = None
+    """Predictions with scores: COCO JSON, or a bare list of COCO results. With --baseline they are written here."""
+    gt: Path | None = None
+    """Ground truth, COCO JSON: RLE or polygons; crowds, annotators and parents are understood."""
+    dataset: DataSetName | None = None
+    """Instead of --gt: the data set whose official layout is under --root; see docs/datasets.md. It is converted
+    once, into a file beside --pred. Predictions of photos that are not in it are ignored."""
+    root: Path | None = None
+    """Folder of --dataset."""
+    num_images: Annotated[int | None, at_least(1)] = None
+    """Use only this many images of --dataset, evenly spaced. Default: all."""
+    baseline: BaselineName | None = None
+    """Predict with a classical segmenter, or with the best nodes of phase 1's merge tree (an oracle that sees the
+    truth: the upper bound of phase 1), and score the result."""
+    explore: Path | None = None
+    """Run folder with the phase 1 settings that tree-oracle uses. Default: phase 1's own defaults."""
+    compare: tuple[Path, ...] = ()
+    """Instead of one file of predictions: several files or run folders, compared in a page with confidence intervals
+    and pictures. If no ground truth is given, that of the first run folder is used."""
+    bootstrap: CompareConfig = field(default_factory=CompareConfig)
+    out: Path | None = None
+    """Write the metrics here as JSON: fractions from 0 to 1, null where not defined, and the granularity curve. With
+    --compare: the page, by default compare.html."""
+    per_image: Path | None = None
+    """Write a table with one line per image here: JSON lines if the name ends in .jsonl, else CSV."""
+    max_dets: Annotated[tuple[int, ...], between(1, 2**31 - 1)] = (1, 10, 100, 1000)
+    """How many of an image's best predictions count: different numbers; AP and AR by size use the largest."""
+    iou_type: Literal["mask", "box", "both"] = "mask"
+    """What is compared. Names of box metrics begin with box-."""
+    class_aware: bool = False
+    """Match within categories (category_id), as COCO's detection metrics do, and average over categories. Default:
+    categories are ignored."""
+    threads: Annotated[int | None, between(1, 1024)] = None
+    """Images scored in parallel. Default: as many as torch uses (OMP_NUM_THREADS)."""
+    shards: Path | None = None
+    """Folder that keeps the scores, 64 images per file: after an interruption the same command continues from there.
+    Required for several processes, which must all have access to it."""
