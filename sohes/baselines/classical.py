@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Floors that learn nothing: Felzenszwalb's segments at many scales, a tree of SLIC superpixels, a grid of boxes.
+"""Baselines without learning: Felzenszwalb's segments at many scales, a tree of SLIC superpixels, a grid of boxes.
 
-Each turns a photo, uint8 [3, H, W], into a forest. None of them knows which of its masks is good, so larger masks are
-ranked first. The first two need scikit-image.
+Each maps a photo, uint8 [3, H, W], to a forest. None estimates the quality of a mask, so larger masks are ranked first.
+The first two need scikit-image.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from sohes.structures.forest import Forest, build_forest
 from sohes.structures.masks import PackedMasks, nms_masks
 from sohes.utils.errors import SohesError
 
-# Lab differences of one channel stay below this, so that the cosine below falls all the way.
+# Upper bound of the difference of one Lab channel, so that the cosine below is monotonic.
 _LAB_RANGE = 200.0
 
 
 class MissingDependency(SohesError, RuntimeError):
-    """A baseline that needs a package which is not installed."""
+    """A baseline needs a package that is not installed."""
 
 
 def import_segmentation() -> ModuleType:
-    """`skimage.segmentation`, an optional dependency. Raises MissingDependency when it is not installed."""
+    """`skimage.segmentation`, an optional dependency. Raises MissingDependency if it is not installed."""
     try:
         from skimage import segmentation
     except ImportError as error:
@@ -55,8 +55,8 @@ def felzenszwalb_forest(image: Tensor, config: BaselineConfig) -> Forest:
 def slic_tree_forest(image: Tensor, config: BaselineConfig) -> Forest:
     """Every node of a tree of SLIC superpixels (Achanta et al. 2012), merged by colour as phase 1 merges patches.
 
-    Similarity of mean Lab colours p and q: the mean over channels of ``cos(pi * (p - q) / 200)``, which is a cosine
-    between ``(cos, sin)`` of the channels and falls with their distance.
+    The similarity of mean Lab colours p and q is the mean over channels of ``cos(pi * (p - q) / 200)``: the cosine
+    similarity of the channels' ``(cos, sin)``, which falls with their distance.
     """
     settings = {"n_segments": config.slic_segments, "compactness": config.slic_compactness, "start_label": 0}
     pixels = image.permute(1, 2, 0).numpy()
@@ -70,12 +70,12 @@ def slic_tree_forest(image: Tensor, config: BaselineConfig) -> Forest:
 
 
 def box_grid_forest(image: Tensor, config: BaselineConfig) -> Forest:
-    """Boxes that tile the photo k times k, for every k of the config, and the same tilings shifted by half a box."""
+    """k x k boxes that tile the photo, for every k of the config, and the same tilings shifted by half a box."""
     height, width = image.shape[1:]
     parts = []
     for k in config.box_grid_sides:
         sides = (torch.arange(side, device=image.device) for side in (height, width))
-        halves = [places * (2 * k) // len(places) for places in sides]  # half-box of each row and column
+        halves = [places * (2 * k) // len(places) for places in sides]  # index of the half box, per row and column
         for shift_y, shift_x in ((0, 0), (0, 1), (1, 0), (1, 1)) if k > 1 else ((0, 0),):
             row, column = (half - shift for half, shift in zip(halves, (shift_y, shift_x), strict=True))
             inside = ((row >= 0) & (row < 2 * (k - shift_y)))[:, None] & ((column >= 0) & (column < 2 * (k - shift_x)))
@@ -85,7 +85,7 @@ def box_grid_forest(image: Tensor, config: BaselineConfig) -> Forest:
 
 
 def largest_first(masks: PackedMasks, config: BaselineConfig) -> Forest:
-    """Masks without tiny ones and duplicates, at most `max_masks`; the score is the share of the image."""
+    """The masks without tiny ones and duplicates, at most `max_masks`, scored by their fraction of the image."""
     masks = masks[masks.areas >= config.min_pixels]
     masks = masks[nms_masks(masks, config.nms_iou)[: config.max_masks]]
     scores = (masks.areas / (masks.size[0] * masks.size[1])).float()
@@ -93,7 +93,7 @@ def largest_first(masks: PackedMasks, config: BaselineConfig) -> Forest:
 
 
 def _neighbours(labels: Tensor) -> Tensor:
-    """labels [H, W] -> int64 [E, 2], pairs of different labels that touch (4-neighbours), each once."""
+    """Unique pairs of adjacent labels (4-neighbours), int64 [E, 2]. labels: [H, W]."""
     right = torch.stack([labels[:, :-1].flatten(), labels[:, 1:].flatten()], 1)
     down = torch.stack([labels[:-1].flatten(), labels[1:].flatten()], 1)
     pairs = torch.cat([right, down])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Applies a baseline to a data set: predictions as COCO JSON, an image at a time."""
+"""Applies a baseline to a data set and writes its predictions as COCO JSON."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from sohes.utils.errors import SohesError
 from sohes.utils.nearest import nearest
 
 Baseline = Callable[[Tensor, Sample], Forest]
-"""A photo uint8 [3, H, W] and what is true of it -> masks. Only the oracle looks at the truth."""
+"""(photo uint8 [3, H, W], its sample) -> masks. Only the oracle uses the annotations."""
 
 _DESCRIPTION = "baseline"
 
 
 class BaselineError(SohesError, ValueError):
-    """A baseline that cannot be applied or written; the message says why."""
+    """A baseline cannot be applied or its predictions written; the message says why."""
 
 
 def make_baseline(name: BaselineName, config: BaselineConfig, explore: ExploreConfig) -> Baseline:
-    """`explore`: the settings of phase 1 whose tree the oracle takes.
+    """The baseline of a name. explore: settings of phase 1, for the oracle's tree.
 
     Raises:
-        BaselineError: there is no such baseline. MissingDependency: scikit-image is needed and not installed.
+        BaselineError: unknown name. MissingDependency: scikit-image is needed and not installed.
         WeightsError: no weights for the oracle's features.
     """
     if name not in get_args(BaselineName):
@@ -63,10 +63,10 @@ def predict_dataset(
     """Write the baseline's predictions for the images of `keys` to `path`. on_image(done, total): after every image.
 
     Raises:
-        BaselineError: `path` holds something other than a baseline's predictions, or a photo has another size than its
-            annotations say. UnreadableImage: a photo cannot be read.
+        BaselineError: `path` exists and does not hold a baseline's predictions, or the size of a photo differs from
+            its annotations. UnreadableImage: a photo cannot be read.
     """
-    _refuse_to_replace(path)
+    _check_replaceable(path)
 
     def pairs() -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
         first_id = 1
@@ -88,8 +88,7 @@ def predict_dataset(
 
 
 def true_masks(sample: Sample) -> list[PackedMasks]:
-    """The true masks of an image without crowds, one set for each annotator. Raises BaselineError where one cannot be
-    read."""
+    """The true masks of an image without crowds, one set per annotator. Raises BaselineError for an invalid mask."""
     people: dict[Any, list[dict]] = {}
     try:
         for annotation in sample.annotations:
@@ -100,7 +99,8 @@ def true_masks(sample: Sample) -> list[PackedMasks]:
         raise BaselineError(f"{sample.image['file_name']}: {error}") from error
 
 
-def _refuse_to_replace(path: Path) -> None:
+def _check_replaceable(path: Path) -> None:
+    """Raises BaselineError if the file exists and does not hold a baseline's predictions."""
     if not path.exists():
         return
     with path.open(encoding="utf-8", errors="replace") as file:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ceiling of phase 1: the best masks its (first) merge tree holds, chosen by looking at the truth.
+"""The upper bound of phase 1: the best masks of its (first) merge tree, selected with the ground truth.
 
-Every node of the tree of one photo is a candidate, drawn at the photo's own resolution with the very pixels that phase
-1 would draw. True masks get different nodes; the assignment maximises the number of IoU thresholds .50:.05:.95 that are
-reached, then the IoU. What ranking, cuts, filters and limits of phase 1 lose is the difference to this number; what its
-features lose is the difference of this number to 100. Holes are not filled and no mask is sharpened, which the tree
-knows nothing of.
+Every node of the tree of a photo is a candidate, drawn at the photo's resolution with the same pixels as in phase 1.
+Each true mask is assigned a different node; the assignment maximises the number of reached IoU thresholds .50:.05:.95,
+then the IoU. The difference between phase 1 and this score is the loss by ranking, cuts, filters and limits; the
+difference between this score and 100 is the loss by features. Holes are not filled and masks are not refined, as these
+steps come after the tree.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from sohes.structures.masks import PackedMasks
 def tree_oracle_forest(
     image: Tensor, truths: Sequence[PackedMasks], extractor: FeatureExtractor, max_masks: int
 ) -> Forest:
-    """The assigned nodes, scored by their IoU; nested as phase 1 nests masks.
+    """The assigned nodes as a forest, scored by their IoU and nested as in phase 1.
 
-    image: uint8 [3, H, W]. truths: true masks of the photo's size, one set per annotator, who are assigned to each on
-    their own. max_masks: the best are kept.
+    image: uint8 [3, H, W]. truths: true masks of the photo's size, one set per annotator; each set is assigned
+    separately. max_masks: the best are kept.
     """
     tree, patches = photo_tree(image, extractor)  # [H, W]
     best: dict[int, float] = {}  # node -> its IoU
@@ -49,7 +49,7 @@ def tree_oracle_forest(
 def node_ious(tree: MergeTree, patches: Tensor, masks: PackedMasks) -> np.ndarray:
     """IoU of every node of the tree with every mask, float64 [R, M]. patches: int64 [H, W], the leaf of each pixel.
 
-    A node is an interval of leaves in depth-first order, so its overlap with a mask is a difference of running sums.
+    A node is an interval of leaves in depth-first order, so its overlap with a mask is a difference of cumulative sums.
     """
     starts, counts, order = (array.numpy() for array in tree.intervals)  # [R], [R], [N]
     flat, num_leaves = patches.flatten(), tree.num_leaves
@@ -60,7 +60,7 @@ def node_ious(tree: MergeTree, patches: Tensor, masks: PackedMasks) -> np.ndarra
 
     areas = over_nodes(np.bincount(flat.numpy(), minlength=num_leaves))  # [R]
     ious = np.zeros((tree.num_nodes, len(masks)))
-    for m in range(len(masks)):  # unpacked one at a time: memory does not follow their number
+    for m in range(len(masks)):  # one at a time, to save memory
         inside = masks[m].to_dense()[0].flatten()
         overlap = over_nodes(np.bincount(flat[inside].numpy(), minlength=num_leaves))  # [R]
         ious[:, m] = overlap / np.maximum(areas + int(masks.areas[m]) - overlap, 1)
@@ -68,7 +68,7 @@ def node_ious(tree: MergeTree, patches: Tensor, masks: PackedMasks) -> np.ndarra
 
 
 def assign_nodes(ious: np.ndarray) -> list[tuple[int, float]]:
-    """One (node, IoU) for each mask that any node reaches at the lowest threshold and that gets a node of its own."""
+    """(node, IoU) of each mask that is assigned a node with an IoU at or above the lowest threshold."""
     thresholds = np.array(COCO_THRESHOLDS)
     nodes = np.flatnonzero((ious >= thresholds[0]).any(1))  # [n]
     gain = np.searchsorted(thresholds, ious[nodes], side="right") + 0.01 * ious[nodes]  # [n, M]

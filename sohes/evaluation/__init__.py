@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How good predicted forests are: average recall and precision as COCO counts them, and the hierarchy's own metrics."""
+"""Evaluation of predicted forests: COCO's average recall and precision, and metrics of the hierarchy."""
 
 from sohes.evaluation.coco_index import BadInput
 from sohes.evaluation.evaluator import Evaluator

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The annotations of one image, from the bytes of their JSON to columns."""
+"""The annotations of one image as columns, parsed from JSON."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 
 from sohes.evaluation.matching import Pairs, empty_pairs, first_pairs, run_arrays
 from sohes.evaluation.reference import annotations as reference
-from sohes.evaluation.reference.annotations import NO_PARENT, UNKNOWN_PARENT, Against, Annotations, Want
+from sohes.evaluation.reference.annotations import NO_PARENT, UNKNOWN_PARENT, Annotations, PairWith, Want
 from sohes.evaluation.runs import read_runs_at
-from sohes.evaluation.shapes import MeasuredMasks
+from sohes.evaluation.shapes import MeasuredMasks, RunMasks
 from sohes.ops._binary import find_binary
 from sohes.structures.masks import Size
 
-__all__ = ["NO_PARENT", "UNKNOWN_PARENT", "Against", "Annotations", "Want", "read_annotations"]
+__all__ = ["NO_PARENT", "UNKNOWN_PARENT", "Annotations", "PairWith", "Want", "read_annotations"]
 
-# Columns and numbers of coco_records, and the bits of its first column: see csrc/include/sohes/evaluation.h.
+# Integer and float columns of coco_records, and the bits of its first column; see csrc/include/sohes/evaluation.h.
 HAS, ID, PARENT, CATEGORY, ANNOTATOR, CROWD, HEIGHT, WIDTH, COUNTS, COUNTS_END = range(10)
 SCORE, AREA, BOX = range(3)
 NUM_COLUMNS, NUM_NUMBERS = 10, 6
@@ -27,20 +27,20 @@ HAS_ID, HAS_PARENT_KEY, HAS_PARENT, HAS_CATEGORY, HAS_ANNOTATOR, HAS_SCORE, HAS_
 
 
 def read_annotations(text: bytes, count: int, size: Size, want: Want) -> Annotations:
-    """``count`` annotations, JSON objects with commas between, of an image of ``size``.
+    """Columns of ``count`` annotations, JSON objects separated by commas, of an image of ``size``.
 
-    Raises ValueError, without the file's name, for what is wrong with them.
+    Raises ValueError for invalid annotations; the message does not name the file.
     """
     binary = find_binary().module
     if binary is not None and count:
-        found = _read_natively(binary, text, count, size, want)
+        found = _read_compiled(binary, text, count, size, want)
         if found is not None:
             return found
     return reference.read_annotations(text, size, want)
 
 
-def _read_natively(binary: ModuleType, text: bytes, count: int, size: Size, want: Want) -> Annotations | None:
-    """None for what is not of the plainest form, or wrong: the reference reads it, or says what is the matter."""
+def _read_compiled(binary: ModuleType, text: bytes, count: int, size: Size, want: Want) -> Annotations | None:
+    """The columns, or None for unusual or invalid annotations, which are left to the reference."""
     columns, numbers = np.empty((count, NUM_COLUMNS), np.int64), np.empty((count, NUM_NUMBERS), np.float64)
     if not binary.coco_records(text, columns, numbers):
         return None
@@ -48,8 +48,9 @@ def _read_natively(binary: ModuleType, text: bytes, count: int, size: Size, want
     every, some = int(np.bitwise_and.reduce(has)), int(np.bitwise_or.reduce(has))
     if (want.scores and not every & HAS_SCORE) or some & HAS_ANNOTATOR != every & HAS_ANNOTATOR:
         return None
-    masks = pairs = None
-    if want.masks or not every & HAS_BOX:  # a box that is not given is taken from the mask
+    masks: RunMasks | MeasuredMasks | None = None
+    pairs = None
+    if want.masks or not every & HAS_BOX:  # a missing box is computed from the mask
         if not every & HAS_RLE or (columns[:, HEIGHT : WIDTH + 1] != size).any():
             return None
         places = columns[:, COUNTS : COUNTS_END + 1]
@@ -68,7 +69,7 @@ def _read_natively(binary: ModuleType, text: bytes, count: int, size: Size, want
         categories=columns[:, CATEGORY] if every & HAS_CATEGORY else None,
         annotators=columns[:, ANNOTATOR].tolist() if every & HAS_ANNOTATOR else None,
         parents=_find_parents(columns),
-        tells_parent=(has & HAS_PARENT_KEY) > 0,
+        has_parent_key=(has & HAS_PARENT_KEY) > 0,
         has_mask=np.ones(count, bool),
         has_box=(has & HAS_BOX) > 0,
         pairs=pairs,
@@ -76,8 +77,9 @@ def _read_natively(binary: ModuleType, text: bytes, count: int, size: Size, want
 
 
 def _measure_and_pair(
-    binary: ModuleType, text: bytes, places: np.ndarray, size: Size, against: Against
+    binary: ModuleType, text: bytes, places: np.ndarray, size: Size, against: PairWith
 ) -> tuple[MeasuredMasks | None, Pairs | None]:
+    """Areas and boxes of the predicted masks, and their pairs; (None, None) if a mask is invalid."""
     num = len(places)
     longest = int((places[:, 1] - places[:, 0]).max())
     masks = MeasuredMasks(size, np.empty(num, np.int64), np.empty((num, 4), np.int64))
@@ -89,7 +91,7 @@ def _measure_and_pair(
 
 
 def _find_parents(columns: np.ndarray) -> np.ndarray:
-    """The index of the annotation that each one names as its parent, int64 [N]; of equal ids the last counts."""
+    """Index of the parent of each annotation, int64 [N]; of duplicate ids, the last one counts."""
     parents = np.full(len(columns), NO_PARENT)  # [N]
     children = np.flatnonzero(columns[:, HAS] & HAS_PARENT)  # [n]
     if len(children) == 0:
@@ -99,8 +101,8 @@ def _find_parents(columns: np.ndarray) -> np.ndarray:
     ids = columns[owners, ID]  # [m]
     order = np.argsort(ids, kind="stable")  # [m]
     wanted = columns[children, PARENT]  # [n]
-    place = np.searchsorted(ids[order], wanted, side="right") - 1  # [n]
-    found = place >= 0
-    found[found] = ids[order][place[found]] == wanted[found]
-    parents[children[found]] = owners[order][place[found]]
+    position = np.searchsorted(ids[order], wanted, side="right") - 1  # [n]
+    found = position >= 0
+    found[found] = ids[order][position[found]] == wanted[found]
+    parents[children[found]] = owners[order][position[found]]
     return parents

@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How sure a recall is, and a difference of two: bootstrap confidence intervals over photos. [ours]
+"""Bootstrap confidence intervals over photos, of recalls and of differences of two runs. [ours]
 
 Every metric here is a ratio of sums over images, ``m = sum_i num_i / sum_i den_i``:
 
-- average recall: ``num_i`` is the number of true masks of image i that are found, averaged over IoU thresholds, and
-  ``den_i`` the number of true masks;
+- average recall: ``num_i`` is the number of found true masks of image i, averaged over IoU thresholds, and ``den_i``
+  the number of true masks;
 - parent recall: true (parent, child) pairs found, and all of them;
 - ancestor F1: twice the shared ancestor pairs, and true plus predicted ones;
-- level accuracy and edit similarity: matched masks whose level or parent is right, and all matched ones (for these
+- level accuracy and edit similarity: matched masks with the correct level or parent, and all matched masks (for these
   four see ``hierarchy``).
 
-A resample draws as many photos as there are, with repetition: photo p gets the weight ``w_p``, how often it was drawn,
-and ``m* = sum_p w_p num_p / sum_p w_p den_p``. The interval reaches from the ``(1 - level) / 2`` to the
-``(1 + level) / 2`` quantile of m* over all resamples (percentile bootstrap, Efron 1979). Annotators of one photo share
-its predictions, so they are drawn together. The same weights serve every run: a difference of two runs is resampled as
-``m_b* - m_a*``, which takes out what makes a photo hard for both.
+A resample draws P of the P photos with replacement: ``w_p`` is how often photo p was drawn, and
+``m* = sum_p w_p num_p / sum_p w_p den_p``. The interval is from the ``(1 - level) / 2`` to the ``(1 + level) / 2``
+quantile of m* over all resamples (percentile bootstrap, Efron 1979). All annotators of a photo are drawn together, as
+they share its predictions. All runs use the same weights: a difference of two runs is resampled as ``m_b* - m_a*``,
+which removes the difficulty of a photo that both runs share.
 
-Where fewer than five photos have anything to find, there is no interval: so few cannot show how photos vary.
+There is no interval if fewer than five photos have true masks, as these are too few to estimate the variance.
 
-Average precision is no ratio of sums, as it ranks the predictions of all images together; it has no interval here.
+Average precision ranks the predictions of all images together, so it is not a ratio of sums and has no interval.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MIN_PHOTOS = 5
 
 @dataclass(frozen=True, eq=False)
 class PhotoSums:
-    """What the metrics of one run are made of: ``sums[name]`` is float64 [P, 2], num and den of each of P photos.
+    """Numerators and denominators of the metrics of one run: ``sums[name]`` is float64 [P, 2] for P photos.
 
     photos: their ids, as in the ground truth, in a fixed order.
     """
@@ -45,25 +45,25 @@ class PhotoSums:
     sums: dict[str, np.ndarray]
 
     def of(self, name: str) -> np.ndarray:
-        """``sums[name]``. Raises ValueError for a metric that there is not."""
+        """``sums[name]``. Raises ValueError for an unknown metric."""
         if name not in self.sums:
             raise ValueError(f"metric {name}: {nearest(name, self.sums)}expected one of {', '.join(self.sums)}")
         return self.sums[name]
 
     def value(self, name: str) -> float:
-        """The metric over all photos, NaN where there is nothing to find."""
+        """The metric over all photos, NaN if the denominator is 0."""
         num, den = self.of(name).sum(0)
         return float(num / den) if den else float("nan")
 
     def of_photo(self, name: str) -> np.ndarray:
-        """The metric of each photo alone, float64 [P], NaN where there is nothing to find in it."""
+        """The metric of each photo, float64 [P], NaN if its denominator is 0."""
         num, den = self.of(name).T
         return np.divide(num, den, out=np.full(len(num), np.nan), where=den > 0)
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A metric, or a difference of two, with its confidence interval; NaN where one is not defined."""
+    """A metric, or a difference of two, with its confidence interval; NaN if not defined."""
 
     value: float
     low: float
@@ -71,14 +71,14 @@ class Interval:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether a difference can be told from none."""
+        """Whether a difference is significant."""
         return self.low > 0 or self.high < 0
 
 
 def collect_sums(evaluation: Evaluation) -> PhotoSums:
-    """The sums of ``AR@k``, ``AR-<range>`` and the hierarchy's metrics; annotators are added up.
+    """The sums of ``AR@k``, ``AR-<range>`` and the hierarchy's metrics per photo, over its annotators.
 
-    Raises ValueError for a class-aware evaluation, whose recall is a mean over categories and no ratio of sums.
+    Raises ValueError for a class-aware evaluation, whose recall is a mean over categories, not a ratio of sums.
     """
     if evaluation.protocol.class_aware:
         raise ValueError("expected a class-agnostic evaluation")
@@ -112,9 +112,9 @@ def collect_sums(evaluation: Evaluation) -> PhotoSums:
 
 
 class Bootstrap:
-    """Resamples of P photos, shared by all runs over them.
+    """B resamples of P photos, shared by all runs.
 
-    num_resamples: B >= 1. level: of confidence, in (0, 1). Equal seeds give equal intervals.
+    num_resamples: B >= 1. level: confidence level in (0, 1). Equal seeds give equal intervals.
     """
 
     def __init__(self, num_photos: int, num_resamples: int, level: float, seed: int) -> None:
@@ -124,10 +124,11 @@ class Bootstrap:
         self.tails = ((1 - level) / 2, (1 + level) / 2)
 
     def interval(self, run: PhotoSums, name: str) -> Interval:
+        """The interval of a metric of a run."""
         return self._interval(run.value(name), self._resample(run, name), run.of(name)[:, 1])
 
     def difference(self, run: PhotoSums, base: PhotoSums, name: str) -> Interval:
-        """Of run minus base, photo by photo the same. Raises ValueError when they are of other photos."""
+        """The interval of run minus base. Raises ValueError if they are of different photos."""
         if run.photos != base.photos:
             raise ValueError("expected two runs over the same photos, in the same order")
         resampled = self._resample(run, name) - self._resample(base, name)
@@ -135,7 +136,7 @@ class Bootstrap:
         return self._interval(run.value(name) - base.value(name), resampled, both)
 
     def _resample(self, run: PhotoSums, name: str) -> np.ndarray:
-        """float64 [B], NaN where a resample has nothing to find."""
+        """The metric of each resample, float64 [B], NaN if the denominator is 0."""
         num, den = (self.weights @ run.of(name)).T  # [B] each
         return np.divide(num, den, out=np.full(len(num), np.nan), where=den > 0)
 
@@ -148,5 +149,5 @@ class Bootstrap:
 
 
 def defined_metrics(runs: Sequence[PhotoSums]) -> set[str]:
-    """Metrics that have a value for some run."""
+    """Names of the metrics that are defined for some run."""
     return {name for run in runs for name in run.sums if not np.isnan(run.value(name))}

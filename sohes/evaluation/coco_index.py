@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A COCO JSON file as an index: which bytes hold which image's annotations, so that memory does not follow the file."""
+"""Index of a COCO JSON file: the byte ranges of each image's annotations, so large files need little memory."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from sohes.utils.json_stream import Element, JsonReader, parse_json
 
 ImageId = int | str
 GROUPS_AT_A_TIME = 1 << 12
-LONG_ANNOTATION = 1 << 16  # in bytes; what is longer, and cut by the window, is read by Python
+LONG_ANNOTATION = 1 << 16  # in bytes; longer ones that cross the end of the window are parsed in Python
 
 
 class BadInput(SohesError, ValueError):
-    """Files that cannot be evaluated; the message names the file and what was expected."""
+    """Files or options that cannot be evaluated; the message names the file and what was expected."""
 
 
 class CocoIndex:
-    """The images of a COCO file, or of a bare list of COCO results, and where their annotations lie.
+    """The images of a COCO file, or of a bare list of COCO results, and the positions of their annotations.
 
-    images: the image records by id, in the order of the file; None for a bare list. annotated: the ids that have
-    annotations. has_annotators: some annotation has an ``annotator``. num_annotations: in all. num_without_region: how
-    many of them have no segmentation (see ``coco_fields.has_region``).
+    images: the image records by id, in the order of the file; None for a bare list. annotated: ids that have
+    annotations. has_annotators: some annotation has an ``annotator``. num_annotations: total. num_without_region: of
+    them, those without a segmentation (see ``coco_fields.has_region``).
 
-    The file is read once, a few megabytes at a time. Annotations of one image that follow each other, as they mostly
-    do, are remembered as one span of bytes. Reading an image's annotations is thread-safe.
+    The file is read once, a few megabytes at a time. Consecutive annotations of one image are stored as one byte
+    range. Reading an image's annotations is thread-safe.
 
-    Raises BadInput when the file is missing, is not JSON or not COCO.
+    Raises BadInput if the file is missing, is not JSON or not COCO.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
@@ -47,7 +47,7 @@ class CocoIndex:
         self.has_annotators = False
         self.num_annotations = 0
         self.num_without_region = 0
-        self._spans: dict[ImageId, list[int]] = {}  # start, stop, number of annotations; the same again; ...
+        self._spans: dict[ImageId, list[int]] = {}  # (start, stop, number of annotations) repeated
         self._last: ImageId | None = None
         if not self.path.is_file():
             raise BadInput(f"{self.path}: {'expected a file' if self.path.exists() else 'no such file'}")
@@ -64,10 +64,17 @@ class CocoIndex:
         self.annotated = self._spans.keys()
         weakref.finalize(self, self._file.close)
 
+    @property
+    def named_images(self) -> dict[ImageId, dict]:
+        """The image records by id. Raises BadInput for a bare list."""
+        if self.images is None:
+            raise BadInput(f'{self.path}: expected COCO JSON with "images", got a bare list')
+        return self.images
+
     def annotations(self, image_id: ImageId) -> list[dict]:
         """The annotations of one image in the order of the file; [] if there are none.
 
-        Raises BadInput where one has a value that cannot be, or that JSON could not say again.
+        Raises BadInput for an invalid value, or one that cannot be written to JSON.
         """
         try:
             records = parse_json(b"[" + self.text(image_id)[0] + b"]")
@@ -79,22 +86,22 @@ class CocoIndex:
         return records
 
     def text(self, image_id: ImageId) -> tuple[bytes, int]:
-        """The annotations of one image as JSON, with commas between, and how many there are."""
+        """(JSON of one image's annotations, separated by commas; their number)."""
         spans = self._spans.get(image_id, [])
         file = self._file.fileno()
         pieces = zip(spans[::3], spans[1::3], strict=True)
         return b",".join([os.pread(file, stop - start, start) for start, stop in pieces]), sum(spans[2::3])
 
     def columns(self, image_id: ImageId, size: Size, want: Want) -> Annotations:
-        """The same as columns, for an image of ``size``. Raises BadInput for what is wrong with them."""
+        """The annotations of an image of ``size`` as columns. Raises BadInput for invalid ones."""
         try:
             return read_annotations(*self.text(image_id), size, want)
         except ValueError as error:
             raise BadInput(f"{self.path}, image {image_id!r}: {error}") from error
 
     def rename(self, new_ids: Mapping[ImageId, ImageId]) -> None:
-        """Know images and their annotations by other ids, which must be different ones."""
-        self.images = {new_ids[image_id]: image for image_id, image in self.images.items()}
+        """Replace the ids of images and their annotations. New ids must be unique."""
+        self.images = {new_ids[image_id]: image for image_id, image in self.named_images.items()}
         self._spans = {new_ids.get(image_id, image_id): spans for image_id, spans in self._spans.items()}
         self.annotated = self._spans.keys()
 
@@ -143,7 +150,7 @@ class CocoIndex:
                 self._add_annotation(reader.value())
 
     def _add_groups(self, binary: ModuleType, reader: JsonReader, groups: np.ndarray) -> bool:
-        """As many annotations as the kernel understands; False if none."""
+        """Add the next annotations that the kernel can parse; False if there are none."""
         reader.look_ahead(LONG_ANNOTATION)
         count, place, has_annotators, num_without_region = binary.coco_groups(reader.window, reader.at, groups)
         for start, stop, id_start, id_stop, number in groups[:count].tolist():
@@ -173,7 +180,7 @@ class CocoIndex:
     def _add(self, image_id: ImageId, start: int, stop: int, number: int) -> None:
         spans = self._spans.setdefault(image_id, [])
         if image_id == self._last:
-            spans[-2:] = stop, spans[-1] + number  # only a comma and white space lie between
+            spans[-2:] = stop, spans[-1] + number  # only a comma and white space are between them
         else:
             spans += (start, stop, number)
         self._last = image_id

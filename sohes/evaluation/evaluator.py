@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The metrics of a set of images, added one at a time."""
+"""Evaluator: metrics of images that are added one at a time, in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from sohes.evaluation.image import Found, ImageRecord, ScoredImage, Truth, score_image
+from sohes.evaluation.image import ImageRecord, Predictions, ScoredImage, Truth, score_image
 from sohes.evaluation.metrics import Evaluation, id_order
 from sohes.evaluation.protocol import IouType, Protocol
 from sohes.evaluation.ranking import Run, RunInMemory
-from sohes.evaluation.shapes import as_array, boxes_of_masks
+from sohes.evaluation.shapes import Shapes, as_array, boxes_of_masks
 from sohes.structures.forest import Forest
 from sohes.structures.masks import PackedMasks
 
@@ -22,8 +23,8 @@ PerMask = Sequence[float] | np.ndarray | torch.Tensor
 class Evaluator(Evaluation):
     """The metrics of images that are added one at a time.
 
-    Keeps some 23 bytes for each prediction; the masks themselves are let go. The order in which images are added does
-    not matter. See ``Protocol`` for the options.
+    Keeps about 23 bytes per prediction, not the masks. The order of images does not matter. See ``Protocol`` for the
+    options.
     """
 
     def __init__(
@@ -35,12 +36,12 @@ class Evaluator(Evaluation):
         iou_type: IouType = "mask",
         class_aware: bool = False,
     ) -> None:
-        chosen = {"max_dets": tuple(sorted(max_dets)), "iou_type": iou_type, "class_aware": class_aware}
+        protocol = Protocol(tuple(sorted(max_dets)), iou_type=iou_type, class_aware=class_aware)
         if iou_thresholds is not None:
-            chosen["iou_thresholds"] = tuple(iou_thresholds)
+            protocol = replace(protocol, iou_thresholds=tuple(iou_thresholds))
         if area_ranges is not None:
-            chosen["area_ranges"] = dict(area_ranges)
-        super().__init__(Protocol(**chosen))
+            protocol = replace(protocol, area_ranges=dict(area_ranges))
+        super().__init__(protocol)
         self._images: dict[Hashable, ScoredImage] = {}
 
     def add(
@@ -57,19 +58,19 @@ class Evaluator(Evaluation):
     ) -> None:
         """Score the predictions ``pred`` of one image against its M true masks ``gt``.
 
-        crowd: [M], masks that are neither missed nor wrong to find. gt_areas: [M] in pixels, for the area ranges;
-        the masks' own by default. gt_parents: [M], index of each true mask's parent or -1; None leaves the image
-        out of the hierarchy. gt_categories: [M] and pred_categories: [N], integers, for a class-aware protocol; 0
-        where not given. Where boxes are compared, they are those around the masks.
+        crowd: [M], masks that count neither as missed nor, if found, as false positives. gt_areas: [M] in pixels, for
+        the area ranges; by default the masks' own. gt_parents: [M], index of each true mask's parent or -1; None: the
+        image does not count for the hierarchy. gt_categories: [M] and pred_categories: [N], integers, for a class-aware
+        protocol; 0 by default. If boxes are compared, they are the masks' bounding boxes.
 
-        Raises ValueError for a repeated id, and where sizes, lengths, scores or parents are wrong.
+        Raises ValueError for a repeated id and for invalid sizes, lengths, scores or parents.
         """
-        shapes = [gt, pred.masks]
+        shapes: list[Shapes] = [gt, pred.masks]
         try:
             if gt.size != pred.masks.size:
                 raise ValueError(f"expected predictions of size {gt.size}, got {pred.masks.size}")
             if self.protocol.iou_type == "box":
-                shapes = [boxes_of_masks(masks) for masks in shapes]
+                shapes = [boxes_of_masks(masks) for masks in (gt, pred.masks)]
             truth = Truth(
                 shapes=shapes[0],
                 areas=_per_mask("gt_areas", gt.areas if gt_areas is None else gt_areas, len(gt), np.float64),
@@ -77,7 +78,7 @@ class Evaluator(Evaluation):
                 categories=_per_mask("gt_categories", gt_categories, len(gt), np.int64),
                 parents=None if gt_parents is None else _per_mask("gt_parents", gt_parents, len(gt), np.int64),
             )
-            found = Found(
+            found = Predictions(
                 shapes=shapes[1],
                 scores=pred.scores.double().cpu().numpy(),
                 parents=pred.parents.cpu().numpy(),
@@ -89,7 +90,7 @@ class Evaluator(Evaluation):
         self._add(image_id, scored)
 
     def merge(self, other: Evaluator) -> None:
-        """Add all images of another evaluator, as ranks and threads do."""
+        """Add all images of another evaluator, e.g. of another process."""
         if other.protocol != self.protocol:
             raise ValueError(f"expected an evaluator with {self.protocol}, got {other.protocol}")
         for image_id, scored in other._images.items():
@@ -114,7 +115,8 @@ class Evaluator(Evaluation):
 
 
 def _per_mask(name: str, values: PerMask | None, count: int, dtype: type) -> np.ndarray:
-    array = np.zeros(count) if values is None else np.asarray(as_array(values))
+    """The values as an array [count] of the type, zeros for None. Raises ValueError."""
+    array = np.zeros(count) if values is None else _to_array(values)
     if array.shape != (count,):
         raise ValueError(f"{name}: expected one value for each of {count} masks, got shape {list(array.shape)}")
     if dtype is np.int64:
@@ -124,8 +126,12 @@ def _per_mask(name: str, values: PerMask | None, count: int, dtype: type) -> np.
     return array.astype(dtype)
 
 
+def _to_array(values: PerMask) -> np.ndarray:
+    return as_array(values) if isinstance(values, torch.Tensor) else np.asarray(values)
+
+
 def _whole(name: str, array: np.ndarray) -> np.ndarray:
-    """Whole numbers [N] as int64, as objects where some are larger. Raises ValueError for others."""
+    """Whole numbers [N] as int64, dtype object if some are larger. Raises ValueError for other numbers."""
     if array.dtype.kind == "f" and (np.isfinite(array) & (array == np.round(array)) & (abs(array) < 2.0**63)).all():
         return array.astype(np.int64)
     if array.dtype.kind in "iub" and not (array > 2**63 - 1).any():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores a file of predictions against a file of ground truth, image after image."""
+"""Scores a COCO file of predictions against a COCO file of ground truth."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from sohes.evaluation.annotations import NO_PARENT, UNKNOWN_PARENT, Against, Annotations, Want
+from sohes.evaluation.annotations import NO_PARENT, UNKNOWN_PARENT, Annotations, PairWith, Want
 from sohes.evaluation.checks import align_ids, check_ids, check_truth
 from sohes.evaluation.coco_index import BadInput, CocoIndex, ImageId
-from sohes.evaluation.image import Found, Truth, score_image, score_text
+from sohes.evaluation.image import Predictions, Truth, score_image, score_text
 from sohes.evaluation.matching import select_pairs
 from sohes.evaluation.metrics import Evaluation, id_order
 from sohes.evaluation.protocol import IouType, Protocol
+from sohes.evaluation.shapes import RunMasks
 from sohes.evaluation.shards import Scored, Shards, StoredEvaluation
 from sohes.evaluation.workers import Workers
 from sohes.utils.distributed import World, barrier
@@ -31,18 +32,18 @@ logger = logging.getLogger(__name__)
 
 PathLike = str | os.PathLike
 OnImages = Callable[[int, int], None]
-IMAGES_A_SHARD = 64
-IMAGES_A_TASK = 4  # of a thread: handing out costs as much as a tenth of an image
+IMAGES_PER_SHARD = 64
+IMAGES_PER_TASK = 4  # per thread task: starting a task costs about a tenth of scoring an image
 
 
 @dataclass(frozen=True)
 class Plan:
     """How files are scored.
 
-    max_dets, class_aware: see ``Protocol``. iou_types: what is compared, at least one. threads: images scored at a
-    time, >= 1; None for as many as torch uses. shards: folder that keeps what is scored, so that a killed evaluation
-    goes on from there; several processes meet in it. world: which process of how many this is. ignore_others: leave
-    predictions of images that the ground truth does not have out, where they are an error otherwise.
+    max_dets, class_aware: see ``Protocol``. iou_types: compare masks, boxes or both. threads: images scored in
+    parallel, >= 1; None: as many as torch uses. shards: folder that keeps the scores, from which an interrupted
+    evaluation continues; required and shared by several processes. world: rank and number of processes.
+    ignore_others: ignore predictions of images that are not in the ground truth, instead of an error.
     """
 
     max_dets: Sequence[int] = (1, 10, 100, 1000)
@@ -62,7 +63,7 @@ class Plan:
 def evaluate_files(
     gt_json: PathLike, pred_json: PathLike, *, max_dets: Sequence[int] = (1, 10, 100, 1000)
 ) -> dict[str, float]:
-    """``Evaluation.summary()`` of a file of predictions; see ``score``."""
+    """The metrics of a file of predictions, see ``Evaluation.summary`` and ``score``."""
     return score_files(gt_json, pred_json, max_dets=max_dets).summary()
 
 
@@ -77,7 +78,7 @@ def score_files(
     on_image: OnImages | None = None,
     ignore_others: bool = False,
 ) -> Evaluation:
-    """Of one IoU type, every image of the ground truth; see ``score`` and ``Plan``."""
+    """The scored images of one IoU type; see ``score`` and ``Plan``."""
     plan = Plan(max_dets, (iou_type,), class_aware, threads, ignore_others=ignore_others)
     return score(gt_json, pred_json, plan, on_image)[iou_type]
 
@@ -85,28 +86,28 @@ def score_files(
 def score(
     gt_json: PathLike, pred_json: PathLike, plan: Plan, on_image: OnImages | None = None
 ) -> dict[IouType, Evaluation]:
-    """For each IoU type of the plan, every image of the ground truth scored.
+    """The scored images of the ground truth, by IoU type of the plan.
 
-    gt_json: COCO JSON; segmentations are RLE or polygons; categories are looked at in a class-aware plan only. ``area``
-    (default: the shape's) decides the area range. Images with ``parent`` (an annotation id or null) on some annotation
-    count for the hierarchy. Where annotations have an ``annotator``, each annotator is scored as an image of its own
-    with the same predictions (as is right for BSDS500, whose people each drew the whole image), and images nobody drew
-    are left out.
+    gt_json: COCO JSON; segmentations are RLE or polygons; categories are used in a class-aware plan only. ``area``
+    (default: the shape's) decides the area range. An image counts for the hierarchy if some annotation has a ``parent``
+    (an annotation id or null). If annotations have an ``annotator``, each annotator counts as a separate image with the
+    same predictions (as in BSDS500, where each annotator drew the whole image), and images without annotations are
+    skipped.
 
-    pred_json: COCO JSON, or a bare list of COCO results; every annotation has a ``score``. A ``parent`` that is not
-    among the image's predictions makes a root. A box without ``bbox`` is the one around the mask.
+    pred_json: COCO JSON, or a bare list of COCO results; every annotation has a ``score``. A prediction is a root if
+    its ``parent`` is not a prediction of the image. A missing ``bbox`` is the mask's bounding box.
 
-    Images are matched by id, or where ids mean different images, by file name (see ``names``). One that has no
-    predictions counts as missed. Memory does not grow with the files: what is scored goes to disk, some 25 bytes for
-    each prediction, into the plan's folder or a temporary one (in TMPDIR) that goes with the result.
-    on_image(done, total) is called after each image of this process. In a world of several processes each scores its
-    share and returns when all have; only the first one's evaluations have images.
+    Images are matched by id, or by file name if ids differ (see ``checks.align_ids``). An image without predictions
+    counts as missed. Memory does not grow with the files: scores are written to disk, about 25 bytes per prediction,
+    in the plan's folder or a temporary one (in TMPDIR) that is deleted with the result. on_image(done, total) is called
+    after each image of this process. Several processes score a part of the images each and return after the last; only
+    rank 0's evaluations have images.
 
-    Raises BadInput: a file is missing or malformed, ids or sizes do not agree, or the shards are of something else.
+    Raises BadInput if a file is missing or malformed, ids or sizes do not agree, or shards are of another evaluation.
     """
     protocols = plan.protocols()
     if plan.world.size > 1 and plan.shards is None:
-        raise BadInput("several processes need a folder of shards to meet in")
+        raise BadInput("several processes need a shared folder of shards")
     gt, pred = CocoIndex(gt_json), CocoIndex(pred_json)
     align_ids(gt, pred)
     check_truth(gt, protocols)
@@ -114,14 +115,16 @@ def score(
     if gt.num_without_region and plan.world.is_main and "mask" in protocols:
         what = "have no segmentation, and are not counted as masks"
         logger.warning("%s: %d of %d annotations %s", gt.path, gt.num_without_region, gt.num_annotations, what)
-    # Where no folder is wanted for good, one in the system's place for temporary files goes with the evaluations.
-    temporary = TemporaryDirectory(prefix="sohes-evaluate-") if plan.shards is None else None
-    shards = Shards.open(plan.shards or Path(temporary.name), gt.path, pred.path, protocols)
-    chunks = _split(sorted(gt.images, key=id_order), IMAGES_A_SHARD)
+    temporary, folder = None, plan.shards
+    if folder is None:  # a temporary folder, deleted with the evaluations
+        temporary = TemporaryDirectory(prefix="sohes-evaluate-")
+        folder = Path(temporary.name)
+    shards = Shards.open(folder, gt.path, pred.path, protocols)
+    chunks = _split(sorted(gt.named_images, key=id_order), IMAGES_PER_SHARD)
     mine = {number: chunks[number] for number in range(plan.world.rank, len(chunks), plan.world.size)}
     with Workers(torch.get_num_threads() if plan.threads is None else plan.threads) as workers:
         _write_shards(mine, shards, partial(_score_one, protocols, gt, pred), workers, on_image)
-    if plan.world.size > 1:  # one process alone may score while the others of its group wait for its result
+    if plan.world.size > 1:  # not for one process of a group that scores alone
         barrier()
     num_shards = len(chunks) if plan.world.is_main else 0
     return {iou_type: StoredEvaluation(shards, num_shards, iou_type, temporary) for iou_type in protocols}
@@ -134,7 +137,7 @@ def _write_shards(
     workers: Workers,
     on_image: OnImages | None,
 ) -> None:
-    """Score the images of every shard that is not there yet."""
+    """Score the images of every missing shard and write it."""
     total, done = sum(map(len, chunks.values())), 0
 
     def count(num_images: int) -> None:
@@ -149,7 +152,7 @@ def _write_shards(
 
     missing = [number for number in chunks if not shards.has(number)]
     count(total - sum(len(chunks[number]) for number in missing))
-    tasks = [(number, some) for number in missing for some in _split(chunks[number], IMAGES_A_TASK)]
+    tasks = [(number, some) for number in missing for some in _split(chunks[number], IMAGES_PER_TASK)]
     scored: Scored = []
     for (number, some), parts in zip(tasks, workers.map(score_some, tasks), strict=True):
         scored += chain.from_iterable(parts)
@@ -164,8 +167,9 @@ def _split(images: Sequence[ImageId], size: int) -> list[Sequence[ImageId]]:
 
 
 def _score_one(protocols: dict[IouType, Protocol], gt: CocoIndex, pred: CocoIndex, image_id: ImageId) -> Scored:
-    """The records of one image: by IoU type, and by annotator where there are several."""
-    size = (gt.images[image_id]["height"], gt.images[image_id]["width"])
+    """The scores of one image: by IoU type, and by annotator if there are several."""
+    record = gt.named_images[image_id]
+    size = (record["height"], record["width"])
     if protocols.keys() == {"mask"} and not gt.has_annotators:
         plain = score_text(protocols["mask"], gt.text(image_id), pred.text(image_id), size)
         if plain is not None:
@@ -174,23 +178,24 @@ def _score_one(protocols: dict[IouType, Protocol], gt: CocoIndex, pred: CocoInde
     want = Want(masks="mask" in protocols, boxes="box" in protocols)
     true = _read_truth(gt, image_id, size, want, class_aware)
     if gt.has_annotators and len(true) == 0:
-        return []  # nobody drew this image
-    against = Against(true.masks, true.crowd, next(iter(protocols.values())).min_iou) if want.masks else None
+        return []  # nobody annotated this image
+    against = None
+    if isinstance(true.masks, RunMasks) and want.masks:
+        against = PairWith(true.masks, true.crowd, next(iter(protocols.values())).min_iou)
     found = pred.columns(image_id, size, replace(want, scores=True, against=against))
     if class_aware:
         _need_categories(pred, image_id, found)
     scored = []
     for iou_type, protocol in protocols.items():
         for key, truth, index in _truths(gt, image_id, true, iou_type):
-            pairs = None
-            if iou_type == "mask":
-                pairs = found.pairs
-                if len(index) < len(true):
-                    pairs = select_pairs(pairs, np.arange(len(found)), index, (len(found), len(true)))
-            shapes = found.masks if iou_type == "mask" else found.boxes
-            parents = np.maximum(found.parents, NO_PARENT)  # one that is not here makes a root
+            pairs = found.pairs if iou_type == "mask" else None
+            if pairs is not None and len(index) < len(true):
+                pairs = select_pairs(pairs, np.arange(len(found)), index, (len(found), len(true)))
+            parents = np.maximum(found.parents, NO_PARENT)  # an unknown parent makes a root
             try:
-                image = score_image(protocol, truth, Found(shapes, found.scores, parents, found.categories), pairs)
+                shapes = found.shapes(iou_type)
+                given = Predictions(shapes, found.known_scores, parents, found.categories)
+                image = score_image(protocol, truth, given, pairs)
             except ValueError as error:
                 raise BadInput(f"{pred.path} against {gt.path}, image {image_id!r}: {error}") from error
             scored.append((iou_type, key, image))
@@ -200,30 +205,30 @@ def _score_one(protocols: dict[IouType, Protocol], gt: CocoIndex, pred: CocoInde
 def _truths(
     gt: CocoIndex, image_id: ImageId, true: Annotations, iou_type: IouType
 ) -> Iterator[tuple[Hashable, Truth, np.ndarray]]:
-    """(id, what is true, which of the annotations that are, int64 [m], rising) of an image: one, or of each annotator.
+    """(id, truth, indices of its annotations, int64 [m], rising) of an image: one, or one per annotator.
 
-    What has no region is no mask, and without a box of its own no box either.
+    An annotation without a region is not a mask; one without region and ``bbox`` is not a box either.
     """
     is_mask = iou_type == "mask"
-    is_there = true.has_mask if is_mask else true.has_mask | true.has_box  # [M]
+    is_valid = true.has_mask if is_mask else true.has_mask | true.has_box  # [M]
     kept = true
-    if not is_there.all():
+    if not is_valid.all():
         try:
-            kept = true.keep(is_there)
+            kept = true.keep(is_valid)
         except ValueError as error:
             raise BadInput(f"{gt.path}, image {image_id!r}: {error}") from error
     if gt.has_annotators and len(kept) == 0:
         return
-    place = np.flatnonzero(is_there)
+    indices = np.flatnonzero(is_valid)  # [m]
     for annotator, index in sorted(_by_annotator(kept).items(), key=lambda item: id_order(item[0])):
         drawn = kept if annotator is None else kept.select(index)
         if (drawn.parents == UNKNOWN_PARENT).any():
             raise BadInput(f"{gt.path}, image {image_id!r}: a parent is an annotation of another annotator")
-        shapes = drawn.masks if is_mask else drawn.boxes
+        shapes = drawn.shapes(iou_type)
         areas = np.where(np.isnan(drawn.areas), shapes.areas, drawn.areas)
-        hierarchy = drawn.parents if kept.tells_parent.any() else None
+        hierarchy = drawn.parents if kept.has_parent_key.any() else None
         key = image_id if annotator is None else (image_id, annotator)
-        yield key, Truth(shapes, areas, drawn.crowd, drawn.categories, hierarchy), place[index]
+        yield key, Truth(shapes, areas, drawn.crowd, drawn.categories, hierarchy), indices[index]
 
 
 def _read_truth(gt: CocoIndex, image_id: ImageId, size: tuple[int, int], want: Want, class_aware: bool) -> Annotations:
@@ -247,8 +252,8 @@ def _need_categories(index: CocoIndex, image_id: ImageId, annotations: Annotatio
 
 
 def _by_annotator(true: Annotations) -> dict[Any, np.ndarray]:
-    """The true annotations of an image by who drew them, int64 [m], rising; all under None where the file does not
-    say."""
+    """Indices of an image's annotations by annotator, int64 [m], rising; all under None if the file has no
+    annotators."""
     if true.annotators is None:
         return {None: np.arange(len(true))}
     drawn: dict[Any, list[int]] = {}
@@ -258,7 +263,7 @@ def _by_annotator(true: Annotations) -> dict[Any, np.ndarray]:
 
 
 def _in_category_order(true: Annotations) -> Annotations:
-    """Categories may not matter, but pycocotools without them (useCats 0) goes by category, and so decides ties."""
+    """Sorted by category, as pycocotools does even without categories (useCats 0), which decides ties."""
     categories = true.categories
     if categories is None or (categories[1:] >= categories[:-1]).all():
         return true

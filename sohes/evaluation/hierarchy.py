@@ -1,39 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well a predicted forest agrees with the true one, among the masks that were found. [ours]
+"""Metrics of the agreement of a predicted and a true forest, over the masks that were found. [ours]
 
-Matching. Pairs of a prediction and a true mask (crowds left out) with IoU >= 0.5 are taken from the largest IoU
-down, of equals the lower true index, then the lower prediction; each mask is used once. So a true mask ``g`` gets
-the prediction ``m(g)`` that fits it best, or none. Scores play no part: the hierarchy is judged on the best masks
-there are.
+Matching. Pairs of a prediction and a true mask (without crowds) with IoU >= 0.5 are taken by falling IoU; ties: the
+lower true index, then the lower prediction. Each mask is used once. So a true mask ``g`` is matched to at most one
+prediction ``m(g)``. Scores are not used: the hierarchy is measured on the best available masks.
 
 Parent recall. ``E`` holds the true (parent, child) pairs::
 
     parent_recall = |{(p, c) in E : m(p), m(c) exist and m(p) is an ancestor of m(c)}| / |E|
 
-Any ancestor will do, as a prediction may have found a level in between that nobody drew. A pair of which a member
-is not matched counts as missed, so this cannot exceed the recall of the masks themselves. Pairs with a crowd are
-left out of E.
+Any ancestor counts, as the prediction may have an extra level in between. A pair with an unmatched member counts as
+missed, so parent recall cannot exceed the recall of the masks. Pairs with a crowd are not in E.
 
 Ancestor F1. ``S`` holds the matched true masks. ``T = {(i, j) in S x S : i is an ancestor of j}`` and
 ``P = {(i, j) in S x S : m(i) is an ancestor of m(j)}``::
 
     ancestor_f1 = 2 |T & P| / (|T| + |P|)
 
-It asks only whether the masks that were found are nested as they should be.
+It measures only whether the masks that were found are nested correctly.
 
-Level accuracy and edit similarity compare the two forests after both are contracted to the matched masks, that is
-every other mask is taken out and its children move up to the nearest one left. In either of the contracted forests
-let ``level`` be the number of masks above one and ``parent`` the nearest of them, or none for a root::
+Level accuracy and edit similarity compare the two forests after both are contracted to the matched masks: every other
+mask is removed and its children move to its nearest remaining ancestor. In each contracted forest, ``level`` is the
+number of a mask's ancestors and ``parent`` the nearest ancestor, or none for a root::
 
     level_accuracy  = |{g in S : level_true(g) = level_pred(g)}| / |S|
     edit_similarity = |{g in S : parent_true(g) = parent_pred(g)}| / |S|
 
-A mask whose parent is wrong has to be hung elsewhere, with all below it, and doing this once is enough. So ``1 -
-edit_similarity`` is the tree edit distance, in such moves, from the predicted to the true forest over the same masks,
-per mask; and contraction keeps extra levels that nobody drew, and masks that nobody found, from being charged here.
+A mask with a wrong parent has to be moved once, with its subtree. So ``1 - edit_similarity`` is the tree edit distance
+per mask, counted in such moves, from the predicted to the true forest over the same masks. By contraction, extra levels
+and missed masks do not count as errors here.
 
-All four are summed over all images that have a true hierarchy before they are divided, and NaN when the denominator
-is 0. Categories play no part.
+Numerators and denominators are summed over all images with a true hierarchy; a metric is NaN if its denominator is 0.
+Categories are not used.
 """
 
 from __future__ import annotations
@@ -50,7 +48,7 @@ METRICS = ("parent_recall", "ancestor_f1", "level_accuracy", "edit_similarity")
 
 @dataclass(frozen=True)
 class HierarchyCounts:
-    """The numbers above, of one image or summed over many."""
+    """The counts defined at the top of this file, of one image or summed over many."""
 
     parent_pairs: int = 0  # |E|
     parent_pairs_found: int = 0
@@ -65,7 +63,7 @@ class HierarchyCounts:
         return HierarchyCounts(*map(sum, zip(self.counts(), other.counts(), strict=True)))
 
     def counts(self) -> tuple[int, ...]:
-        """In the order of the fields."""
+        """All counts in the order of the fields."""
         return tuple(vars(self).values())
 
     @property
@@ -86,15 +84,15 @@ class HierarchyCounts:
         return self.parents_right / self.matched if self.matched else float("nan")
 
     def metrics(self) -> dict[str, float]:
-        """By name."""
+        """The four metrics by name."""
         return {name: getattr(self, name) for name in METRICS}
 
 
 def match_by_iou(pairs: Pairs, num_gt: int, crowd: np.ndarray) -> np.ndarray:
-    """The prediction matched to each true mask, int64 [M], -1 for none (see the top of this file)."""
+    """Index of the prediction matched to each true mask, int64 [M], -1 for none (see the top of this file)."""
     match = np.full(num_gt, -1, np.int64)  # [M]
-    fit = (pairs.iou >= MATCH_IOU) & ~crowd[pairs.gt]  # [P]
-    pred, gt, iou = pairs.pred[fit], pairs.gt[fit], pairs.iou[fit]
+    valid = (pairs.iou >= MATCH_IOU) & ~crowd[pairs.gt]  # [P]
+    pred, gt, iou = pairs.pred[valid], pairs.gt[valid], pairs.iou[valid]
     used: set[int] = set()
     for k in np.lexsort((pred, gt, -iou)).tolist():
         if match[gt[k]] < 0 and pred[k] not in used:
@@ -106,13 +104,16 @@ def match_by_iou(pairs: Pairs, num_gt: int, crowd: np.ndarray) -> np.ndarray:
 def count_hierarchy(
     match: np.ndarray, gt_parents: np.ndarray, pred_parents: np.ndarray, crowd: np.ndarray
 ) -> HierarchyCounts:
-    """match int64 [M] (index into N predictions or -1), gt_parents int64 [M] and pred_parents int64 [N] (-1 is a
-    root), crowd bool [M] -> the counts of one image. Raises ValueError when ``gt_parents`` is not a forest."""
+    """The counts of one image.
+
+    match: int64 [M], index into N predictions or -1. gt_parents: int64 [M], pred_parents: int64 [N], -1 for a root.
+    crowd: bool [M]. Raises ValueError if parents are not a forest.
+    """
     found = np.flatnonzero(match >= 0).tolist()
     true_of = {pred: true for true, pred in enumerate(match.tolist()) if pred >= 0}
     true_chains = ancestor_chains(gt_parents, range(len(gt_parents)))
     pred_chains = ancestor_chains(pred_parents, match[found].tolist())
-    # Per matched true mask, those matched that are above it, nearest first: as it is, and as it was predicted.
+    # Matched ancestors of each matched true mask, nearest first: in the true and in the predicted forest.
     true_above = {true: [above for above in true_chains[true] if match[above] >= 0] for true in found}
     pred_above = {
         true: [true_of[pred] for pred in chain if pred in true_of]
@@ -132,13 +133,14 @@ def count_hierarchy(
 
 
 def ancestor_chains(parents: np.ndarray, starts: range | list[int]) -> list[list[int]]:
-    """For each start the masks above it, nearest first. Raises ValueError for a parent out of range or a cycle."""
+    """The ancestors of each start, nearest first. Raises ValueError for a parent out of range or a cycle."""
     above = parents.tolist()
     if above and not (min(above) >= -1 and max(above) < len(above)):
         raise ValueError(f"expected parents from -1 to {len(above) - 1}, got {above}")
     chains = []
     for start in starts:
-        chain, index = [], above[start]
+        chain: list[int] = []
+        index = above[start]
         while index >= 0:
             if len(chain) == len(above):
                 raise ValueError(f"parents hold a cycle above mask {start}")

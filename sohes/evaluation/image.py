@@ -26,8 +26,8 @@ from sohes.structures.masks import Size
 class Truth:
     """The M true masks (or boxes) of one image.
 
-    areas: float64 [M] in pixels, what the area ranges are decided by. crowd: bool [M]. categories: int64 [M], where
-    they are looked at. parents: int64 [M], -1 for a root; None where the image has no annotated hierarchy.
+    areas: float64 [M] in pixels, which decide the area ranges. crowd: bool [M]. categories: int64 [M], for a
+    class-aware protocol. parents: int64 [M], -1 for a root; None if the image has no annotated hierarchy.
     """
 
     shapes: Shapes
@@ -38,9 +38,11 @@ class Truth:
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
-    """The N predictions of one image. scores: float64 [N]. parents: int64 [N], -1 for a root. categories: int64 [N],
-    where they are known: they decide ties."""
+class Predictions:
+    """The N predictions of one image.
+
+    scores: float64 [N]. parents: int64 [N], -1 for a root. categories: int64 [N], if known; they decide ties.
+    """
 
     shapes: Shapes
     scores: np.ndarray
@@ -50,9 +52,9 @@ class Found:
 
 @dataclass(frozen=True, eq=False)
 class Outcomes:
-    """What became of the D best predictions of one image, or of one of its categories.
+    """Match counts of the D best predictions of one image, or of one of its categories.
 
-    num_gt: int64 [A], true masks that count in each area range. found: int32 [S, A * T], how many of them the best
+    num_gt: int64 [A], true masks that count in each area range. found: int32 [S, A * T], number of them that the best
     ``Protocol.steps[s]`` predictions match in each lane (see ``reference.matching``). num_ranked: D.
     """
 
@@ -63,8 +65,10 @@ class Outcomes:
 
 @dataclass(frozen=True, eq=False)
 class ImageRecord:
-    """The sums of an image. num_predictions: before any cut. outcomes: by category, in a class-agnostic protocol all
-    under None."""
+    """The sums of an image.
+
+    num_predictions: before any limit. outcomes: by category; the only key of a class-agnostic protocol is None.
+    """
 
     num_predictions: int
     hierarchy: HierarchyCounts
@@ -73,19 +77,19 @@ class ImageRecord:
 
 @dataclass(frozen=True, eq=False)
 class ScoredImage:
-    """What is kept of an image: its sums, and of each category the rows (``ranking.row_type`` [D]) of its best
-    predictions by falling score."""
+    """The sums of an image, and per category the rows (``ranking.row_type`` [D]) of its best predictions by falling
+    score."""
 
     record: ImageRecord
     rows: dict[int | None, np.ndarray]
 
 
-def score_image(protocol: Protocol, truth: Truth, found: Found, pairs: Pairs | None = None) -> ScoredImage:
-    """Score the predictions of one image. Pure.
+def score_image(protocol: Protocol, truth: Truth, found: Predictions, pairs: Pairs | None = None) -> ScoredImage:
+    """Score the predictions of one image.
 
-    pairs: those of ``find_pairs`` where they are known, of all predictions and true masks.
+    pairs: the result of ``find_pairs`` for all predictions and true masks, if known.
 
-    Raises ValueError where the sizes differ, a score is not finite, or the true parents are no forest.
+    Raises ValueError if sizes differ, a score is not finite, or the true parents are not a forest.
     """
     if found.shapes.size != truth.shapes.size:
         raise ValueError(f"expected predictions of size {truth.shapes.size}, got {found.shapes.size}")
@@ -99,6 +103,8 @@ def score_image(protocol: Protocol, truth: Truth, found: Found, pairs: Pairs | N
     outcomes: dict[int | None, Outcomes] = {}
     ranked: dict[int | None, np.ndarray] = {}
     if protocol.class_aware:
+        if truth.categories is None or found.categories is None:
+            raise ValueError("expected categories, as the protocol is class-aware")
         for category in np.union1d(truth.categories, found.categories).tolist():
             rows = order[found.categories[order] == category][: protocol.max_dets[-1]]
             columns = np.flatnonzero(truth.categories == category)
@@ -115,9 +121,9 @@ def score_image(protocol: Protocol, truth: Truth, found: Found, pairs: Pairs | N
     return ScoredImage(ImageRecord(len(found.scores), hierarchy, outcomes), ranked)
 
 
-def _rank(found: Found) -> np.ndarray:
-    """Indices of the predictions by falling score, int64 [N]; of equals first the lower category, as pycocotools goes
-    through them also where categories do not matter, then the lower index."""
+def _rank(found: Predictions) -> np.ndarray:
+    """Indices of the predictions by falling score, int64 [N]. Ties: the lower category first, as in pycocotools even
+    without categories, then the lower index."""
     categories = found.categories
     if categories is None or (categories[1:] >= categories[:-1]).all():
         return np.argsort(-found.scores, kind="stable")
@@ -125,9 +131,10 @@ def _rank(found: Found) -> np.ndarray:
 
 
 def _score_some(
-    protocol: Protocol, truth: Truth, found: Found, pairs: Pairs, rows: np.ndarray, columns: np.ndarray
+    protocol: Protocol, truth: Truth, found: Predictions, pairs: Pairs, rows: np.ndarray, columns: np.ndarray
 ) -> tuple[Outcomes, np.ndarray]:
-    """The predictions ``rows`` (int64 [D], by falling score) against the true masks ``columns`` (int64 [m], rising)."""
+    """Match counts and rows of the predictions ``rows`` (int64 [D], by falling score) against the true masks
+    ``columns`` (int64 [m], rising)."""
     crowd, gt_areas = truth.crowd[columns], truth.areas[columns]  # [m] each
     among = select_pairs(pairs, rows, columns, (len(found.scores), len(truth.crowd)))
     low, high = protocol.area_limits  # [A, 1] each
@@ -151,10 +158,12 @@ def _score_some(
 
 
 def score_text(protocol: Protocol, gt: tuple[bytes, int], pred: tuple[bytes, int], size: Size) -> ScoredImage | None:
-    """What ``score_image`` makes of the annotations in JSON (text, number) of an image of ``size``.
+    """The result of ``score_image``, from the JSON of an image of ``size`` in one call of the compiled module.
 
-    None where that is to be used: masks are not compared or classes looked at, there is no compiled module, or
-    something is not of the plainest form: other masks than RLE, parents, or an error.
+    gt, pred: annotations as (JSON text, number). Faster, as threads do not wait for each other between the steps.
+
+    Returns None if ``score_image`` is needed: for boxes, class-aware protocols, masks other than RLE, parents,
+    annotators or invalid annotations, and without the compiled module.
     """
     binary = find_binary().module
     num_ranges, num_lanes = len(protocol.area_ranges), protocol.num_lanes

@@ -21,8 +21,11 @@ from sohes.ops._binary import find_binary
 
 @dataclass
 class _Totals:
-    """Sums over images. num_gt, found: by category, as in ``Outcomes``. used: int64 [S], predictions among the best
-    ``Protocol.steps[s]`` of their image and category."""
+    """Sums over images.
+
+    num_gt, found: by category, as in ``Outcomes``. used: int64 [S], predictions among the best ``Protocol.steps[s]`` of
+    their image and category.
+    """
 
     used: np.ndarray
     num_gt: dict[int | None, np.ndarray] = field(default_factory=dict)
@@ -33,27 +36,27 @@ class _Totals:
 
 
 class Evaluation(ABC):
-    """Scored images under one protocol: mask or box metrics, equal to pycocotools' where both are defined, and the
-    hierarchy's beside them. Images are ranked by id, as pycocotools ranks them."""
+    """The metrics of scored images under one protocol: COCO's of masks or boxes, equal to pycocotools, and those of the
+    hierarchy. Images are sorted by id, as in pycocotools."""
 
     def __init__(self, protocol: Protocol) -> None:
         self.protocol = protocol
 
     @abstractmethod
     def records(self) -> Iterable[tuple[Hashable, ImageRecord]]:
-        """(id, record) of every image, by id (see ``id_order``)."""
+        """(id, record) of every image, sorted by id (see ``id_order``)."""
 
     @abstractmethod
     def runs(self, category: int | None) -> Sequence[Run]:
-        """The predictions of a category (None in a class-agnostic protocol), in the order of their images."""
+        """The predictions of a category (None in a class-agnostic protocol), in the order of the images."""
 
     @property
     def categories(self) -> list[int | None]:
-        """The K categories that metrics are means over, rising: those of some image; [None] if class-agnostic."""
-        return sorted(self._totals().num_gt) if self.protocol.class_aware else [None]
+        """The K categories of all images, sorted; [None] if class-agnostic. Metrics are means over them."""
+        return _sorted_categories(self._totals()) if self.protocol.class_aware else [None]
 
     def recall(self, max_dets: int) -> np.ndarray:
-        """float64 [T, K, A]: per IoU threshold, category and area range, NaN where there is nothing to find.
+        """Recall per IoU threshold, category and area range, float64 [T, K, A]; NaN where there are no true masks.
 
         Raises ValueError unless ``max_dets`` is one of the protocol's steps.
         """
@@ -62,17 +65,17 @@ class Evaluation(ABC):
         return self._recall(self._totals(), max_dets)
 
     def precision(self, max_dets: int) -> np.ndarray:
-        """float64 [T, 101, K, A]: at the recalls 0, 0.01, ..., 1, NaN where there is nothing to find.
+        """Precision at the recalls 0, 0.01, ..., 1, float64 [T, 101, K, A]; NaN where there are no true masks.
 
         max_dets: at most the protocol's largest.
         """
         return self._precision(self._totals(), max_dets)
 
     def summary(self) -> dict[str, float]:
-        """All metrics by name: fractions in 0..1, NaN where not defined.
+        """All metrics by name: fractions in 0..1, NaN if not defined.
 
         ``AR@k`` for each of ``max_dets``; ``AR-<range>``, ``AP``, ``AP50``, ``AP75`` and ``AP-<range>`` at the
-        largest; the metrics of ``hierarchy``; ``num_images``; ``masks_per_image`` (predicted, before any cut).
+        largest; the metrics of ``hierarchy``; ``num_images``; ``masks_per_image`` (predicted, before any limit).
         """
         totals = self._totals()
         largest, everywhere = self.protocol.max_dets[-1], self.protocol.everywhere
@@ -90,10 +93,10 @@ class Evaluation(ABC):
         return result
 
     def granularity(self) -> list[dict[str, float]]:
-        """Recall against the number of masks: what the best 1, 2, 5, 10, ... masks of each image find.
+        """Recall of the best 1, 2, 5, 10, ... masks of each image.
 
-        One row for each such number up to the largest of ``max_dets``: ``max_dets``; ``masks_per_image``, the mean
-        number of predictions within that limit; ``AR`` and ``AR50``, the recall over all IoU thresholds and at 0.5.
+        One row per limit up to the largest of ``max_dets``: ``max_dets``; ``masks_per_image``, the mean number of
+        predictions within the limit; ``AR`` and ``AR50``, the recall over all IoU thresholds and at 0.5.
         """
         totals = self._totals()
         at = np.isclose(self.protocol.iou_thresholds, 0.5)
@@ -105,7 +108,7 @@ class Evaluation(ABC):
         return rows
 
     def per_image(self) -> list[dict[str, float | str]]:
-        """One row per image, by id: its id, its true and predicted masks, its own AR and hierarchy metrics."""
+        """One row per image, sorted by id: id, number of true and predicted masks, AR and hierarchy metrics."""
         largest, everywhere = self.protocol.max_dets[-1], self.protocol.everywhere
         rows = []
         for image_id, record in self.records():
@@ -115,15 +118,16 @@ class Evaluation(ABC):
                 "true_masks": sum(int(one.num_gt[everywhere]) for one in outcomes),
                 "predicted_masks": record.num_predictions,
             }
-            # Of several categories the mean, as for all images.
+            # The mean over categories, as for all images.
             recalls = {k: self._stack([self.recall_of(one, k) for one in outcomes]) for k in self.protocol.max_dets}
             row |= {f"AR@{k}": _mean(recalls[k][..., everywhere]) for k in reversed(self.protocol.max_dets)}
             row |= self._by_range("AR", recalls[largest])
-            rows.append(row | record.hierarchy.metrics())
+            row |= record.hierarchy.metrics()
+            rows.append(row)
         return rows
 
     def recall_of(self, outcomes: Outcomes, max_dets: int) -> np.ndarray:
-        """Of one image and category, float64 [T, A]."""
+        """Recall of one image and category, float64 [T, A]."""
         return recall(outcomes.num_gt, outcomes.found[self.protocol.steps.index(max_dets)], self.protocol)
 
     def _totals(self) -> _Totals:
@@ -144,30 +148,34 @@ class Evaluation(ABC):
 
     def _recall(self, totals: _Totals, max_dets: int) -> np.ndarray:
         step = self.protocol.steps.index(max_dets)
-        categories = sorted(totals.num_gt.items())
-        return self._stack([recall(num_gt, totals.found[c][step], self.protocol) for c, num_gt in categories])
+        categories = _sorted_categories(totals)
+        return self._stack([recall(totals.num_gt[c], totals.found[c][step], self.protocol) for c in categories])
 
     def _precision(self, totals: _Totals, max_dets: int) -> np.ndarray:
-        categories = sorted(totals.num_gt.items())
-        values = [precision(self.runs(c), num_gt, self.protocol, max_dets) for c, num_gt in categories]
+        categories = _sorted_categories(totals)
+        values = [precision(self.runs(c), totals.num_gt[c], self.protocol, max_dets) for c in categories]
         return self._stack(values, middle=(len(RECALL_POINTS),))
 
     def _stack(self, values: Sequence[np.ndarray], middle: tuple[int, ...] = ()) -> np.ndarray:
-        """[T, ..., A] of each category as [T, ..., K, A]: pycocotools' order, in which a mean adds. Without any
-        category one of NaN."""
+        """[T, ..., A] per category -> [T, ..., K, A], the order in which pycocotools sums. Without categories: NaN,
+        K = 1."""
         nothing = np.full((len(self.protocol.iou_thresholds), *middle, len(self.protocol.area_ranges)), np.nan)
         return np.stack(values or [nothing], axis=-2)
 
     def _by_range(self, name: str, values: np.ndarray) -> dict[str, float]:
-        """The mean of values [..., A] in each area range but "all"."""
+        """The mean of values [..., A] in each area range except "all"."""
         ranges = self.protocol.area_ranges
         return {f"{name}-{label}": _mean(values[..., a]) for a, label in enumerate(ranges) if label != "all"}
 
 
 def id_order(image_id: Hashable) -> list[tuple[str, Hashable]]:
-    """What image ids are sorted by, so that 3 and "3" can stand in one set, also as annotators of one image."""
+    """Sort key of image ids, which may be numbers, strings, or (id, annotator) tuples of these."""
     parts = image_id if isinstance(image_id, tuple) else (image_id,)
     return [(type(part).__name__, part) for part in parts]
+
+
+def _sorted_categories(totals: _Totals) -> list[int | None]:
+    return sorted(totals.num_gt, key=lambda category: -1 if category is None else category)
 
 
 def _per_image(count: int, totals: _Totals) -> float:
@@ -180,19 +188,19 @@ def _mean(values: np.ndarray) -> float:
 
 
 def recall(num_gt: np.ndarray, found: np.ndarray, protocol: Protocol) -> np.ndarray:
-    """Share of the true masks that were matched, float64 [T, A].
+    """Fraction of the true masks that are matched, float64 [T, A]; NaN where there are none.
 
-    num_gt: int64 [A], masks that count in each area range. found: integers [A * T], those matched in each lane.
+    num_gt: int64 [A], masks that count in each area range. found: integers [A * T], matched masks in each lane.
     """
     hits = found.reshape(len(num_gt), len(protocol.iou_thresholds)).T  # [T, A]
     return np.divide(hits, num_gt, out=np.full(hits.shape, np.nan), where=num_gt > 0)
 
 
 def precision(runs: Sequence[Run], num_gt: np.ndarray, protocol: Protocol, max_dets: int) -> np.ndarray:
-    """Interpolated precision at 101 recall points, float64 [T, 101, A], of the ``max_dets`` best predictions of
-    each image. (``reference.precision`` defines it.)
+    """Interpolated precision at 101 recall points, float64 [T, 101, A]; NaN where there are no true masks.
 
-    runs: of predictions; all are ranked by score, of equals those of the earlier run first. num_gt: int64 [A].
+    Of the ``max_dets`` best predictions of each image; ``reference.precision`` defines it. runs: of predictions, which
+    are ranked by score; ties in the order of the runs. num_gt: int64 [A].
     """
     shape = (len(protocol.iou_thresholds), len(RECALL_POINTS), len(protocol.area_ranges))
     if not num_gt.any():
@@ -204,7 +212,7 @@ def precision(runs: Sequence[Run], num_gt: np.ndarray, protocol: Protocol, max_d
 
 
 def count_precision(rows: np.ndarray, max_dets: int, counts: PrecisionCounts) -> None:
-    """Count some predictions by falling score. See ``reference.precision``, which defines it."""
+    """Count rows by falling score; ``reference.count_precision`` defines it."""
     binary = find_binary().module
     if binary is None or len(counts.inside) > MAX_KERNEL_RANGES or len(counts.hits) > MAX_KERNEL_LANES:
         reference.count_precision(rows, max_dets, counts)

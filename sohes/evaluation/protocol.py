@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an evaluation measures."""
+"""The parameters of an evaluation: detection limits, IoU thresholds, area ranges."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from sohes.utils.nearest import nearest
 
 IouType = Literal["mask", "box"]
 COCO_AREAS = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
-CURVE_STEPS = (1, 2, 5)  # a granularity curve has points at these, ten times them, ...
-MOST_DETS = 2**31 - 1
+CURVE_STEPS = (1, 2, 5)  # the points of a granularity curve, times powers of ten
+MAX_DETS_LIMIT = 2**31 - 1
 COCO_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is measured.
+    """The parameters of an evaluation.
 
-    max_dets: how many of an image's best predictions count, rising; the metrics without a number in their name
-    use the last. iou_thresholds: T thresholds in (0, 1], rising. area_ranges: name -> (least, most) pixels of a
-    mask, both included; "all" must be there. iou_type: whether masks or their boxes are compared. class_aware:
-    predictions are matched within their category (where max_dets counts as well), and metrics are means over
-    categories too; otherwise categories are not looked at.
+    max_dets: how many of an image's best predictions count, rising; metrics without a number in their name use the
+    last. iou_thresholds: T thresholds in (0, 1], rising. area_ranges: A ranges, name -> (min, max) area in pixels,
+    both inclusive; "all" is required. iou_type: compare masks or their boxes. class_aware: match predictions within
+    their category (max_dets then counts per category) and average metrics over categories; else categories are
+    ignored.
     """
 
     max_dets: tuple[int, ...] = (1, 10, 100, 1000)
@@ -42,8 +42,8 @@ class Protocol:
         for name, values in (("max_dets", self.max_dets), ("iou_thresholds", self.iou_thresholds)):
             if not values or list(values) != sorted(set(values)) or not values[0] > 0:
                 raise ValueError(f"{name}: expected rising numbers above 0, got {list(values)}")
-        if self.max_dets[-1] > MOST_DETS:
-            raise ValueError(f"max_dets: expected at most {MOST_DETS}, got {self.max_dets[-1]}")
+        if self.max_dets[-1] > MAX_DETS_LIMIT:
+            raise ValueError(f"max_dets: expected at most {MAX_DETS_LIMIT}, got {self.max_dets[-1]}")
         if not all(limit <= 1 for limit in self.iou_thresholds):
             raise ValueError(f"iou_thresholds: expected at most 1, got {list(self.iou_thresholds)}")
         if "all" not in self.area_ranges:
@@ -54,12 +54,12 @@ class Protocol:
 
     @property
     def min_iou(self) -> float:
-        """Pairs below this IoU change no metric."""
+        """The smallest IoU of a pair that can change a metric."""
         return min(self.iou_thresholds[0], MATCH_IOU, 1 - 1e-10)
 
     @property
     def capped_thresholds(self) -> np.ndarray:
-        """float64 [T]: COCO takes an IoU within 1e-10 of 1 for a full match."""
+        """IoU thresholds, float64 [T], at most 1 - 1e-10 as in COCO."""
         return np.minimum(self.iou_thresholds, 1 - 1e-10)
 
     @property
@@ -69,28 +69,27 @@ class Protocol:
 
     @cached_property
     def curve(self) -> list[int]:
-        """Numbers of masks that a granularity curve has points at, rising: 1, 2, 5, 10, ..., the largest of
-        ``max_dets``."""
+        """The detection limits of a granularity curve, rising: 1, 2, 5, 10, ..., the largest of ``max_dets``."""
         largest = self.max_dets[-1]
         steps = {step * 10**power for power in range(len(str(largest))) for step in CURVE_STEPS}
         return sorted({step for step in steps if step < largest} | {largest})
 
     @cached_property
     def steps(self) -> list[int]:
-        """How many of an image's best predictions recall is counted for, S numbers, rising."""
+        """All S detection limits that recall is computed for, rising: ``curve`` and ``max_dets``."""
         return sorted({*self.curve, *self.max_dets})
 
     @property
     def num_lanes(self) -> int:
-        """L = A * T, see ``reference.matching``."""
+        """Number of lanes, L = A * T, see ``reference.matching``."""
         return len(self.area_ranges) * len(self.iou_thresholds)
 
     @cached_property
     def row_type(self) -> np.dtype:
-        """Of a scored prediction, see ``ranking.row_type``."""
+        """The dtype of a scored prediction, see ``ranking.row_type``."""
         return row_type(len(self.area_ranges), self.num_lanes)
 
     @cached_property
     def area_limits(self) -> np.ndarray:
-        """Least and most of each area range, float64 [2, A, 1]."""
+        """Minimum and maximum of each area range, float64 [2, A, 1]."""
         return np.ascontiguousarray(np.array(list(self.area_ranges.values()), np.float64).T)[:, :, None]

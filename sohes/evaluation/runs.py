@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masks as the runs of their COCO RLE, read many at once without drawing a pixel.
+"""Masks as the runs of their COCO RLE, decoded in batches without drawing pixels.
 
-Files hold a thousand masks an image of which few come near a true one. Their runs are a hundred times fewer than
-their pixels, so areas, boxes and exact intersections are taken from the runs.
+A file may have 1000 masks per image, and few of them overlap a true mask. A mask has about 100 times fewer runs than
+pixels, so areas, boxes and exact intersections are computed from the runs.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from sohes.structures.masks import Size
 
 
 def read_runs(counts: Sequence[Counts], size: Size) -> RunMasks:
-    """The ``counts`` of N RLEs (compressed str or bytes, or plain run lengths) of one size.
+    """N masks of one size from the ``counts`` of their RLEs: compressed str or bytes, or plain run lengths.
 
-    Raises ValueError, naming the mask by its index, where counts are no RLE or do not add up to H * W.
+    Raises ValueError with the index of the mask if counts are not an RLE or do not add up to H * W.
     """
     texts = reference.as_texts(counts)
     binary = find_binary().module
@@ -31,12 +31,12 @@ def read_runs(counts: Sequence[Counts], size: Size) -> RunMasks:
     ends = np.cumsum([0, *map(len, texts)])  # [N + 1]
     places = np.stack((ends[:-1], ends[1:]), 1)  # [N, 2]
     masks = read_runs_at(binary, b"".join(texts), places, size, escaped=False)
-    return reference.read_runs(texts, size) if masks is None else masks  # the reference says what is wrong
+    return reference.read_runs(texts, size) if masks is None else masks  # the reference raises the error
 
 
 def read_runs_at(binary: ModuleType, text: bytes, places: np.ndarray, size: Size, *, escaped: bool) -> RunMasks | None:
-    """The masks whose compressed counts stand at ``places`` (int64 [N, 2], first byte and the one past the last) of
-    ``text``; ``escaped`` as in JSON, where a backslash is written twice. None where one of them is no RLE of ``size``.
+    """The masks whose compressed counts are at ``places`` (int64 [N, 2], start and end byte) of ``text``, or None if
+    one of them is not an RLE of ``size``. ``escaped``: as in JSON, where a backslash is written twice.
     """
     num = len(places)
     room = int((places[:, 1] - places[:, 0]).sum()) // 2

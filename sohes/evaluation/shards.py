@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is scored, on disk a shard of images at a time: so that memory does not follow the images, an evaluation goes on
-after a kill, and processes share one.
+"""Scored images on disk, in shards: memory stays bounded, an interrupted evaluation can continue, processes can share.
 
-A shard is two files, which are there in full or not at all. ``shard-000007.rows`` has the predictions of its images,
-of each IoU type and category all together by falling score, as rows of ``ranking.row_type``: average precision merges
-the shards as it reads them. ``shard-000007.npz`` has the sums of each image and says where the rows lie.
+A shard is two files, each written atomically. ``shard-000007.rows`` has the predictions of its images as rows of
+``ranking.row_type``, for each IoU type and category sorted by falling score; average precision merges the shards while
+it reads them. ``shard-000007.npz`` has the sums of each image and the positions of the rows.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import json
 from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypedDict
 from zipfile import BadZipFile
 
 import numpy as np
@@ -30,16 +29,13 @@ from sohes.evaluation.ranking import RunInFile, join_rows, sort_rows
 from sohes.utils.files import write_whole
 from sohes.utils.json_stream import parse_json
 
-Scored = list[tuple[IouType, Hashable, ScoredImage]]  # what is compared, id, what is kept of it
+Scored = list[tuple[IouType, Hashable, ScoredImage]]  # (IoU type, image id, scores)
 Where = dict[tuple[IouType, int | None], tuple[int, int]]  # first row, number of rows
 DESCRIPTION = "evaluation.json"
 
 
 class Shards:
-    """A folder of shards.
-
-    ``evaluation.json`` says what was evaluated and how; a folder of anything else is refused, never mixed up.
-    """
+    """A folder of shards of one evaluation, which ``evaluation.json`` describes."""
 
     def __init__(self, folder: Path, protocols: Mapping[IouType, Protocol]) -> None:
         self.folder = folder
@@ -47,7 +43,7 @@ class Shards:
 
     @classmethod
     def open(cls, folder: Path, gt: Path, pred: Path, protocols: Mapping[IouType, Protocol]) -> Shards:
-        """The folder, made where it is not there. Raises BadInput for a file, or for shards of something else."""
+        """The folder, created if missing. Raises BadInput for a file, or for shards of another evaluation."""
         if folder.exists() and not folder.is_dir():
             raise BadInput(f"shards {folder}: a file, expected a folder")
         described = {
@@ -71,27 +67,29 @@ class Shards:
         return cls(folder, protocols)
 
     def has(self, number: int) -> bool:
+        """Whether the shard is complete."""
         return all(self._path(number, suffix).is_file() for suffix in ("rows", "npz"))
 
     def write(self, number: int, scored: Scored) -> None:
-        """Safe to call from several threads, for different shards."""
+        """Write a shard. Thread-safe for different shards."""
         parts: dict[tuple[IouType, int | None], list[np.ndarray]] = {}
         for iou_type, _, image in scored:
             for category, rows in image.rows.items():
                 parts.setdefault((iou_type, category), []).append(rows)
         where, first, sections = [], 0, []
-        for (iou_type, category), rows in parts.items():
-            sections.append(sort_rows(join_rows(rows)).tobytes())
-            count = sum(map(len, rows))
+        for (iou_type, category), arrays in parts.items():
+            sections.append(sort_rows(join_rows(arrays)).tobytes())
+            count = sum(map(len, arrays))
             where.append([iou_type, category, first, count])
             first += count
         write_whole(self._path(number, "rows"), b"".join(sections))
         buffer = io.BytesIO()
-        np.savez(buffer, where=_as_json(where), **_flatten([(*names, image.record) for *names, image in scored]))
+        columns = _flatten([(iou_type, key, image.record) for iou_type, key, image in scored])
+        np.savez(buffer, where=_as_json(where), **columns)
         write_whole(self._path(number, "npz"), buffer.getvalue())
 
     def records(self, number: int, iou_type: IouType) -> Iterator[tuple[Hashable, ImageRecord]]:
-        """(id, record) of the images of a shard, in the order in which they were written."""
+        """(id, record) of the images of a shard, in the order of writing."""
         yield from _restore(self._arrays(number), iou_type)
 
     def runs(self, number: int, iou_type: IouType) -> dict[int | None, RunInFile]:
@@ -113,9 +111,9 @@ class Shards:
 
 
 class StoredEvaluation(Evaluation):
-    """The images of shards 0 up to ``num_shards``, which are in the order of their ids. Nothing of them is in memory.
+    """The metrics of the images in shards 0 to ``num_shards`` - 1, which are sorted by id; nothing is kept in memory.
 
-    temporary: a folder that is removed with this.
+    temporary: a folder that is deleted with this object.
     """
 
     def __init__(
@@ -152,8 +150,18 @@ def _as_json(value: Any) -> np.ndarray:
     return np.frombuffer(json.dumps(value).encode(), np.uint8)
 
 
-def _flatten(scored: list[tuple[IouType, Hashable, ImageRecord]]) -> dict[str, np.ndarray]:
-    """Records as a few long arrays; how many outcomes each record has stands in ``images``."""
+class _Columns(TypedDict):
+    names: np.ndarray
+    images: np.ndarray
+    hierarchy: np.ndarray
+    categories: np.ndarray
+    num_ranked: np.ndarray
+    num_gt: np.ndarray
+    found: np.ndarray
+
+
+def _flatten(scored: list[tuple[IouType, Hashable, ImageRecord]]) -> _Columns:
+    """Records as a few long arrays; ``images`` has the number of outcomes of each record."""
     outcomes = [one for _, _, record in scored for one in record.outcomes.values()]
     names = [
         [iou_type, *(key if isinstance(key, tuple) else (key,))] for iou_type, key, _ in scored

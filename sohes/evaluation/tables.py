@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics as text and as files: percentages with one digit, "n/a" where a metric is not defined."""
+"""Metrics as text and files: percentages with one decimal, "n/a" if a metric is not defined."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ COMPARED = (
     *("AP", "AP50", "parent_recall", "ancestor_f1", "masks_per_image"),
 )
 COUNTS = ("num_images", "masks_per_image", "true_masks", "predicted_masks")  # not fractions
-SHARED = ("image", *COUNTS)  # the same whether masks or boxes are compared
+SHARED = ("image", *COUNTS)  # the same for masks and boxes
 
 Metrics = Mapping[str, float | None]
 Evaluations = Mapping[IouType, Evaluation]
 
 
 def format_results(results: Mapping[str, Metrics]) -> str:
-    """A table with one row for each named set of metrics (a phase, a run), one column for each of ``COMPARED``."""
+    """A table with one row per named set of metrics (a phase, a run) and one column per metric of ``COMPARED``."""
     columns = [name for name in COMPARED if any(name in metrics for metrics in results.values())]
     rows = [["", *columns]]
     rows += [[name, *(_text(key, metrics.get(key)) for key in columns)] for name, metrics in results.items()]
@@ -35,12 +35,12 @@ def format_results(results: Mapping[str, Metrics]) -> str:
 
 
 def format_summary(metrics: Metrics) -> str:
-    """All metrics of one set, one a line."""
+    """All metrics of one set, one per line."""
     return _align([[name, _text(name, value)] for name, value in metrics.items()])
 
 
 def summarize(evaluations: Evaluations) -> dict[str, float]:
-    """``Evaluation.summary`` of each IoU type in one; what is said of boxes begins with ``box-``."""
+    """``Evaluation.summary`` of all IoU types; names of box metrics begin with ``box-``."""
     results: dict[str, float] = {}
     for iou_type, evaluation in evaluations.items():
         results |= _named(iou_type, evaluation.summary())
@@ -53,7 +53,7 @@ def granularity(evaluations: Evaluations) -> dict[str, list[dict[str, float]]]:
 
 
 def per_image(evaluations: Evaluations) -> list[dict[str, float | str]]:
-    """``Evaluation.per_image`` of each IoU type, one row for each image."""
+    """``Evaluation.per_image`` of all IoU types, one row per image."""
     tables = [[_named(iou_type, row) for row in evaluation.per_image()] for iou_type, evaluation in evaluations.items()]
     return [{name: value for row in rows for name, value in row.items()} for rows in zip(*tables, strict=True)]
 
@@ -64,8 +64,8 @@ def to_json(metrics: Mapping[str, Any]) -> str:
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, float | str]]) -> None:
-    """A table, as JSON lines where the name ends in .jsonl, else as CSV under a line of names. A metric that is not
-    defined is null, or empty."""
+    """Write a table: JSON lines if the name ends in .jsonl, else CSV with a header. An undefined metric is null or
+    empty."""
     text = io.StringIO()
     if path.suffix == ".jsonl":
         text.writelines(json.dumps(none_for_nan(row)) + "\n" for row in rows)
@@ -81,12 +81,12 @@ def _prefix(iou_type: IouType) -> str:
 
 
 def _named(iou_type: IouType, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """With names that say what is compared, but for what is the same for masks and boxes."""
+    """The metrics with the prefix of the IoU type, except those in ``SHARED``."""
     return {name if name in SHARED else _prefix(iou_type) + name: value for name, value in metrics.items()}
 
 
 def none_for_nan(value: Any) -> Any:
-    """With None in place of NaN, also within lists and dictionaries: what JSON can say."""
+    """The value with None in place of NaN, also within lists and dictionaries, for JSON."""
     if isinstance(value, Mapping):
         return {name: none_for_nan(one) for name, one in value.items()}
     if isinstance(value, list):
@@ -95,7 +95,7 @@ def none_for_nan(value: Any) -> Any:
 
 
 def _text(name: str, value: float | None) -> str:
-    if none_for_nan(value) is None:
+    if value is None or math.isnan(value):
         return "n/a"
     if name in COUNTS:
         return f"{value:.0f}" if name != "masks_per_image" else f"{value:.1f}"
@@ -103,7 +103,7 @@ def _text(name: str, value: float | None) -> str:
 
 
 def _align(rows: Sequence[Sequence[str]]) -> str:
-    """First column to the left, the others to the right."""
+    """Rows as text, the first column left-aligned, the others right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A few threads that are kept busy, with results in order and little of them waiting."""
+"""A thread pool with results in order and a bounded queue."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, TypeVar
 
-Task, Result = TypeVar("Task"), TypeVar("Result")
-TASKS_AHEAD = 16  # of each thread
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+TASKS_AHEAD = 16  # queued per thread
 
 
 class Workers:
-    """``num_threads`` threads; with one, everything is done by the thread that asks. Use as a context, which ends when
-    all that was started is done. Errors of workers are raised where results are asked for, or at the end."""
+    """``num_threads`` threads; with one, the calling thread does all work. Use as a context manager, which waits for
+    all started work. An exception in a thread is raised where its result is read, or when the context ends."""
 
     def __init__(self, num_threads: int) -> None:
         self._ahead = TASKS_AHEAD * num_threads
@@ -32,7 +33,7 @@ class Workers:
             self._wait(0)
 
     def map(self, work: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
-        """``work`` of every task, in their order."""
+        """Yield ``work(task)`` for every task, in order."""
         if self._pool is None:
             yield from map(work, tasks)
             return
@@ -45,12 +46,12 @@ class Workers:
             yield waiting.popleft().result()
 
     def start(self, work: Callable[..., None], *arguments: Any) -> None:
-        """Do it some time before the end."""
+        """Run ``work(*arguments)`` in the background, at the latest before the context ends."""
         if self._pool is None:
             work(*arguments)
             return
         self._started.append(self._pool.submit(work, *arguments))
-        self._wait(2)  # what they were given is in memory until they are done
+        self._wait(2)  # their arguments stay in memory until they are done
 
     def _wait(self, allowed: int) -> None:
         while len(self._started) > allowed:

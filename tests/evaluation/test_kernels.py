@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sohes.evaluation import Plan, annotations, coco_index, image, matching, metrics, runs, score
-from sohes.evaluation.annotations import Against, Annotations, Want, read_annotations
+from sohes.evaluation.annotations import Annotations, PairWith, Want, read_annotations
 from sohes.evaluation.coco_index import CocoIndex
 from sohes.evaluation.matching import Pairs, match_greedy
 from sohes.evaluation.ranking import row_type
@@ -115,7 +115,7 @@ def spelled(records, indent=None):
 def test_annotations_equal_the_reference(binary, indent):
     text = spelled(PLAIN, indent)
     want = Want(masks=True, boxes=True, scores=True)
-    found = annotations._read_natively(binary, text, len(PLAIN), SIZE, want)
+    found = annotations._read_compiled(binary, text, len(PLAIN), SIZE, want)
     assert found is not None
     assert_equal(found, reference_annotations.read_annotations(text, SIZE, want))
     assert found.parents.tolist() == [-1, 0, -1, -2]
@@ -125,9 +125,9 @@ def test_annotations_equal_the_reference(binary, indent):
 def test_predictions_compared_while_they_are_read_equal_the_reference(binary):
     text = spelled([PLAIN[0], PLAIN[2], PLAIN[1], PLAIN[0]])
     gt = runs.read_runs([[40, 10, 10], [0, 60], [45, 15]], SIZE)
-    against = Against(gt, np.array([False, True, False]), 0.25)
+    against = PairWith(gt, np.array([False, True, False]), 0.25)
     want = Want(scores=True, against=against)
-    found = annotations._read_natively(binary, text, 4, SIZE, want)
+    found = annotations._read_compiled(binary, text, 4, SIZE, want)
     expected = reference_annotations.read_annotations(text, SIZE, want)
     assert_equal([found.masks.areas, found.masks.boxes], [expected.masks.areas, expected.masks.boxes])
     for name, value in vars(found.pairs).items():
@@ -135,7 +135,7 @@ def test_predictions_compared_while_they_are_read_equal_the_reference(binary):
     assert found.pairs.pred.tolist() == [0, 0, 0, 1, 1, 3, 3, 3]
     assert found.pairs.iou[:3].tolist() == [6 / 20, 1, 15 / 16]
     broken = text.replace(b"0l1", b"0l2")
-    assert annotations._read_natively(binary, broken, 4, SIZE, want) is None
+    assert annotations._read_compiled(binary, broken, 4, SIZE, want) is None
     with pytest.raises(ValueError, match="mask 1: counts hold a run of 92 pixels, expected 6 x 10 = 60 in all"):
         read_annotations(broken, 4, SIZE, want)
 
@@ -145,7 +145,7 @@ def test_what_is_odd_is_left_to_the_reference(binary, case):
     text = spelled([{"score": 1, "segmentation": RLE}, ODD[case]] if case != "annotator by name" else [ODD[case]])
     want = Want(scores=True)
     count = 1 if case == "annotator by name" else 2
-    assert annotations._read_natively(binary, text, count, SIZE, want) is None
+    assert annotations._read_compiled(binary, text, count, SIZE, want) is None
     assert_equal(read_annotations(text, count, SIZE, want), reference_annotations.read_annotations(text, SIZE, want))
 
 

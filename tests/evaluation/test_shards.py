@@ -49,7 +49,7 @@ def assert_same(ours, theirs):
 
 @pytest.mark.parametrize("class_aware", [False, True])
 def test_threads_shards_and_resuming_change_nothing(set_of_images, tmp_path, monkeypatch, class_aware):
-    monkeypatch.setattr(files, "IMAGES_A_SHARD", 7)
+    monkeypatch.setattr(files, "IMAGES_PER_SHARD", 7)
     options = {"iou_types": ("mask", "box"), "class_aware": class_aware}
     whole = score(*set_of_images, Plan(**options, threads=1))
     assert_same(score(*set_of_images, Plan(**options, threads=3)), whole)
@@ -68,7 +68,7 @@ def test_threads_shards_and_resuming_change_nothing(set_of_images, tmp_path, mon
 
 
 def test_each_rank_scores_its_share_and_the_first_merges(set_of_images, tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "IMAGES_A_SHARD", 4)
+    monkeypatch.setattr(files, "IMAGES_PER_SHARD", 4)
     whole = score(*set_of_images, Plan())
     parts = [Plan(shards=tmp_path / "shards", world=World(rank, 3, rank)) for rank in (2, 1, 0)]
     written = []
@@ -77,7 +77,7 @@ def test_each_rank_scores_its_share_and_the_first_merges(set_of_images, tmp_path
         written.append(len(list((tmp_path / "shards").glob("shard-*.npz"))))
     assert written == [2, 5, 8]
     assert_same(evaluators, whole)
-    with pytest.raises(BadInput, match="several processes need a folder of shards to meet in"):
+    with pytest.raises(BadInput, match="several processes need a shared folder of shards"):
         score(*set_of_images, Plan(world=World(0, 2)))
 
 
@@ -132,7 +132,7 @@ def test_what_is_kept_for_the_time_of_an_evaluation_goes_with_it(set_of_images, 
 KILLED_IN_THE_MIDDLE = """
 import os, signal
 from sohes.evaluation import files
-files.IMAGES_A_SHARD = 4
+files.IMAGES_PER_SHARD = 4
 write = files.Shards.write
 def write_some(self, number, scored):
     if number == 3:
@@ -142,7 +142,7 @@ files.Shards.write = write_some
 from sohes.evaluate import main
 main()
 """
-SMALL_SHARDS = "from sohes.evaluation import files; files.IMAGES_A_SHARD = 4; from sohes.evaluate import main; main()"
+SMALL_SHARDS = "from sohes.evaluation import files; files.IMAGES_PER_SHARD = 4; from sohes.evaluate import main; main()"
 
 
 def start(program, arguments, **variables):

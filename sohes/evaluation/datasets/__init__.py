@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Benchmark data sets in their official layouts, each read as images with class-agnostic entities.
 
-`registry.open_dataset` opens one by name, `convert.convert_dataset` writes it as the COCO JSON that the evaluator
-takes. `docs/datasets.md` says what each layout is and which annotations count.
+`registry.open_dataset` opens one by name, `convert.convert_dataset` writes it as COCO JSON for the evaluator.
+`docs/datasets.md` describes each layout and which annotations count.
 """

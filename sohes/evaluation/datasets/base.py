@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all data sets are to their reader: keys of images, and a COCO record with its annotations for each key."""
+"""Base class of the data sets: keys of images, and an image record with annotations for each key."""
 
 from __future__ import annotations
 
@@ -7,24 +7,26 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
 from sohes.data.images import read_annotated
 from sohes.utils.errors import SohesError
 
+Key = TypeVar("Key", bound=Hashable)
+
 
 class LayoutError(SohesError, ValueError):
-    """A data set that is not laid out as its authors publish it; the message names what is missing."""
+    """A data set that does not have the published layout; the message names what is missing."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image as COCO JSON holds it.
+    """One image with its annotations, as in COCO JSON.
 
     image: id, file_name (relative to the data set's `image_root`), height, width. annotations: segmentation (RLE or
-    polygons) and where known id, area, iscrowd, category_id, parent (an id or None), level, annotator.
+    polygons) and, if known, id, area, iscrowd, category_id, parent (an id or None), level, annotator.
     """
 
     image: Mapping[str, Any]
@@ -36,11 +38,11 @@ class Sample:
         return self.image["height"], self.image["width"]
 
 
-class DataSet(ABC):
-    """A data set under `root`. A subclass says how it is laid out, which images it has, and what is true of each.
+class DataSet(ABC, Generic[Key]):
+    """A data set under `root`. Subclasses define the layout, the images, and the annotations of each.
 
-    layout: what is expected under root, for errors and help. protocol: a few words on what counts as an entity.
-    version: raised when the same files are read as something else, so that what was converted before is not used.
+    layout: what is expected under root, for errors and help. protocol: what counts as an entity, in a few words.
+    version: increased when the same files are read differently, so that older converted files are not used.
     """
 
     layout: ClassVar[str]
@@ -53,26 +55,26 @@ class DataSet(ABC):
         self.root = root
         self.image_root = root
         self.problems: list[str] = []
-        """What of the data set was left out, and why."""
+        """What was skipped, and why."""
 
     @abstractmethod
     def inputs(self) -> list[Path]:
-        """The files that decide what is true."""
+        """The annotation files."""
 
     @abstractmethod
-    def keys(self) -> Sequence[Hashable]:
-        """One for each image, in a fixed order."""
+    def keys(self) -> Sequence[Key]:
+        """One key per image, in a fixed order."""
 
     @abstractmethod
-    def read(self, key: Hashable) -> Sample | None:
-        """The image of a key; None where it is left out, which `problems` then tells."""
+    def read(self, key: Key) -> Sample | None:
+        """The image of a key; None if it is skipped, with the reason in `problems`."""
 
     def read_image(self, file_name: str) -> Tensor:
-        """The photo as uint8 [3, H, W], as it is stored: what masks are annotated on."""
+        """The photo as uint8 [3, H, W] as stored, without EXIF rotation, like the annotations."""
         return read_annotated(self.image_root / file_name)
 
     def need(self, path: str, *, alternatives: Sequence[str] = ()) -> Path:
-        """The first of these paths below root that exists. Raises LayoutError naming the first and the layout."""
+        """The first of these paths below root that exists. Raises LayoutError, which names the first and the layout."""
         for candidate in (path, *alternatives):
             if (self.root / candidate).exists():
                 return self.root / candidate

@@ -16,12 +16,12 @@ from sohes.evaluation.coco_index import BadInput, CocoIndex, ImageId
 from sohes.evaluation.datasets.base import DataSet, Sample
 
 _ENTITY_FOLDER = "annotations/entity_segmentation/"
-# What of an annotation is kept. `area` decides the area range, as in pycocotools.
+# Keys of an annotation that are kept. `area` decides the area range, as in pycocotools.
 _KEPT = ("id", "segmentation", "bbox", "area", "iscrowd", "category_id", "parent", "level", "annotator")
 
 
-class CocoJson(DataSet):
-    """A COCO JSON file. Subclasses name the file and the folder of the photos, and may change records."""
+class CocoJson(DataSet[ImageId]):
+    """A data set with one COCO JSON file. Subclasses define the file and the photo folder, and may change records."""
 
     version = 2
 
@@ -38,19 +38,19 @@ class CocoJson(DataSet):
     def index(self) -> CocoIndex:
         """The file, read on first use."""
         if self._index is None:
-            self._index = CocoIndex(self.annotation_file)
-            if self._index.images is None:
-                raise BadInput(f'{self.annotation_file}: expected COCO JSON with "images", got a bare list')
+            index = CocoIndex(self.annotation_file)
+            _ = index.named_images  # raises BadInput for a bare list
+            self._index = index
         return self._index
 
     def inputs(self) -> list[Path]:
         return [self.annotation_file]
 
     def keys(self) -> Sequence[ImageId]:
-        return list(self.index.images)
+        return list(self.index.named_images)
 
     def read(self, key: ImageId) -> Sample:
-        record = self.index.images[key]
+        record = self.index.named_images[key]
         image = {"id": key, "file_name": self.file_name(record)}
         for side in ("height", "width"):
             if not isinstance(record.get(side), int):
@@ -59,22 +59,22 @@ class CocoJson(DataSet):
         return Sample(image, self.entities(self.index.annotations(key), record))
 
     def file_name(self, record: Mapping[str, Any]) -> str:
-        """Where the photo of an image record lies below `image_root`. Raises BadInput."""
+        """Path of the photo of an image record, relative to `image_root`. Raises BadInput."""
         name = record.get("file_name")
         if not isinstance(name, str):
             raise BadInput(f"{self.annotation_file}: image {record['id']!r} has no file_name")
         return name
 
     def entities(self, annotations: Sequence[Mapping[str, Any]], image: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """What counts, of the annotations of one image: all.
+        """The annotations of one image that count; by default all.
 
-        Those without a region, boxes alone, are no masks; the evaluation says so, of these files as of any.
+        The evaluation warns about annotations with a box but without a region, which are not masks.
         """
         return [{key: one[key] for key in _KEPT if key in one} for one in annotations]
 
 
 def coco_image_path(record: Mapping[str, Any]) -> str | None:
-    """`val2017/000000000139.jpg` of an image record of COCO's, from its file name or URL; None where neither tells."""
+    """Path such as `val2017/000000000139.jpg` of a COCO image record, from its file name or URL; None if unknown."""
     name = record.get("file_name")
     if isinstance(name, str) and "/" in name:
         return name
@@ -83,7 +83,7 @@ def coco_image_path(record: Mapping[str, Any]) -> str | None:
 
 
 class PlainJson(CocoJson):
-    """Any folder with COCO JSON, or the JSON file itself."""
+    """A folder with COCO JSON and photos, or a COCO JSON file."""
 
     layout = "ROOT/annotations.json and photos in ROOT/images/ or ROOT/, or --root FILE.json with photos beside it"
     protocol = "every annotation is an entity; crowds, parents, levels and annotators are understood"
@@ -122,7 +122,7 @@ class Lvis(CocoJson):
 
 
 class EntitySeg(CocoJson):
-    """EntitySeg val at low resolution, which is what is commonly evaluated."""
+    """EntitySeg val at low resolution, as commonly evaluated."""
 
     layout = "ROOT/entityseg_val_lr.json (or in ROOT/annotations/) and ROOT/images_lr/entity_01_11580/ and its siblings"
     protocol = "every entity, thing or stuff, of the validation set; photos at most 1333 x 800"
@@ -136,7 +136,7 @@ class EntitySeg(CocoJson):
 
 
 class EntitySegFull(EntitySeg):
-    """EntitySeg val at the photos' own resolution."""
+    """EntitySeg val at full resolution."""
 
     layout = "ROOT/entityseg_val.json (or in ROOT/annotations/) and ROOT/images/entity_01_11580/ and its siblings"
     protocol = "every entity, thing or stuff, of the validation set; photos as they are, many over 2000 pixels"
@@ -145,7 +145,7 @@ class EntitySegFull(EntitySeg):
 
 
 class PartImageNetParts(CocoJson):
-    """PartImageNet (its OOD release) val: the parts as they are annotated."""
+    """PartImageNet val (OOD release), the annotated parts."""
 
     layout = (
         "ROOT/annotations/val/val.json and ROOT/images/val/*.JPEG, or as unpacked ROOT/val.json and ROOT/val/n*/*.JPEG"
@@ -158,14 +158,14 @@ class PartImageNetParts(CocoJson):
         return file, next((folder for folder in folders if folder.is_dir()), self.root)
 
     def file_name(self, record: Mapping[str, Any]) -> str:
-        """The file itself, or in the folder of its ImageNet class, whichever is there."""
+        """The file name, with the folder of its ImageNet class if the file is there."""
         name = super().file_name(record)
         of_class = f"{name.split('_')[0]}/{name}"
         return of_class if (self.image_root / of_class).is_file() else name
 
 
 class PartImageNet(PartImageNetParts):
-    """The parts, and the whole object as their union, which is their parent. A photo shows one object."""
+    """PartImageNet val, the parts and their union as the object, their parent. A photo shows one object."""
 
     protocol = "every annotated part, and as their parent the object: the union of the photo's parts, if several"
 
@@ -209,7 +209,7 @@ class Paco(CocoJson):
 
 
 class PacoParts(Paco):
-    """The parts of PACO-LVIS v1 val alone."""
+    """PACO-LVIS v1 val, parts only."""
 
     protocol = "every part, without the objects"
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A data set as one COCO JSON file of entities, which is what the evaluator reads. Written beside the run, and kept."""
+"""Converts a data set to one COCO JSON file of entities for the evaluator, and reuses a file converted before."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from sohes.data.coco import write_coco_stream
 from sohes.evaluation.coco_index import BadInput
-from sohes.evaluation.datasets.base import DataSet
+from sohes.evaluation.datasets.base import DataSet, Key
 
 logger = logging.getLogger(__name__)
 
@@ -25,13 +25,13 @@ def convert_dataset(
     num_images: int | None = None,
     on_image: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write the data set to `path`, an image at a time, unless it was written there from the same files before.
+    """Write the data set to `path`, unless it was already written there from the same files.
 
-    num_images: only so many, chosen evenly; None means all. on_image(done, total) is called after every image.
-    What is left out of the data set is logged as a warning.
+    num_images: only this many, evenly spaced; None: all. on_image(done, total) is called after every image. Skipped
+    images are logged as warnings.
 
     Raises:
-        LayoutError, BadInput: the data set is not as it should be, or no image is left.
+        LayoutError, BadInput: the data set is invalid, or no image is left.
     """
     digest = dataset_digest(dataset, num_images)
     if _digest_of(path) == digest:
@@ -46,22 +46,22 @@ def convert_dataset(
     return path
 
 
-def choose_evenly(keys: Sequence[Hashable], count: int | None) -> Sequence[Hashable]:
-    """`count` of the keys at equal distances, from the first to the last; all of them for None."""
+def choose_evenly(keys: Sequence[Key], count: int | None) -> Sequence[Key]:
+    """`count` evenly spaced keys, including the first and the last; all for None."""
     if count is None or count >= len(keys):
         return keys
     return [keys[int(index)] for index in np.linspace(0, len(keys) - 1, count)]
 
 
 def dataset_digest(dataset: DataSet, num_images: int | None) -> str:
-    """Of everything that what is written depends on: names, sizes and times of the files, and how they are read."""
+    """Digest of all inputs of the conversion: names, sizes and times of the files, and the reader's version."""
     files = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in dataset.inputs()]
     text = json.dumps([type(dataset).__name__, dataset.version, num_images, files])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _digest_of(path: Path) -> str | None:
-    """The digest in the first line of a file written before, None where there is none."""
+    """The digest in the first line of a converted file; None if there is no file."""
     if not path.is_file():
         return None
     with path.open(encoding="ascii", errors="replace") as file:
@@ -75,7 +75,7 @@ def _digest_of(path: Path) -> str | None:
 def _pairs(
     dataset: DataSet, keys: Sequence[Hashable], on_image: Callable[[int, int], None] | None
 ) -> Iterator[tuple[Mapping[str, Any], list[dict[str, Any]]]]:
-    """(image record, annotations with ids that are unique in the whole file and parents that follow them)."""
+    """(image record, annotations), with ids unique in the file, and parents renumbered in the same way."""
     first_id, is_empty = 1, True
     for done, key in enumerate(keys, start=1):
         sample = dataset.read(key)
@@ -96,5 +96,5 @@ def _pairs(
             yield sample.image, annotations
         if on_image is not None:
             on_image(done, len(keys))
-    if is_empty:  # here, where no older file is replaced yet
+    if is_empty:  # raised here, before an older file is replaced
         raise BadInput(f"{dataset.root}: no image left to evaluate (expected {dataset.layout})")

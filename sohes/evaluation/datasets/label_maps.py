@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets whose truth is a label per pixel: ADE20K in both its releases, and BSDS500."""
+"""Data sets with label maps as ground truth: ADE20K in both releases, and BSDS500."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from sohes.data.formats import is_hidden
 from sohes.evaluation.datasets.base import DataSet, LayoutError, Sample
 from sohes.structures.masks import PackedMasks
 
-# The 50 of ADE20K's 150 scene-parsing classes, from 1, that the instance challenge has no instances of: those that its
-# categoryMapping.txt does not name.
+# The 50 of ADE20K's 150 scene-parsing classes (from 1) without instances in the instance challenge: those that are not
+# in its categoryMapping.txt.
 # fmt: off
 STUFF_CLASSES = (
     1, 2, 3, 4, 5, 6, 7, 10, 12, 14, 17, 18, 22, 26, 27, 29, 30, 35, 41, 47, 49, 52, 53, 55, 60, 61, 62, 64, 69,
@@ -33,7 +33,7 @@ STUFF_CLASSES = (
 # fmt: on
 
 
-# What the readers of scipy and Pillow run into, beside errors of their own, in files that are damaged.
+# Exceptions of scipy and Pillow for damaged files, beside their own types.
 DAMAGED = (
     ValueError,
     TypeError,
@@ -48,13 +48,13 @@ DAMAGED = (
 )
 
 
-class LabelMaps(DataSet):
-    """One truth file and one photo per image. Subclasses say where they are and how the file is read."""
+class LabelMaps(DataSet[Path]):
+    """A data set with one ground-truth file and one photo per image. Subclasses find the files and read them."""
 
     @property
     @abstractmethod
     def truth_files(self) -> list[Path]:
-        """Sorted; at least one."""
+        """The ground-truth files, sorted; at least one."""
 
     @abstractmethod
     def read_truth(self, file: Path) -> tuple[tuple[int, int], list[dict[str, Any]]]:
@@ -62,7 +62,7 @@ class LabelMaps(DataSet):
 
     @abstractmethod
     def file_name(self, file: Path) -> str:
-        """Of the photo of a truth file, below `image_root`."""
+        """Path of the photo of a ground-truth file, relative to `image_root`."""
 
     def inputs(self) -> list[Path]:
         return self.truth_files
@@ -77,7 +77,7 @@ class LabelMaps(DataSet):
 
 
 class Ade20k(LabelMaps):
-    """ADE20K val as the scene-parsing and instance challenges release it (SceneParsing, 150 classes)."""
+    """ADE20K val as released for the scene-parsing and instance challenges (SceneParsing, 150 classes)."""
 
     layout = (
         "ROOT/images/validation/*.jpg, ROOT/annotations/validation/*.png and "
@@ -111,7 +111,7 @@ class Ade20k(LabelMaps):
 
 
 class Ade20kFull(LabelMaps):
-    """ADE20K val in full (2021_17_01): all objects and stuff, their parts, and the parts of these."""
+    """The full ADE20K val (2021_17_01): all objects and stuff, their parts, and parts of parts."""
 
     layout = "ROOT/images/ADE/validation/**/NAME.jpg with NAME_seg.png and NAME_parts_1.png, ... beside it"
     protocol = "every segment of NAME_seg.png, and every part; a part's parent holds most of its pixels, one level up"
@@ -134,7 +134,7 @@ class Ade20kFull(LabelMaps):
 
     def read_truth(self, file: Path) -> tuple[tuple[int, int], list[dict[str, Any]]]:
         annotations: list[dict[str, Any]] = []
-        above: np.ndarray | None = None  # [H, W], index of the segment one level up, -1 where there is none
+        above: np.ndarray | None = None  # [H, W], index of the segment one level up, or -1
         for level, png in enumerate((file, *_part_files(file))):
             channels = read_png(png).astype(np.int64)  # [H, W, 3]
             if channels.ndim != 3 or (above is not None and channels.shape[:2] != above.shape):
@@ -148,7 +148,7 @@ class Ade20kFull(LabelMaps):
                 parent = None
                 if above is not None:
                     inside, counts = np.unique(above[labels == label], return_counts=True)
-                    # What no segment above holds for the most part hangs in the air: a root.
+                    # A root if most of its pixels are in no segment of the level above.
                     parent = int(inside[counts.argmax()]) if inside[counts.argmax()] >= 0 else None
                 one |= {"id": index, "level": level, "parent": parent}
             annotations += found
@@ -157,7 +157,7 @@ class Ade20kFull(LabelMaps):
 
 
 class Bsds500(LabelMaps):
-    """BSDS500 test: five or so people per photo, each of whom cut all of it into segments."""
+    """BSDS500 test: about five annotators per photo, each with a segmentation of the whole photo."""
 
     split: ClassVar[str] = "test"
     layout = "ROOT/data/groundTruth/test/*.mat and ROOT/data/images/test/*.jpg, as in BSR/BSDS500"
@@ -205,14 +205,14 @@ class Bsds500Val(Bsds500):
 
 
 def label_annotations(labels: np.ndarray) -> list[dict[str, Any]]:
-    """labels int64 [H, W], 0 is nothing -> an annotation for each label, rising."""
+    """One annotation per label, rising. labels: int64 [H, W], 0 is unlabelled."""
     ids = torch.from_numpy(_labels_of(labels))
     masks = PackedMasks.from_label_map(torch.from_numpy(np.ascontiguousarray(labels)), ids)
     return [{"segmentation": rle} for rle in masks.to_rle()]
 
 
 def read_mat(file: Path) -> dict[str, Any]:
-    """The variables of a MATLAB file. Raises LayoutError when it cannot be read."""
+    """The variables of a MATLAB file. Raises LayoutError if it cannot be read."""
     try:
         return loadmat(file)
     except NotImplementedError as error:  # HDF5, since MATLAB 7.3
@@ -223,7 +223,7 @@ def read_mat(file: Path) -> dict[str, Any]:
 
 
 def read_png(file: Path) -> np.ndarray:
-    """Its pixels as they are stored. Raises LayoutError when it cannot be read."""
+    """The pixels of a PNG as stored. Raises LayoutError if it cannot be read."""
     try:
         with Image.open(file) as image:
             return np.array(image)
@@ -232,7 +232,7 @@ def read_png(file: Path) -> np.ndarray:
 
 
 def image_number(file: Path) -> int:
-    """The last number in a file's name: 7 of ADE_val_00000007_seg.png. Raises LayoutError where there is none."""
+    """The last number in a file's name: 7 for ADE_val_00000007_seg.png. Raises LayoutError if there is none."""
     digits = re.findall(r"\d+", file.stem)
     if not digits:
         raise LayoutError(f"{file}: expected a number in the file's name, to be the image's id")
@@ -244,7 +244,7 @@ def _labels_of(labels: np.ndarray) -> np.ndarray:
 
 
 def _part_files(file: Path) -> Iterator[Path]:
-    """The part levels beside X_seg.png, from 1 on, as many as there are."""
+    """The files of the part levels beside X_seg.png, from level 1 on."""
     level = 1
     while (part := file.with_name(f"{file.name.removesuffix('_seg.png')}_parts_{level}.png")).is_file():
         yield part

@@ -42,5 +42,5 @@ assert tuple(DATA_SETS) == get_args(DataSetName)
 
 
 def open_dataset(name: DataSetName, root: Path) -> DataSet:
-    """Raises LayoutError when the data set is not laid out under `root` as expected."""
+    """The data set under `root`. Raises LayoutError if it does not have the expected layout."""
     return DATA_SETS[name](root)

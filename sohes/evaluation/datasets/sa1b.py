@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SA-1B as it ships: tars of photos with one JSON file each, read without unpacking."""
+"""SA-1B as released: tars of photos with one JSON file each, read without unpacking."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from torch import Tensor
 from sohes.data.images import UnreadableImage, decode_image
 from sohes.evaluation.datasets.base import DataSet, LayoutError, Sample
 
-# One image in so many is evaluated: about a thousand of the 11,000 in a tar.
+# One image in LIST_SHARE is evaluated: about 1000 of the 11,000 in a tar.
 LIST_SHARE = 11
-_MEMBER = re.compile(r"sa_(\d+)\.(jpg|json)")
+_NAME = re.compile(r"sa_(\d+)\.(jpg|json)")
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Bytes of one member of a tar."""
+class _Member:
+    """Position of one member of a tar."""
 
     tar: Path
     start: int
@@ -36,8 +36,8 @@ class _Place:
             return file.read(self.length)
 
 
-class Sa1b(DataSet):
-    """The images of our list in the tars under root; for the list as published, sa_000000.tar alone."""
+class Sa1b(DataSet[str]):
+    """The images with `in_list` in the tars under root. The published list is of sa_000000.tar alone."""
 
     layout = "ROOT/sa_000000.tar, as downloaded, with sa_N.jpg and sa_N.json inside"
     protocol = f"every mask of the photos with in_list(N), one in {LIST_SHARE}; all tars under ROOT are taken"
@@ -47,16 +47,17 @@ class Sa1b(DataSet):
         self.tars = sorted(file for file in root.glob("sa_*.tar") if file.is_file())
         if not self.tars:
             self.need("sa_000000.tar")
-        self._photos: dict[str, _Place] = {}
-        self._texts: dict[str, _Place] | None = None
+        self._photos: dict[str, _Member] = {}
+        self._texts: dict[str, _Member] = {}
+        self._is_listed = False
 
     def inputs(self) -> list[Path]:
         return self.tars
 
     def keys(self) -> Sequence[str]:
-        """Names such as `sa_000000.tar/sa_1.jpg`, by tar and number. Reads the tars' headers on first use."""
-        if self._texts is None:
-            self._texts = {}
+        """Names such as `sa_000000.tar/sa_1.jpg`, sorted by tar and number. Reads the tars' headers on first use."""
+        if not self._is_listed:
+            self._is_listed = True
             for tar in self.tars:
                 self._read_headers(tar)
         return list(self._texts)
@@ -79,19 +80,19 @@ class Sa1b(DataSet):
         return decode_image(self._photos[file_name].read(), self.root / file_name, apply_exif=False)
 
     def _read_headers(self, tar: Path) -> None:
-        """Find the members of the list in one tar. What lies behind damage is left out, with a note."""
-        texts: dict[int, _Place] = {}
-        photos: dict[int, _Place] = {}
+        """Find the members of the list in one tar. Members after damage are skipped, with a note in `problems`."""
+        texts: dict[int, _Member] = {}
+        photos: dict[int, _Member] = {}
         size = tar.stat().st_size
         try:
             with tarfile.open(tar, "r:") as members:
                 for member in members:
-                    named = _MEMBER.fullmatch(member.name.rsplit("/", 1)[-1])
+                    named = _NAME.fullmatch(member.name.rsplit("/", 1)[-1])
                     if named is None or not in_list(int(named[1])):
                         continue
                     if member.offset_data + member.size > size:
                         raise tarfile.ReadError("it ends within a file")
-                    place = _Place(tar, member.offset_data, member.size)
+                    place = _Member(tar, member.offset_data, member.size)
                     (photos if named[2] == "jpg" else texts)[int(named[1])] = place
         except (tarfile.TarError, OSError, EOFError) as error:
             self.problems.append(f"{tar}: damaged ({error}); {len(texts.keys() & photos.keys())} photos before that")
@@ -101,9 +102,10 @@ class Sa1b(DataSet):
 
 
 def in_list(number: int) -> bool:
-    """Whether photo sa_`number` is evaluated: SHA-256 of its decimal number, first 8 bytes big-endian, divides by 11.
+    """Whether photo sa_`number` is evaluated.
 
-    So the list follows from the numbers alone, whichever tars are there.
+    It is if the SHA-256 of its decimal number, first 8 bytes as big-endian integer, is divisible by 11. So the list
+    depends on the numbers only, not on the tars that are present.
     """
     digest = hashlib.sha256(str(number).encode("ascii")).digest()
     return int.from_bytes(digest[:8], "big") % LIST_SHARE == 0

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The annotations of one image, from JSON to columns, in plain Python."""
+"""The annotations of one image as columns, parsed from JSON in plain Python."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from sohes.data.coco_fields import (
 )
 from sohes.data.polygons import draw_polygons
 from sohes.evaluation.matching import Pairs, find_pairs
+from sohes.evaluation.protocol import IouType
 from sohes.evaluation.runs import read_runs
 from sohes.evaluation.shapes import Boxes, MeasuredMasks, RunMasks, boxes_of_masks, take
 from sohes.ops.reference.mask_rle import Counts
@@ -27,8 +29,8 @@ NO_PARENT, UNKNOWN_PARENT = -1, -2
 
 
 @dataclass(frozen=True, eq=False)
-class Against:
-    """True masks that predictions are compared with while they are read: see ``find_pairs``."""
+class PairWith:
+    """True masks that predictions are paired with while they are read, see ``find_pairs``. crowd: bool [M]."""
 
     gt: RunMasks
     crowd: np.ndarray
@@ -37,24 +39,24 @@ class Against:
 
 @dataclass(frozen=True, eq=False)
 class Want:
-    """What is to be read beside the rest. against: the pairs of masks with these; masks may then be just measured."""
+    """Optional columns to read. against: also find the pairs with these masks; ``masks`` may then be measured only."""
 
     masks: bool = True
     boxes: bool = False
     scores: bool = False
-    against: Against | None = None
+    against: PairWith | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Annotations:
-    """The N annotations of one image, in the order of the file.
+    """The N annotations of one image as columns, in the order of the file.
 
-    masks, boxes, scores (float64 [N]): where asked for, masks also where some box has to be taken from them. areas:
-    float64 [N] as annotated, NaN where not. crowd: bool [N]. categories: int64 [N], objects where some are larger, None
-    unless all have an integer. annotators: who drew each one, None where nobody is named. parents: int64 [N], the index
-    of each one's parent, NO_PARENT, or UNKNOWN_PARENT for one that is not among these. tells_parent: bool [N], has a
-    ``parent``, if only null. has_mask: bool [N], False where masks are read and there is no region (see
-    ``coco_fields.has_region``), so that the mask is empty. has_box: bool [N], has a ``bbox``. pairs: where asked for.
+    masks, boxes, scores (float64 [N]): if requested; masks also if a box has to be computed from its mask. areas:
+    float64 [N] as annotated, else NaN. crowd: bool [N]. categories: int64 [N], dtype object if some are larger, None
+    unless all are integers. annotators: one per annotation, None if the file has none. parents: int64 [N], index of
+    the parent, NO_PARENT, or UNKNOWN_PARENT for a parent outside this image. has_parent_key: bool [N], has the key
+    ``parent``, even if null. has_mask: bool [N], False if masks are read and there is no region (see
+    ``coco_fields.has_region``); the mask is then empty. has_box: bool [N], has a ``bbox``. pairs: if requested.
     """
 
     masks: RunMasks | MeasuredMasks | None
@@ -65,7 +67,7 @@ class Annotations:
     categories: np.ndarray | None
     annotators: list | None
     parents: np.ndarray
-    tells_parent: np.ndarray
+    has_parent_key: np.ndarray
     has_mask: np.ndarray
     has_box: np.ndarray
     pairs: Pairs | None = None
@@ -73,12 +75,26 @@ class Annotations:
     def __len__(self) -> int:
         return len(self.areas)
 
+    def shapes(self, iou_type: IouType) -> RunMasks | MeasuredMasks | Boxes:
+        """The masks or the boxes. Raises ValueError if they were not requested."""
+        shapes = self.masks if iou_type == "mask" else self.boxes
+        if shapes is None:
+            raise ValueError(f"expected annotations that were read with shapes of type {iou_type}")
+        return shapes
+
+    @property
+    def known_scores(self) -> np.ndarray:
+        """The scores, float64 [N]. Raises ValueError if they were not requested."""
+        if self.scores is None:
+            raise ValueError("expected annotations that were read with scores")
+        return self.scores
+
     def select(self, index: np.ndarray) -> Annotations:
-        """Those at ``index`` (int64 [n]), in that order, without pairs; a parent that is not among them is unknown."""
-        place = np.full(len(self) + 2, UNKNOWN_PARENT)  # the last two answer for parents of -2 and -1
-        place[index] = np.arange(len(index))
-        place[-1] = NO_PARENT
-        chosen: dict = {"parents": place[self.parents[index]], "pairs": None}
+        """The annotations at ``index`` (int64 [n]), without pairs. A parent outside them becomes UNKNOWN_PARENT."""
+        new_index = np.full(len(self) + 2, UNKNOWN_PARENT)  # the last two are for parents of -2 and -1
+        new_index[index] = np.arange(len(index))
+        new_index[-1] = NO_PARENT
+        chosen: dict[str, Any] = {"parents": new_index[self.parents[index]], "pairs": None}
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name in chosen or value is None:
@@ -92,9 +108,9 @@ class Annotations:
         return replace(self, **chosen)
 
     def keep(self, kept: np.ndarray) -> Annotations:
-        """Those that are ``kept`` (bool [N]); what lies in one that is not goes to its nearest ancestor that is.
+        """The annotations with ``kept`` (bool [N]); each gets its nearest kept ancestor as its parent.
 
-        Raises ValueError where there is a cycle on the way.
+        Raises ValueError for a cycle of parents.
         """
         above = self.parents  # [N]
         for _ in range(len(self)):
@@ -108,7 +124,7 @@ class Annotations:
 
 
 def read_annotations(text: bytes, size: Size, want: Want) -> Annotations:
-    """JSON objects with commas between; see ``sohes.evaluation.annotations``."""
+    """See ``sohes.evaluation.annotations``; text: JSON objects separated by commas."""
     records: list[dict] = parse_json(b"[" + text + b"]")
     for record in records:
         check_annotation(record)
@@ -124,17 +140,19 @@ def read_annotations(text: bytes, size: Size, want: Want) -> Annotations:
         categories=_categories(records),
         annotators=_annotators(records),
         parents=_find_parents(records),
-        tells_parent=np.array(["parent" in record for record in records], bool),
+        has_parent_key=np.array(["parent" in record for record in records], bool),
         has_mask=np.array([masks is None or has_region(record) for record in records], bool),
         has_box=has_box,
-        pairs=None if against is None else find_pairs(masks, against.gt, against.crowd, against.min_iou),
+        pairs=None
+        if against is None or masks is None
+        else find_pairs(masks, against.gt, against.crowd, against.min_iou),
     )
 
 
 def join_boxes(given: np.ndarray, is_given: np.ndarray, masks: RunMasks | MeasuredMasks | None) -> Boxes:
-    """given: float64 [N, 4], the boxes annotated where ``is_given`` (bool [N]); elsewhere those around the masks."""
+    """The annotated boxes ``given`` (float64 [N, 4]) where ``is_given`` (bool [N]), else the masks' bounding boxes."""
     areas = given[:, 2] * given[:, 3]  # [N]
-    if is_given.all():
+    if masks is None or is_given.all():
         return Boxes(given, areas)
     around = boxes_of_masks(masks)
     return Boxes(np.where(is_given[:, None], given, around.xywh), np.where(is_given, areas, around.areas))
@@ -160,7 +178,7 @@ def _read_masks(records: list[dict], size: Size, want: Want) -> RunMasks:
 
 
 def _counts(record: dict, size: Size, want: Want) -> Counts:
-    """The RLE counts of an annotation; without a region those of an empty mask, in a prediction only for []."""
+    """The RLE counts of an annotation, of an empty mask if it has no region. A prediction needs a region or []."""
     segmentation = record.get("segmentation")
     if not has_region(record) and (segmentation == [] or not want.scores):
         return [size[0] * size[1]]
@@ -175,7 +193,7 @@ def _counts(record: dict, size: Size, want: Want) -> Counts:
 
 
 def _scores(records: list[dict]) -> np.ndarray:
-    """float64 [N]."""
+    """Scores, float64 [N]. Raises ValueError if one is missing."""
     for record in records:
         if record.get("score") is None:
             raise ValueError(f"{name_of(record)}: expected a number as score of every annotation, got none")
@@ -187,7 +205,7 @@ def _or_nan(area: float | None) -> float:
 
 
 def _categories(records: list[dict]) -> np.ndarray | None:
-    values = [record.get("category_id") for record in records]
+    values: list[Any] = [record.get("category_id") for record in records]
     if not all(isinstance(value, int) for value in values):
         return None
     fits = all(-(2**63) <= value < 2**63 for value in values)

@@ -8,20 +8,23 @@ lane, so a few bit operations per pair match all lanes at once.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from sohes.evaluation.reference.runs import intersect
-from sohes.evaluation.shapes import Boxes, RunMasks, Shapes, as_array, take
+from sohes.evaluation.shapes import Boxes, RunMasks, as_array, take
 from sohes.ops.mask_overlap import mask_overlap
 from sohes.structures.masks import PackedMasks
+
+Masks = TypeVar("Masks", RunMasks, PackedMasks)
 
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """P pairs of a prediction and a true mask, by rising ``pred``, then ``gt``.
+    """P pairs of a prediction and a true mask, sorted by ``pred``, then ``gt``.
 
-    pred, gt: int64 [P], indices. iou: float64 [P]; for a crowd the share of the prediction inside it, as in COCO.
+    pred, gt: int64 [P], indices. iou: float64 [P]; for a crowd the fraction of the prediction inside it, as in COCO.
     """
 
     pred: np.ndarray
@@ -29,23 +32,23 @@ class Pairs:
     iou: np.ndarray
 
 
-def mask_pairs(pred: RunMasks | PackedMasks, gt: RunMasks | PackedMasks, crowd: np.ndarray, min_iou: float) -> Pairs:
-    """Every pair of IoU >= ``min_iou`` > 0. pred: N masks; gt: M masks of the same kind; crowd: bool [M].
+def mask_pairs(pred: Masks, gt: Masks, crowd: np.ndarray, min_iou: float) -> Pairs:
+    """All pairs of IoU >= ``min_iou`` > 0. pred: N masks; gt: M masks of the same type; crowd: bool [M].
 
-    Boxes and areas first rule out the pairs that cannot reach ``min_iou``.
+    Boxes and areas first exclude the pairs that cannot reach ``min_iou``.
     """
     pred_areas, gt_areas = as_array(pred.areas), as_array(gt.areas)  # [N], [M]
     most = _bound_shared(as_array(pred.boxes), pred_areas, as_array(gt.boxes), gt_areas)  # [N, M]
     rows, columns = _nonzero(_iou_of(most, pred_areas[:, None], gt_areas, crowd) >= min_iou)  # [P] each
-    shared = (intersect if isinstance(pred, RunMasks) else _intersect_packed)(pred, gt, rows, columns)  # [P]
+    shared = _intersect(pred, gt, rows, columns)  # [P]
     iou = _iou_of(shared, pred_areas[rows], gt_areas[columns], crowd[columns])  # [P]
     enough = iou >= min_iou
     return Pairs(rows[enough], columns[enough], iou[enough])
 
 
 def box_pairs(pred: Boxes, gt: Boxes, crowd: np.ndarray, min_iou: float) -> Pairs:
-    """The same for N and M boxes. The operations are pycocotools', in its order, so results are equal to the last
-    bit."""
+    """As ``mask_pairs``, for boxes. The same operations as pycocotools in the same order, so results are bitwise
+    equal."""
     low = np.maximum(pred.xywh[:, None, :2], gt.xywh[:, :2])  # [N, M, 2]
     high = np.minimum(pred.xywh[:, None, 2:] + pred.xywh[:, None, :2], gt.xywh[:, 2:] + gt.xywh[:, :2])  # [N, M, 2]
     sides = high - low  # [N, M, 2]
@@ -58,10 +61,10 @@ def box_pairs(pred: Boxes, gt: Boxes, crowd: np.ndarray, min_iou: float) -> Pair
 
 
 def _iou_of(shared: np.ndarray, pred_areas: np.ndarray, gt_areas: np.ndarray, crowd: np.ndarray) -> np.ndarray:
-    """Intersections, areas and crowd flags, broadcast together -> IoU, float64; 0 where nothing is shared.
+    """IoU, float64, of intersections, areas and crowd flags that broadcast; 0 where nothing is shared.
 
-    For a crowd the union is the prediction alone (COCO). One division of exact integers, so that the result is
-    pycocotools' to the last bit.
+    For a crowd the union is the prediction alone (COCO). One division of exact integers, so the result is bitwise
+    equal to pycocotools'.
     """
     union = np.where(crowd, pred_areas, pred_areas + gt_areas - shared)
     return shared / np.maximum(union, 1)
@@ -70,15 +73,17 @@ def _iou_of(shared: np.ndarray, pred_areas: np.ndarray, gt_areas: np.ndarray, cr
 def _bound_shared(
     pred_boxes: np.ndarray, pred_areas: np.ndarray, gt_boxes: np.ndarray, gt_areas: np.ndarray
 ) -> np.ndarray:
-    """The most pixels a pair can share, int64 [N, M]: those of the boxes' overlap, and those of the smaller mask."""
+    """Upper bound of the shared pixels of each pair, int64 [N, M]: the boxes' overlap and the smaller mask's area."""
     low = np.maximum(pred_boxes[:, None, :2], gt_boxes[:, :2])  # [N, M, 2]
     high = np.minimum(pred_boxes[:, None, 2:], gt_boxes[:, 2:])  # [N, M, 2]
     sides = np.maximum(high - low, 0)  # [N, M, 2]
     return np.minimum(sides[..., 0] * sides[..., 1], np.minimum(pred_areas[:, None], gt_areas))
 
 
-def _intersect_packed(pred: PackedMasks, gt: PackedMasks, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """As ``runs.intersect``; only masks that stand in some pair are intersected."""
+def _intersect(pred: Masks, gt: Masks, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """See ``runs.intersect``. Of packed masks, only those in some pair are intersected."""
+    if isinstance(pred, RunMasks):
+        return intersect(pred, gt, rows, columns)
     near_pred, row = np.unique(rows, return_inverse=True)
     near_gt, column = np.unique(columns, return_inverse=True)
     shared = mask_overlap(_some(pred, near_pred), _some(gt, near_gt))  # [n, m]
@@ -86,20 +91,20 @@ def _intersect_packed(pred: PackedMasks, gt: PackedMasks, rows: np.ndarray, colu
 
 
 def _nonzero(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    rows, columns = np.nonzero(table)  # two columns of one array
+    rows, columns = np.nonzero(table)  # strided views of one array
     return np.ascontiguousarray(rows), np.ascontiguousarray(columns)
 
 
-def _some(masks: Shapes, index: np.ndarray) -> Shapes:
+def _some(masks: PackedMasks, index: np.ndarray) -> PackedMasks:
     return masks if len(index) == len(masks) else take(masks, index)
 
 
 @dataclass(frozen=True, eq=False)
 class Matches:
-    """What became of the predictions that some lane matched; all others are unmatched in every lane.
+    """The R predictions that are matched in some lane, and their lanes.
 
     pred: int64 [R], rising. hit, ignored: uint8 [R, ceil(A*T/8)], lanes (bit ``l % 8`` of byte ``l // 8``) in
-    which the prediction is matched to a mask that counts, or to one that is ignored.
+    which the prediction is matched to a mask that counts, or to an ignored one.
     """
 
     pred: np.ndarray
@@ -113,25 +118,25 @@ class Matches:
 
 
 def match_greedy(pairs: Pairs, gt_ignored: np.ndarray, crowd: np.ndarray, iou_thresholds: np.ndarray) -> Matches:
-    """pairs of predictions (indices by falling score) and masks; ``gt_ignored`` bool [A, M], ``crowd`` bool [M].
+    """COCO's greedy matching (``evaluateImg``) in every lane.
 
-    In each lane, every prediction in turn takes the free mask of largest IoU at or above the threshold, of equals
-    the last one; ignored masks are taken only when no other is to be had; a crowd is never used up. (COCO's
-    ``evaluateImg``.)
+    Predictions are processed by falling score. Each takes the free mask with the largest IoU at or above the
+    threshold, the last one of a tie; an ignored mask only if there is no other. A crowd can be matched many times.
 
-    ``iou_thresholds``: float64 [T], rising, as ``Protocol.capped_thresholds`` has them.
+    pairs: of predictions (indices by falling score) and masks. gt_ignored: bool [A, M]. crowd: bool [M].
+    iou_thresholds: float64 [T], rising, as in ``Protocol.capped_thresholds``.
     """
     num_thresholds, num_ranges = len(iou_thresholds), len(gt_ignored)
     num_bytes = -(-num_thresholds * num_ranges // 8)
-    row = (1 << num_thresholds) - 1  # every threshold, of one area range
+    row = (1 << num_thresholds) - 1  # all thresholds of one area range
     shifts = [num_thresholds * a for a in range(num_ranges)]
     every = sum(row << shift for shift in shifts)
     skip = [
         sum(row << s for s, ignored in zip(shifts, column, strict=True) if ignored) for column in gt_ignored.T.tolist()
     ]
-    free = [every ^ lanes for lanes in skip]  # per mask: lanes in which it counts and is not taken
-    spare = list(skip)  # per mask: lanes in which it is ignored and not taken
-    keep = crowd.tolist()
+    free = [every ^ lanes for lanes in skip]  # per mask: lanes in which it counts and is free
+    spare = list(skip)  # per mask: lanes in which it is ignored and free
+    is_crowd = crowd.tolist()
     reach = [sum(((1 << met) - 1) << shift for shift in shifts) for met in range(num_thresholds + 1)]
 
     order = np.lexsort((-pairs.gt, -pairs.iou, pairs.pred))  # best pair of each prediction first
@@ -152,7 +157,7 @@ def match_greedy(pairs: Pairs, gt_ignored: np.ndarray, crowd: np.ndarray, iou_th
         ignored = 0
         for k in range(start, stop):
             taken = want & lanes_of[k] & spare[gt[k]]
-            if taken and not keep[gt[k]]:
+            if taken and not is_crowd[gt[k]]:
                 spare[gt[k]] ^= taken
             want ^= taken
             ignored |= taken

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masks as the runs of their COCO RLE, in numpy: read many at once, measured and intersected."""
+"""Masks as the runs of their COCO RLE, in numpy: decoded in batches, measured and intersected."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import numpy as np
 from sohes.evaluation.shapes import RunMasks
 from sohes.ops.reference.mask_rle import Counts, compress
 
-# Few enough at a time that the arrays in between stay in the cache, and memory does not follow the number of masks.
+# Batches are small, so that temporary arrays fit in the cache and memory does not grow with the number of masks.
 CHARACTERS_AT_A_TIME = 1 << 15
 RUNS_AT_A_TIME = 1 << 15
-MOST_GROUPS = 12  # of a number, 60 bits
+MAX_GROUPS = 12  # per number, 60 bits
 
 
 def as_texts(counts: Sequence[Counts]) -> list[bytes]:
-    """RLE ``counts`` in any of their forms, compressed."""
+    """RLE ``counts`` in any form -> compressed RLE."""
     return [one.encode() if isinstance(one, str) else _as_bytes(one) for one in counts]
 
 
 def read_runs(texts: Sequence[bytes], size: tuple[int, int]) -> RunMasks:
-    """N compressed RLEs of one size.
+    """N masks of one size from their compressed RLEs.
 
-    Raises ValueError, naming the mask by its index, where counts are no RLE or do not add up to H * W.
+    Raises ValueError with the index of the mask if counts are not an RLE or do not add up to H * W.
     """
     parts = []
     for part in _split(np.array([len(text) for text in texts], np.int64), CHARACTERS_AT_A_TIME):
@@ -40,9 +40,9 @@ def read_runs(texts: Sequence[bytes], size: tuple[int, int]) -> RunMasks:
 
 
 def _read_some(texts: Sequence[bytes], size: tuple[int, int], index: int) -> RunMasks:
-    """``read_runs`` of the masks from ``index`` on."""
+    """See ``read_runs``; ``index``: of the first mask, for errors."""
     table, row_bounds = _decompress(texts, size, index)  # [rows, 2], [N + 1]
-    ends = np.cumsum(table.sum(1))  # [rows], where the set run stops, all masks in one line
+    ends = np.cumsum(table.sum(1))  # [rows], end of each set run, masks concatenated
     line = np.append(0, ends)[row_bounds]  # [N + 1]
     _check(table, row_bounds, np.diff(line), size, index)
     is_set = table[:, 1] > 0  # [rows]
@@ -56,15 +56,15 @@ def _read_some(texts: Sequence[bytes], size: tuple[int, int], index: int) -> Run
 
 
 def intersect(a: RunMasks, b: RunMasks, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Pixels that mask ``rows[p]`` of ``a`` and mask ``columns[p]`` of ``b`` share, int64 [P].
+    """Number of pixels shared by mask ``rows[p]`` of ``a`` and mask ``columns[p]`` of ``b``, int64 [P].
 
-    ``C(x)``, the set pixels of b before pixel x, is linear between the ends of b's runs. A run of a from s to e
-    shares ``C(e) - C(s)`` pixels. All masks of b stand in one line, one image's pixels apart. (Interpolation is exact:
-    its slopes are 0 and 1.)
+    ``C(x)``, the number of set pixels of b before pixel x, is linear between the ends of b's runs. A run of a from s
+    to e shares ``C(e) - C(s)`` pixels. The masks of b are concatenated, with H * W pixels for each. (Interpolation is
+    exact, as all slopes are 0 or 1.)
     """
     num_pixels = a.size[0] * a.size[1]
     shared = np.zeros(len(rows), np.int64)  # [P]
-    of_b, _, counts = _runs_in_line(b.bounds)
+    of_b, _, counts = _concatenate_runs(b.bounds)
     if len(of_b) == 0:
         return shared
     shift = np.repeat(np.arange(len(b)) * num_pixels, counts)  # [runs of b]
@@ -75,22 +75,22 @@ def intersect(a: RunMasks, b: RunMasks, rows: np.ndarray, columns: np.ndarray) -
     todo = np.flatnonzero(num_runs)  # [p]
     for part in _split(num_runs[todo], RUNS_AT_A_TIME):
         pairs = todo[part]  # [p]
-        run, begin, per_pair = _runs_in_line(a.bounds[rows[pairs]])
+        run, begin, per_pair = _concatenate_runs(a.bounds[rows[pairs]])
         shift = np.repeat(columns[pairs] * num_pixels, per_pair)  # [runs]
         gain = np.interp(a.stops[run] + shift, ends, covered) - np.interp(a.starts[run] + shift, ends, covered)
         shared[pairs] = np.add.reduceat(gain, begin)
     return shared
 
 
-def _runs_in_line(bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(all runs of masks with these ``bounds`` one after the other, where each mask's begin there, how many)."""
+def _concatenate_runs(bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(indices of all runs of the masks with these ``bounds``, start of each mask in them, runs per mask)."""
     counts = bounds[:, 1] - bounds[:, 0]  # [n]
     begin = np.cumsum(counts) - counts  # [n]
     return np.arange(counts.sum()) + np.repeat(bounds[:, 0] - begin, counts), begin, counts
 
 
 def _split(amounts: np.ndarray, limit: int) -> list[slice]:
-    """Consecutive slices that hold about ``limit`` in all, or one item; one empty slice of no items."""
+    """Consecutive slices whose amounts sum to about ``limit``, or of one item; of no items, one empty slice."""
     chunk = np.cumsum(amounts) // limit
     cuts = [0, *(np.flatnonzero(np.diff(chunk)) + 1).tolist(), len(amounts)]
     return [slice(low, high) for low, high in pairwise(cuts)]
@@ -101,16 +101,16 @@ def _as_bytes(counts: bytes | Sequence[int]) -> bytes:
 
 
 def _decompress(counts: Sequence[bytes], size: tuple[int, int], index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Run lengths int64 [rows, 2], unset and set in turn, and the rows of each mask, int64 [N + 1].
+    """Run lengths int64 [rows, 2], (unset, set) pairs, and the row bounds of the masks, int64 [N + 1].
 
-    A character minus 48 is a group: five bits of the number, least first; 32 says that another group follows; the
-    last is signed. From a mask's fourth run on, the number is the difference to the run two before. So in two columns
-    the runs are sums downwards. A mask with an odd number of runs ends with a set run of 0.
+    A character minus 48 is a group of five bits of a number, least significant first; bit 32 means that another group
+    follows; the number is signed. From a mask's fourth run on, the number is the difference to the run two before it.
+    So in two columns, runs are cumulative sums. A mask with an odd number of runs ends with a set run of 0.
     """
-    groups = np.frombuffer(b"".join(counts), np.uint8) - np.uint8(48)  # [characters], wraps below 48
+    groups = np.frombuffer(b"".join(counts), np.uint8) - np.uint8(48)  # [characters], wraps around below 48
     char_bounds = np.cumsum([0] + [len(one) for one in counts])  # [N + 1]
     ends = np.flatnonzero(groups < 32)  # [runs], last group of each number
-    bounds = np.searchsorted(ends, char_bounds)  # [N + 1], the runs of each mask
+    bounds = np.searchsorted(ends, char_bounds)  # [N + 1], run bounds of the masks
     _refuse_broken(groups, ends, bounds, char_bounds, index)
     runs = (groups[ends].astype(np.int64) ^ 16) - 16  # [runs]
     digits = np.diff(ends, prepend=-1)  # [runs]
@@ -124,16 +124,16 @@ def _decompress(counts: Sequence[bytes], size: tuple[int, int], index: int) -> t
     row_bounds = np.append(0, np.cumsum(num_rows))  # [N + 1]
     is_run = np.ones(2 * row_bounds[-1], bool)
     is_run[2 * row_bounds[1:][np.diff(bounds) % 2 == 1] - 1] = False
-    table = np.zeros(len(is_run), np.int64)
-    table[is_run] = runs
-    table = table.reshape(-1, 2)  # [rows, 2]
+    padded = np.zeros(len(is_run), np.int64)
+    padded[is_run] = runs
+    table = padded.reshape(-1, 2)  # [rows, 2]
     top, num_rows = row_bounds[:-1][num_rows > 0], num_rows[num_rows > 0]
-    first_runs = table[top, 0]  # no difference is taken to a mask's very first run
+    first_runs = table[top, 0]  # no number is a difference to a mask's first run
     table[top, 0] = 0
     above = np.cumsum(table, axis=0)  # [rows, 2]
     above -= np.repeat(above[top] - table[top], num_rows, axis=0)
     above[top, 0] = first_runs
-    # The padding of an odd mask took the sum of its column.
+    # Padding now has the sum of its column.
     above.ravel()[~is_run] = 0
     return above, row_bounds
 
@@ -144,7 +144,7 @@ def _refuse_broken(
     if groups.max(initial=0) > 63:
         index += np.searchsorted(char_bounds, np.flatnonzero(groups > 63)[0], side="right") - 1
         raise ValueError(f"mask {index}: counts is not a compressed RLE string")
-    last = np.append(-1, ends)[bounds[1:]]  # [N], where the last number of a mask or one before it ends
+    last = np.append(-1, ends)[bounds[1:]]  # [N], end of the last number of this mask or an earlier one
     cut = np.flatnonzero((np.diff(char_bounds) > 0) & (last != char_bounds[1:] - 1))
     if len(cut):
         raise ValueError(f"mask {index + cut[0]}: counts is cut short")
@@ -153,12 +153,12 @@ def _refuse_broken(
 def _refuse_long_runs(
     runs: np.ndarray, digits: np.ndarray, bounds: np.ndarray, size: tuple[int, int], index: int
 ) -> None:
-    """No number, which is a run or a difference of two, is larger than the image: so sums of them fit int64."""
+    """Refuse numbers larger than the image, so that sums fit int64. (A number is a run or a difference of two.)"""
     num_pixels = size[0] * size[1]
-    wrong = np.flatnonzero((digits > MOST_GROUPS) | (runs > num_pixels) | (runs < -num_pixels))
+    wrong = np.flatnonzero((digits > MAX_GROUPS) | (runs > num_pixels) | (runs < -num_pixels))
     if len(wrong):
         index += np.searchsorted(bounds, wrong[0], side="right") - 1
-        if digits[wrong[0]] > MOST_GROUPS:
+        if digits[wrong[0]] > MAX_GROUPS:
             raise ValueError(f"mask {index}: counts hold a run of more than 60 bits")
         got = f"a run of {runs[wrong[0]]} pixels"
         raise ValueError(f"mask {index}: counts hold {got}, expected {size[0]} x {size[1]} = {num_pixels} in all")
@@ -178,7 +178,7 @@ def _check(table: np.ndarray, row_bounds: np.ndarray, totals: np.ndarray, size: 
 
 
 def _boxes(starts: np.ndarray, stops: np.ndarray, first: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """int64 [N, 4]. A run that goes on into the next column touches the top and the bottom."""
+    """Bounding boxes, int64 [N, 4]. A run that crosses into the next column touches the bottom and the top."""
     boxes = np.zeros((len(first) - 1, 4), np.int64)
     full = np.flatnonzero(np.diff(first))  # [n], masks with a pixel
     if len(full) == 0:
