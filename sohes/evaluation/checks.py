@@ -59,9 +59,9 @@ def check_ids(gt: CocoIndex, pred: CocoIndex, ignore_others: bool) -> None:
             true = true_image.get(key)
             if image.get(key, true) != true:
                 raise BadInput(f"image {image_id!r}: {key} is {true} in {gt.path} but {image[key]} in {pred.path}")
-        names = true_image.get("file_name"), image.get("file_name")
-        if None not in names and _stem(names[0]) != _stem(names[1]):
-            raise BadInput(f"image {image_id!r} is {names[0]} in {gt.path} but {names[1]} in {pred.path}")
+        true_name, name = true_image.get("file_name"), image.get("file_name")
+        if true_name is not None and name is not None and _stem(true_name) != _stem(name):
+            raise BadInput(f"image {image_id!r} is {true_name} in {gt.path} but {name} in {pred.path}")
     missing = len(true_images) - (len(predicted) - len(unknown))
     if missing > 0:
         logger.warning("%s: %d of %d images have no predictions", pred.path, missing, len(true_images))

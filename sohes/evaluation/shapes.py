@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, final
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ import torch
 from sohes.structures.masks import PackedMasks, Size
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class RunMasks:
     """N masks of one size (H, W) as runs of set pixels, in column-major pixel order.
@@ -32,6 +33,7 @@ class RunMasks:
         return len(self.areas)
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class MeasuredMasks:
     """Sizes, areas and boxes of N masks, as in ``RunMasks``, without their pixels."""
@@ -44,6 +46,7 @@ class MeasuredMasks:
         return len(self.areas)
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class Boxes:
     """N boxes. xywh: float64 [N, 4], left, top, width, height in pixels. areas: float64 [N], which decide the area
