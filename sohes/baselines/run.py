@@ -89,12 +89,12 @@ def predict_dataset(
 
 def true_masks(sample: Sample) -> list[PackedMasks]:
     """The true masks of an image without crowds, one set per annotator. Raises BaselineError for an invalid mask."""
-    people: dict[Any, list[dict]] = {}
+    by_annotator: dict[Any, list[dict]] = {}
     try:
         for annotation in sample.annotations:
             if has_region(annotation) and not annotation.get("iscrowd"):
-                people.setdefault(annotation.get("annotator"), []).append(to_rle(annotation, sample.size))
-        return [PackedMasks.from_rle(rles, sample.size) for rles in people.values()]
+                by_annotator.setdefault(annotation.get("annotator"), []).append(to_rle(annotation, sample.size))
+        return [PackedMasks.from_rle(rles, sample.size) for rles in by_annotator.values()]
     except ValueError as error:
         raise BaselineError(f"{sample.image['file_name']}: {error}") from error
 

@@ -178,7 +178,7 @@ def _score_one(protocols: dict[IouType, Protocol], gt: CocoIndex, pred: CocoInde
     want = Want(masks="mask" in protocols, boxes="box" in protocols)
     true = _read_truth(gt, image_id, size, want, class_aware)
     if gt.has_annotators and len(true) == 0:
-        return []  # nobody annotated this image
+        return []  # no annotator annotated this image
     against = None
     if isinstance(true.masks, RunMasks) and want.masks:
         against = PairWith(true.masks, true.crowd, next(iter(protocols.values())).min_iou)

@@ -39,8 +39,8 @@ def read_runs_at(binary: ModuleType, text: bytes, places: np.ndarray, size: Size
     one of them is not an RLE of ``size``. ``escaped``: as in JSON, where a backslash is written twice.
     """
     num = len(places)
-    room = int((places[:, 1] - places[:, 0]).sum()) // 2
-    starts, stops = np.empty(room, np.int64), np.empty(room, np.int64)
+    max_runs = int((places[:, 1] - places[:, 0]).sum()) // 2
+    starts, stops = np.empty(max_runs, np.int64), np.empty(max_runs, np.int64)
     bounds, areas, boxes = np.empty((num, 2), np.int64), np.empty(num, np.int64), np.empty((num, 4), np.int64)
     broken = binary.rle_runs(text, places, escaped, *size, starts, stops, bounds, areas, boxes)
     return None if broken >= 0 else RunMasks(size, starts, stops, bounds, areas, boxes)

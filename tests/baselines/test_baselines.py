@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Floors and ceiling: what they find on drawn images, and the command that applies them."""
+"""Baselines and the oracle on drawn images, and the command that applies them."""
 
 import json
 import sys
@@ -108,7 +108,7 @@ def test_oracle_beats_every_node_it_could_choose(tree):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two photos in a plain COCO folder, with a parent, a crowd that the oracle must not chase, and an empty photo."""
+    """Two photos in a plain COCO folder, with a parent, a crowd that the oracle must ignore, and an empty photo."""
     photo, masks = two_squares()
     (tmp_path / "set" / "images").mkdir(parents=True)
     for name in "ab":

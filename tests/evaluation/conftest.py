@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random tiny images, and the two oracles they are scored with: pycocotools, and loops written from the definition."""
+"""Random tiny images, and two references to score them: pycocotools, and plain loops over the definition."""
 
 import contextlib
 import io
@@ -23,7 +23,7 @@ TINY_AREAS = {"all": (0, 1e10), "small": (0, 12), "medium": (12, 40), "large": (
 
 @dataclass
 class Image:
-    """One image in the plainest form: dense masks bool [M, H, W] and [N, H, W]."""
+    """One image with dense masks, bool [M, H, W] and [N, H, W]."""
 
     gt: np.ndarray
     crowd: np.ndarray
@@ -32,7 +32,7 @@ class Image:
     scores: np.ndarray  # float32 values
     gt_categories: np.ndarray  # int64 [M] and [N]
     pred_categories: np.ndarray
-    gt_boxes: np.ndarray  # float64 [M, 4] and [N, 4], x, y, width, height; not quite the masks'
+    gt_boxes: np.ndarray  # float64 [M, 4] and [N, 4], x, y, width, height; slightly different from the masks'
     pred_boxes: np.ndarray
 
 
@@ -40,7 +40,7 @@ CATEGORIES = (2, 3, 7)
 
 
 def random_image(rng, max_gt=5, max_pred=9, size=(9, 11)):
-    """Rectangles; predictions are copies, shifted or thinned copies of true masks, or strangers; scores often tie."""
+    """Random rectangles; predictions are exact, shifted or thinned copies of true masks, or unrelated; many ties."""
 
     def rectangle():
         mask = np.zeros(size, bool)
@@ -66,7 +66,7 @@ def random_image(rng, max_gt=5, max_pred=9, size=(9, 11)):
         pred.append(mask)
     gt = np.array(gt, bool).reshape(-1, *size)
     pred = np.array(pred, bool).reshape(-1, *size)
-    areas = gt.sum((1, 2)) * rng.choice([1.0, 0.8], len(gt))  # annotated areas differ from the mask's, as polygons' do
+    areas = gt.sum((1, 2)) * rng.choice([1.0, 0.8], len(gt))  # annotated areas differ from the masks', as with polygons
     scores = rng.choice([0.125, 0.25, 0.5, 0.75], len(pred)) if rng.random() < 0.5 else rng.random(len(pred))
     crowd = rng.random(len(gt)) < 0.2
     # Drawn last, and from few values: boxes tie too. Some images lack some categories.
@@ -77,7 +77,7 @@ def random_image(rng, max_gt=5, max_pred=9, size=(9, 11)):
 
 
 def boxes_around(dense):
-    """bool [N, H, W] -> float64 [N, 4], x, y, width, height, as pycocotools has them."""
+    """bool [N, H, W] -> float64 [N, 4], x, y, width, height, as in pycocotools."""
     rles = [coco_mask.encode(np.asfortranarray(mask, np.uint8)) for mask in dense]
     return np.asarray(coco_mask.toBbox(rles)).reshape(-1, 4) if rles else np.zeros((0, 4))
 
@@ -99,7 +99,7 @@ def coco_files(images, with_boxes=False):
                     "category_id": int(category),
                     "segmentation": rle,
                     "iscrowd": int(crowd),
-                    "ignore": len(truth["annotations"]) % 2,  # COCO does not look at it
+                    "ignore": len(truth["annotations"]) % 2,  # COCO ignores it
                     "area": float(area),
                     "bbox": box.tolist(),
                 }
@@ -116,10 +116,10 @@ def coco_files(images, with_boxes=False):
 
 def run_pycocotools(truth, results, max_dets, area_ranges, class_aware=False, iou_type="segm"):
     """(precision [T, 101, K, A, M], recall [T, K, A, M]) with NaN for pycocotools' -1."""
-    truth, results = json.loads(json.dumps([truth, results]))  # it writes into them
+    truth, results = json.loads(json.dumps([truth, results]))  # pycocotools changes them
     if iou_type == "segm":
         for result in results:
-            result.pop("bbox", None)  # else it decides the area
+            result.pop("bbox", None)  # which would decide the area
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = {"info": {}, **truth}
@@ -142,7 +142,7 @@ def run_pycocotools(truth, results, max_dets, area_ranges, class_aware=False, io
 
 
 def assert_equal_bits(evaluator, precision, recall, categories=(1, *CATEGORIES), message=""):
-    """That an evaluator has pycocotools' numbers (as ``run_pycocotools`` returns them), and its means."""
+    """Assert that an evaluator has the numbers of ``run_pycocotools``, and its means."""
     seen = [categories.index(c) for c in evaluator.categories] if evaluator.protocol.class_aware else [0]
     others = np.delete(np.arange(precision.shape[2]), seen)
     assert np.isnan(precision[:, :, others]).all()
@@ -158,7 +158,7 @@ def assert_equal_bits(evaluator, precision, recall, categories=(1, *CATEGORIES),
     expected |= {"AP50": precision[0, :, :, 0, -1], "AP75": precision[5, :, :, 0, -1]}
     summary = evaluator.summary()
     for name, values in expected.items():
-        defined = values[~np.isnan(values)]  # the mean of what is defined, as COCOeval.summarize takes it
+        defined = values[~np.isnan(values)]  # the mean of defined values, as in COCOeval.summarize
         mean = np.mean(defined) if defined.size else np.nan
         assert summary[name] == mean or (np.isnan(summary[name]) and np.isnan(mean)), (
             name,
@@ -211,7 +211,7 @@ def _curve(outcomes, limit, total):
     found = (outcome for _, found in outcomes for outcome in found[:limit])
     hits = misses = 0
     curve = []
-    for _, verdict in sorted(found, key=lambda item: -item[0]):  # sorted() keeps the order of equals
+    for _, verdict in sorted(found, key=lambda item: -item[0]):  # sorted() is stable
         hits += verdict == "hit"
         misses += verdict == "miss"
         curve.append((hits / total, hits / max(hits + misses, 1)))
@@ -249,7 +249,7 @@ def _select(image, gt, pred):
 
 
 def in_category_order(image):
-    """The image as pycocotools without categories goes through it, which decides ties."""
+    """The image in the order of pycocotools without categories, which decides ties."""
     gt, pred = np.argsort(image.gt_categories, kind="stable"), np.argsort(image.pred_categories, kind="stable")
     return _select(image, gt, pred)
 

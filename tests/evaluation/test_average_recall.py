@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Average recall and precision: against pycocotools bit by bit, against plain loops, and by hand."""
+"""Average recall and precision: bitwise against pycocotools, against plain loops, and by hand."""
 
 import numpy as np
 import pytest
@@ -54,7 +54,7 @@ def test_default_protocol_equals_pycocotools_with_1000_predictions(tools):
 @pytest.mark.parametrize("iou_type", ["mask", "box"])
 @pytest.mark.parametrize("class_aware", [False, True])
 def test_plain_loops_agree_on_more_than_255_masks_and_1000_predictions(tools, iou_type, class_aware):
-    """What pycocotools cannot be asked for; crowds, annotated areas and empty images are among them."""
+    """Beyond the limits of pycocotools, with crowds, annotated areas and empty images."""
     rng = np.random.default_rng(11)
     gt = rectangles(rng, 300)
     pred = gt[rng.integers(300, size=1200)] & (rng.random((1200, 14, 15)) > 0.15)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sums of photos against the evaluator's own figures, and intervals against simulation and by hand."""
+"""Sums of photos against the evaluator's metrics, and intervals against simulation and by hand."""
 
 import numpy as np
 import pytest
@@ -54,7 +54,7 @@ def runs_of(rng, photos=60, gain=0.05):
 
 
 def test_interval_has_the_width_that_theory_says():
-    """Of equal photos, the ratio is a mean, whose standard error is known."""
+    """For equal photos, the ratio is a mean with a known standard error."""
     rng = np.random.default_rng(1)
     values = rng.uniform(0, 1, 400)
     run = PhotoSums(list(range(400)), {"x": np.stack([values, np.ones(400)], 1)})

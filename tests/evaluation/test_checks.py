@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Predicted images find their true ones by id, or by file name where ids mean other images."""
+"""Predicted images are matched to true ones by id, or by file name if ids differ."""
 
 import json
 

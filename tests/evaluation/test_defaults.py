@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Under other default devices and dtypes of torch everything has the figures it has under its own; names that there
-are not are told with the nearest; nothing of an evaluation needs pycocotools before a polygon is drawn."""
+"""Metrics do not depend on torch's default device and dtype; errors for unknown names suggest the nearest name;
+pycocotools is imported only to draw polygons."""
 
 import contextlib
 import json

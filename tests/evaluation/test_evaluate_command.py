@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m sohes.evaluate`: what it prints and writes, and how it refuses."""
+"""`python -m sohes.evaluate`: output, files and errors."""
 
 import csv
 import json
@@ -47,7 +47,7 @@ def test_prints_and_writes(files, tmp_path, capsys):
 
 
 def test_boxes_and_categories_on_request(files, tmp_path, capsys):
-    """The file has no categories and no boxes: boxes are those around the masks, and categories are missed."""
+    """A file without categories and boxes: boxes are computed from the masks, missing categories are an error."""
     table = tmp_path / "table.jsonl"
     assert main([*files, "--iou-type", "both", "--threads", "2", "--per-image", str(table)]) == 0
     lines = dict(line.split() for line in capsys.readouterr().out.splitlines())
@@ -116,7 +116,7 @@ def test_tables_compare_runs():
 
 
 def change(path, spoil):
-    """Write the JSON file again, as spoil(content) leaves it."""
+    """Rewrite the JSON file after spoil(content)."""
     content = json.loads(Path(path).read_text())
     spoil(content)
     Path(path).write_text(json.dumps(content))
@@ -200,7 +200,7 @@ def test_what_has_no_region_is_no_mask_and_named_once(files, capsys, caplog):
 
 
 def test_what_has_a_box_alone_counts_among_boxes(files, capsys):
-    """As in pycocotools; a box that is neither given nor around a mask is none."""
+    """As in pycocotools; without ``bbox`` and mask there is no box."""
     change(files[1], without_regions)
     assert main([*files, "--iou-type", "both"]) == 0
     lines = dict(line.split() for line in capsys.readouterr().out.splitlines())

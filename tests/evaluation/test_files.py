@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of predictions against files of ground truth: the same numbers as in memory, or a clear error."""
+"""Files of predictions against files of ground truth: the same metrics as in memory, or a clear error."""
 
 import json
 import logging
@@ -67,8 +67,8 @@ def test_annotations_may_stand_in_any_order(save, small):
 
 @pytest.mark.parametrize("first_seed", range(0, 200, 50))
 def test_masks_and_boxes_with_and_without_classes_equal_pycocotools(tools, save, monkeypatch, first_seed):
-    """Categories in any order: without classes they still decide ties, as in pycocotools without categories. Every
-    second set has no boxes in the predictions: both take them from the masks."""
+    """Unsorted categories: they decide ties even without classes, as in pycocotools. Every second set has no boxes in
+    the predictions: both compute them from the masks."""
     monkeypatch.setattr(protocol, "COCO_AREAS", tools.TINY_AREAS)
     limits = (1, 3, 100)
     for seed in range(first_seed, first_seed + 50):
@@ -93,7 +93,7 @@ COCO_AREAS = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "
 
 
 def test_scores_keep_all_their_digits(save):
-    """Two scores that are one in single precision: the better one is the second."""
+    """Two scores that are equal in single precision; the better one is second."""
     size = [1, 40]
     images = [{"id": 1, "width": 40, "height": 1}]
     truth = {"images": images, "annotations": [annotation(1, 1, [0, 20, 20])]}
@@ -109,7 +109,7 @@ def annotation(number, image_id, counts, **more):
 
 
 def test_each_annotator_is_an_image_of_its_own(tools, save):
-    """Equal to pycocotools on copies of the images, one for each annotator, with the predictions repeated."""
+    """Equal to pycocotools on copies of the images, one per annotator, with repeated predictions."""
     rng = np.random.default_rng(2)
     images = [tools.random_image(rng) for _ in range(5)]
     truth, results = tools.coco_files(images)

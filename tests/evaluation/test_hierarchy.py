@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parent recall and ancestor F1, worked out by hand on nested bars."""
+"""Metrics of the hierarchy, computed by hand on nested bars."""
 
 import math
 
@@ -65,14 +65,14 @@ def test_a_level_that_nobody_drew_costs_nothing():
 
 
 def test_an_ancestor_that_was_skipped_still_counts_for_the_others():
-    """The tip hangs from the whole: whole-left, whole-right, whole-tip of the 4 true ancestors, none wrong."""
+    """The tip is a child of the whole: whole-left, whole-right, whole-tip of the 4 true ancestors, none wrong."""
     parent_recall, f1 = score([WHOLE, LEFT, RIGHT, TIP], [-1, 0, 0, 0])
     assert parent_recall == 2 / 3
     assert f1 == 2 * 3 / (4 + 3)
 
 
 def test_false_nesting_costs_f1():
-    """Right hangs from left: 4 true ancestors found, left-right wrong."""
+    """Right is a child of left: 4 true ancestors found, left-right wrong."""
     assert score([WHOLE, LEFT, RIGHT, TIP], [-1, 0, 1, 1]) == (1, 2 * 4 / (4 + 5))
 
 
@@ -136,10 +136,10 @@ def test_ancestor_chains():
 def test_levels_and_edits_of_the_contracted_forests():
     every = [WHOLE, LEFT, RIGHT, TIP]
     assert score_contracted(every, TRUE_PARENTS) == (1, 1)
-    assert score_contracted(every, [-1, 0, 0, 0]) == (3 / 4, 3 / 4)  # the tip hangs from the whole: one move
-    assert score_contracted(every, [-1, 0, 0, 2]) == (1, 3 / 4)  # from the right: as deep, but elsewhere
-    assert score_contracted(every, [-1, 0, 1, 1]) == (3 / 4, 3 / 4)  # the right hangs from the left
-    # Right moves on top: the whole and all below it are one deeper, but only two masks hang elsewhere.
+    assert score_contracted(every, [-1, 0, 0, 0]) == (3 / 4, 3 / 4)  # the tip is a child of the whole: one move
+    assert score_contracted(every, [-1, 0, 0, 2]) == (1, 3 / 4)  # a child of the right: the same depth, another parent
+    assert score_contracted(every, [-1, 0, 1, 1]) == (3 / 4, 3 / 4)  # the right is a child of the left
+    # Right moves to the top: the whole and its subtree are one deeper, but only two masks have another parent.
     assert score_contracted(every, [2, 0, -1, 1]) == (0, 2 / 4)
     assert score_contracted(every, [-1, -1, -1, -1]) == (1 / 4, 1 / 4)
 
@@ -154,7 +154,7 @@ def test_levels_nobody_drew_and_masks_nobody_found_are_contracted_away():
 
 @pytest.mark.parametrize("seed", range(20))
 def test_edit_similarity_is_the_distance_in_moves(seed):
-    """Hanging masks elsewhere, one at a time, ever under any mask that is not below: fewest moves by search."""
+    """The minimum number of moves by search; a move puts a mask under any mask outside its subtree."""
     rng = np.random.default_rng(seed)
     count = 4
     forests = [[int(rng.integers(-1, index)) for index in range(count)] for _ in range(2)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compiled twins of an evaluation against the Python that defines them, bit by bit."""
+"""The kernels of the evaluation against the Python references, bitwise."""
 
 import json
 from contextlib import contextmanager
@@ -40,9 +40,9 @@ def without_binary(monkeypatch):
 
 
 def flat(value):
-    """Arrays of a dataclass, or of a list of them, in one list."""
+    """The arrays of a dataclass, or of a list of them, as one list."""
     if isinstance(value, RunMasks):
-        used = [np.arange(*bounds) for bounds in value.bounds]  # there may be more room than runs
+        used = [np.arange(*bounds) for bounds in value.bounds]  # the arrays may be longer
         index = np.concatenate([np.zeros(0, np.int64), *used])
         return [value.starts[index], value.stops[index], np.diff(value.bounds), value.areas, value.boxes]
     if isinstance(value, Boxes):
@@ -88,7 +88,7 @@ PLAIN = [
     {"score": -1.5e-300, "iscrowd": False, "segmentation": {"counts": "0l1", "size": [6, 10]}, "parent": None},
     {"score": 0.5, "segmentation": RLE, "parent": 12345, "more": [{"a": [1, '\n"]', {}]}, True, None, -0.0]},
 ]
-# What the kernel leaves to Python: each makes it decline the whole image.
+# Annotations that the kernel leaves to Python, each with its whole image.
 ODD = {
     "string id": {"id": "a", "score": 0.5, "segmentation": RLE},
     "repeated key": '{"id": 1, "id": 2, "score": 0.5, "segmentation": {"size": [6, 10], "counts": "l1"}}',
@@ -163,7 +163,7 @@ def test_cut_or_spoiled_text_is_declined(binary, cut):
 
 @pytest.mark.parametrize("chunk_bytes", [16, 100, 1 << 19])
 def test_indices_agree(binary, tmp_path, monkeypatch, chunk_bytes):
-    """Numbers and strings as ids, not in order, with odd annotations among them, through windows of any size."""
+    """Unsorted numbers and strings as ids, with unusual annotations, and windows of any size."""
     rng = np.random.default_rng(0)
     records, num_without = [], 0
     for number in range(60):
@@ -208,7 +208,7 @@ def test_matching_equals_the_reference(binary, seed):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_counting_precision_equals_the_reference(binary, seed):
-    """In portions, of which some are empty; each hit takes a mask, so there are no more than there are masks."""
+    """In blocks, some empty. Each hit uses a mask, so there are at most as many hits as masks."""
     rng = np.random.default_rng(seed)
     num_ranges, num_thresholds, num_rows = rng.integers(1, 9), rng.integers(1, 8), rng.integers(1, 80)
     num_lanes = num_ranges * num_thresholds

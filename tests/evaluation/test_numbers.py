@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers that cannot be, in every field of both files: one clear error, or the figures there would be without them,
-whether the compiled module reads the file or Python does."""
+"""Invalid numbers in every field of both files: one clear error, or the same metrics as without them, for the compiled
+reader and the Python reader."""
 
 import json
 import subprocess
@@ -49,7 +49,7 @@ VALUES = {
 }
 HUGE = {"2**31", "2**63", "2**64+3"}
 IDS = {"-1", *HUGE, "10**400", "7 as text"}  # integers and text can be ids
-# Per field: the values that are as good as any other, or as none.
+# Per field: the values that are valid, or ignored.
 FINE = {
     "id": {*IDS, "null"},
     "category_id": {*IDS, "null"},
@@ -97,7 +97,7 @@ def write(tmp_path):
 
 
 def outcome(files, **plan):
-    """The figures, or the error as text."""
+    """The metrics, or the error as text."""
     try:
         return {name: found.summary() for name, found in score(*files, Plan(**plan)).items()}
     except BadInput as error:
@@ -113,7 +113,7 @@ def test_values_of_an_annotation(reader, write, side, field, value):
         result = outcome(files, iou_types=iou_types)
         is_fine = value in FINE[field]
         if side == "found" and field == "parent":
-            is_fine = is_fine or value in IDS  # one that is not there makes a root
+            is_fine = is_fine or value in IDS  # an unknown parent makes a root
         if (field, value, side) in {("annotator", one, "truth") for one in IDS} | {("score", "null", "truth")}:
             is_fine = True
         if side == "found" and field == "annotator":
@@ -169,7 +169,7 @@ def test_values_of_an_image(reader, write, key, value):
 
 
 def test_a_huge_image_takes_no_memory(reader, write):
-    """Both within what is allowed and beyond, in a process that has little."""
+    """Sizes within the limits and beyond, in a process with little memory."""
     code = (
         "import resource, sys; from sohes.evaluation import evaluate_files, BadInput;"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
@@ -213,7 +213,7 @@ def test_polygons_far_outside_are_drawn_as_pycocotools_does(reader, write):
 
 
 def test_huge_categories_are_told_apart(reader, write):
-    """By class, the mean is over those of the truth, in their order; without classes they decide ties alone."""
+    """With classes, the mean is over the true classes in sorted order; without, they only decide ties."""
     categories = [2**64 + 3, 2**64 + 4, -(2**90)]
     other = {"size": [20, 30], "counts": [580, 20]}
     more = [
@@ -246,7 +246,7 @@ def test_deep_nesting_is_no_crash(reader, write, tmp_path):
 
 @pytest.mark.parametrize("first_seed", range(0, 40, 20))
 def test_annotations_with_a_box_alone_equal_pycocotools(reader, tools, tmp_path, monkeypatch, first_seed):
-    """Masks as if they were not in the file, which is all that pycocotools can do with them; boxes as if they were."""
+    """As in pycocotools, such annotations do not count as masks, but count as boxes."""
     monkeypatch.setattr(protocol, "COCO_AREAS", tools.TINY_AREAS)
     limits = (1, 3, 100)
     for seed in range(first_seed, first_seed + 20):
@@ -304,7 +304,7 @@ def test_the_two_readers_agree_on_files_without_regions(tools, tmp_path, monkeyp
 )
 @pytest.mark.parametrize("baseline", [None, "tree-oracle"])
 def test_data_sets_are_checked_as_files_are(write, tmp_path, capsys, change, message, baseline):
-    """Where they are converted, and where an oracle looks at them."""
+    """In the conversion, and in the oracle."""
     gt, pred = write(truth=change)
     gt.rename(tmp_path / "annotations.json")
     Image.new("RGB", (30, 20)).save(tmp_path / "a.png")

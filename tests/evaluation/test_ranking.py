@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of many images by falling score: merged in portions as if they were sorted at once."""
+"""Rows of many images by falling score: a merge in blocks equals sorting all at once."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def random_runs(rng, num_runs, scores):
     for _ in range(num_runs):
         rows = np.zeros(rng.integers(0, 40), ROW)
         rows["score"] = rng.choice(scores, len(rows))
-        rows["rank"] = np.arange(number, number + len(rows))  # as they come, to tell equals apart
+        rows["rank"] = np.arange(number, number + len(rows))  # the input order, to distinguish ties
         number += len(rows)
         runs.append(sort_rows(rows))
     return runs

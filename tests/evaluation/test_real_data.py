@@ -36,7 +36,7 @@ def read(name, num_images):
 
 
 def spoil(truth, rng):
-    """For each true mask a box around it, and the mask moved by some pixels, sometimes under another class."""
+    """For each true mask its bounding box, and the mask moved by some pixels, sometimes with another class."""
     results = []
     for record in truth["annotations"]:
         mask = coco_mask.decode(record["segmentation"])
@@ -55,7 +55,7 @@ def spoil(truth, rng):
 
 
 def split_by_annotator(truth, results):
-    """As sohes does it: each annotator's drawing is an image of its own with the same predictions."""
+    """As in sohes: each annotator's masks are a separate image with the same predictions."""
     split = {**truth, "images": [], "annotations": []}
     repeated = []
     for image in truth["images"]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masks as runs: read, measured and intersected like dense masks; broken RLE refused."""
+"""Masks as runs: decoded, measured and intersected as dense masks; invalid RLE raises."""
 
 import numpy as np
 import pytest

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An evaluation that is killed, resumed, shared by threads and by processes has the figures of one that is not."""
+"""Metrics do not depend on interruption and resuming, threads and processes."""
 
 import gc
 import json
@@ -72,7 +72,7 @@ def test_each_rank_scores_its_share_and_the_first_merges(set_of_images, tmp_path
     whole = score(*set_of_images, Plan())
     parts = [Plan(shards=tmp_path / "shards", world=World(rank, 3, rank)) for rank in (2, 1, 0)]
     written = []
-    for plan in parts:  # one after the other, the first rank last: no process has to wait
+    for plan in parts:  # sequentially, rank 0 last: no process has to wait
         evaluators = score(*set_of_images, plan)
         written.append(len(list((tmp_path / "shards").glob("shard-*.npz"))))
     assert written == [2, 5, 8]
@@ -110,7 +110,7 @@ def test_a_damaged_shard_is_named_and_half_a_shard_is_scored_again(set_of_images
 
 
 def test_an_empty_shard_is_kept(tmp_path):
-    """As that of images nobody drew, where annotators are named."""
+    """E.g. of images without annotations, in a file with annotators."""
     shards = Shards(tmp_path, {"mask": Protocol()})
     shards.write(0, [])
     assert shards.has(0)

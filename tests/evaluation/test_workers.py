@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Threads that score: results in order, few of them waiting, errors not lost."""
+"""The thread pool: results in order, a bounded queue, exceptions raised."""
 
 import threading
 

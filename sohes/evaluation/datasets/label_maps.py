@@ -184,8 +184,8 @@ class Bsds500(LabelMaps):
     def read_truth(self, file: Path) -> tuple[tuple[int, int], list[dict[str, Any]]]:
         variables = read_mat(file)
         try:
-            people = variables["groundTruth"][0]
-            maps = [person["Segmentation"][0, 0].astype(np.int64) for person in people]  # each [H, W], labels from 1
+            annotators = variables["groundTruth"][0]
+            maps = [one["Segmentation"][0, 0].astype(np.int64) for one in annotators]  # each [H, W], labels from 1
             shape = maps[0].shape
         except (LookupError, ValueError, TypeError, AttributeError) as error:
             raise LayoutError(

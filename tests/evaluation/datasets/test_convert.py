@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a data set to the file that is evaluated, and the command that does both."""
+"""Conversion of a data set to COCO JSON, and the command that converts and evaluates."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from sohes.evaluation.datasets.registry import open_dataset
 
 @pytest.fixture
 def coco(tmp_path):
-    """Five photos of COCO with one object each; the k-th is k pixels of 20."""
+    """Five COCO photos with one object each; object k has k of 20 pixels."""
     root = tmp_path / "coco"
     (root / "annotations").mkdir(parents=True)
     (root / "val2017").mkdir()
@@ -92,7 +92,7 @@ def test_images_are_chosen_at_equal_distances():
 
 
 def test_command_scores_predictions_by_file_name(tmp_path, coco):
-    """Predictions as sohes.segment writes them: other ids, other order, and photos beyond those asked for."""
+    """Predictions as written by sohes.segment: other ids, another order, and more photos."""
     images = [{"id": k, "file_name": f"{coco}/val2017/{6 - k:012}.jpg", "width": 20, "height": 1} for k in range(1, 6)]
     records = [
         {"image_id": k, "score": 0.5, "segmentation": {"size": [1, 20], "counts": [0, 6 - k, 14 + k]}}

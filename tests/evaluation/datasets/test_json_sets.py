@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets of COCO JSON: what counts in each, where its photos lie, and what is said of a wrong layout."""
+"""Data sets of COCO JSON: which annotations count, paths of photos, and errors for a wrong layout."""
 
 import json
 
@@ -58,7 +58,7 @@ def test_lvis_photos_come_from_the_folder_of_their_url(tmp_path, place):
     write(tmp_path, place, images, [record(5, 30, area=8.0)], ["train2017/000000000030.jpg"])
     sample = only(open_dataset("lvis", tmp_path))
     assert sample.image["file_name"] == "train2017/000000000030.jpg"
-    assert len(sample.annotations) == 1  # federated annotation takes nothing away
+    assert len(sample.annotations) == 1  # federated annotation removes nothing
 
 
 def test_entityseg_in_both_resolutions(tmp_path):
@@ -111,7 +111,7 @@ def test_paco_parts_belong_to_their_object(tmp_path):
         record(10, 8, BOX, obj_ann_id=10),
         record(11, 8, RLE, obj_ann_id=10),
         record(12, 8, [], obj_ann_id=10),  # as two of PACO's: no mask, which the evaluation leaves out
-        record(13, 8, RLE, obj_ann_id=99),  # of an object that is not there
+        record(13, 8, RLE, obj_ann_id=99),  # of a missing object
     ]
     images = [image(8, file_name="000000000008.jpg", coco_url="http://images.cocodataset.org/val2017/000000000008.jpg")]
     write(tmp_path, "paco/paco_lvis_v1_val.json", images, annotations, ["val2017/000000000008.jpg"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ADE20K in both releases and BSDS500, drawn small in their official layouts."""
+"""ADE20K in both releases and BSDS500, as tiny copies in their official layouts."""
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def test_ade20k_counts_instances_and_stuff(ade):
     (key,) = dataset.keys()
     sample = dataset.read(key)
     assert sample.image == {"id": 7, "file_name": "ADE_val_00000007.jpg", "height": HEIGHT, "width": WIDTH}
-    # Instances lie over stuff, so the wall ends at 2; what is a thing but no instance counts for nothing.
+    # Instances are above stuff, so the wall ends at 2; a thing class without an instance does not count.
     expected = [area(2, 4), area(4, 5), area(0, 2), area(5, 7)]
     np.testing.assert_array_equal(dense(sample), expected)
     assert dataset.read_image(sample.image["file_name"]).shape == (3, HEIGHT, WIDTH)
@@ -72,7 +72,7 @@ def test_ade20k_names_what_is_missing(ade, tmp_path):
 
 @pytest.fixture
 def ade_full(tmp_path):
-    """A car and another of the same class, a door in the first, a handle in the door, and a wheel half in the air."""
+    """Two cars, a door in the first, a handle in the door, and a wheel partly outside the car."""
     folder = tmp_path / "images/ADE/validation/urban/street"
     seg, parts_1, parts_2 = (np.zeros((HEIGHT, WIDTH, 3)) for _ in range(3))
     car = (10, 145, 0)  # class 1 * 256 + 145
@@ -139,7 +139,7 @@ APPLE_DOUBLE = b"\0\5\x16\7\0\2\0\0Mac OS X        " + bytes(200)
 
 
 def test_hidden_files_beside_the_truth_are_not_read(ade, bsds, ade_full):
-    """A folder copied by macOS has a ._X beside every X, and the like."""
+    """A folder copied by macOS has a ._X beside every X."""
     folders = {
         Ade20k: ade / "ADEChallengeData2016/annotations_instance/validation",
         Ade20kFull: ade_full / "images/ADE/validation/urban/street",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ground truth lies on stored pixels: every way to a photo with annotations reads these, whatever EXIF says."""
+"""Annotations refer to stored pixels: all readers of annotated photos ignore EXIF orientation."""
 
 import io
 import json

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An annotation without a region is no mask: a file of truth and the same file as a data set score the same."""
+"""An annotation without a region is not a mask: a ground-truth file and the same file as a data set score the same."""
 
 import json
 import logging

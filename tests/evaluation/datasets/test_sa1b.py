@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SA-1B from tars drawn here: the list, reading in place, and damage."""
+"""SA-1B from generated tars: the list, reading in place, and damage."""
 
 import io
 import json
@@ -64,7 +64,7 @@ def test_tars_are_read_in_place(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sa_000000.tar"]
 
 
-def test_damage_is_told_and_left_out(tmp_path, caplog):
+def test_damage_is_reported_and_skipped(tmp_path, caplog):
     whole = write_tar(tmp_path / "sa_000000.tar", LISTED, prefix="")
     cut = write_tar(tmp_path / "sa_000001.tar", LISTED)
     cut.write_bytes(cut.read_bytes()[: 512 * 5])  # the first photo with its text, and no more
