@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of `sohes.evaluate` alone; see `sohes/configs/run.py` for the labels that say where a value comes from."""
+"""Options of `sohes.evaluate`. The labels in brackets are explained in `sohes/configs/run.py`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sohes.configs.run import BaselineName, DataSetName
 
 @dataclass
 class BaselineConfig:
-    """The classical segmenters that stand beside a score as its floor."""
+    """Settings of the classical segmenters, which serve as lower bounds."""
 
     felzenszwalb_scales: Annotated[tuple[float, ...], above(0)] = (50, 100, 200, 400, 800, 1600)
     """Scales of Felzenszwalb and Huttenlocher's method; a larger scale gives larger segments. [ours]"""
