@@ -99,8 +99,7 @@ def test_help_gives_meaning_range_and_default(capsys):
         main(["--help-all"])
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "each at least 1" in text
-    assert "(default: 1 10 100 1000)" in text
+    assert "(1 to 2147483647; default: 1 10 100 1000)" in text
 
 
 def test_tables_compare_runs():
