@@ -93,7 +93,7 @@ def check_inputs(
     if locations.dtype not in allowed or weights.dtype != locations.dtype:
         raise ValueError(
             f"{op}: expected {points_name} and {weights_name} both {' or '.join(map(str, allowed))} "
-            f"beside a value of {value.dtype}, got {locations.dtype} and {weights.dtype}"
+            f"with a value of {value.dtype}, got {locations.dtype} and {weights.dtype}"
         )
     if not value.device == locations.device == weights.device:
         raise ValueError(f"{op}: expected one device, got {value.device}, {locations.device} and {weights.device}")

@@ -57,13 +57,13 @@ def replaced(**changes):
         ({"value": lambda t: t.int()}, "expected value of a floating dtype, got torch.int32"),
         (
             {"sampling_locations": lambda t: t.double()},
-            "expected sampling_locations and attention_weights both torch.float32 beside a value of torch.float32, "
+            "expected sampling_locations and attention_weights both torch.float32 with a value of torch.float32, "
             "got torch.float64 and torch.float32",
         ),
         (
             {"value": lambda t: t.half(), "attention_weights": lambda t: t.half()},
             "expected sampling_locations and attention_weights both torch.float16 or torch.float32 "
-            "beside a value of torch.float16, got torch.float32 and torch.float16",
+            "with a value of torch.float16, got torch.float32 and torch.float16",
         ),
         ({"value": lambda t: t.to("meta")}, "expected one device, got meta, cpu and cpu"),
     ],

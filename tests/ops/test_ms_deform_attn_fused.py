@@ -228,7 +228,7 @@ def test_autocast(dtype):
         ({"reference": lambda t: t[:1]}, "expected reference_points [2, 2] on cpu, got [1, 2] on cpu"),
         (
             {"logits": lambda t: t.double()},
-            "expected sampling_offsets and attention_logits both torch.float32 beside a value of torch.float32, "
+            "expected sampling_offsets and attention_logits both torch.float32 with a value of torch.float32, "
             "got torch.float32 and torch.float64",
         ),
     ],

@@ -32,10 +32,10 @@ def mask_pack(dense: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     N, H, W = dense.shape
     words = torch.zeros((N, num_words((H, W))), dtype=torch.int64, device=dense.device)  # [N, V]
     place = 1 << torch.arange(8, dtype=torch.uint8, device=dense.device)  # [8]
-    for part in chunks(N, H * W):
-        bits = (dense[part] != 0).transpose(1, 2).flatten(1).to(torch.uint8)  # [n, H*W]
+    for chunk in chunks(N, H * W):
+        bits = (dense[chunk] != 0).transpose(1, 2).flatten(1).to(torch.uint8)  # [n, H*W]
         bits = F.pad(bits, (0, 64 * words.shape[1] - H * W)).unflatten(1, (8 * words.shape[1], 8))  # [n, 8*V, 8]
-        words[part].view(torch.uint8).copy_((bits * place).sum(-1, dtype=torch.uint8))  # [n, 8*V]
+        words[chunk].view(torch.uint8).copy_((bits * place).sum(-1, dtype=torch.uint8))  # [n, 8*V]
     return words, *mask_stats(words, H, W)
 
 
@@ -45,10 +45,10 @@ def mask_unpack(words: Tensor, height: int, width: int) -> Tensor:
     if dense.numel() == 0:
         return dense
     shifts = torch.arange(8, dtype=torch.uint8, device=words.device)  # [8]
-    for part in chunks(len(words), height * width):
-        octets = words[part].contiguous().view(torch.uint8)  # [n, 8*V]
+    for chunk in chunks(len(words), height * width):
+        octets = words[chunk].contiguous().view(torch.uint8)  # [n, 8*V]
         bits = ((octets[:, :, None] >> shifts) & 1).flatten(1)[:, : height * width]  # [n, H*W]
-        dense[part] = bits.unflatten(1, (width, height)).transpose(1, 2).bool()  # [n, H, W]
+        dense[chunk] = bits.unflatten(1, (width, height)).transpose(1, 2).bool()  # [n, H, W]
     return dense
 
 
@@ -75,13 +75,13 @@ def mask_pack_logits(logits: Tensor, height: int, width: int, threshold: float) 
         columns, column_weight = (t.to(logits.device) for t in bilinear_table(w, width))  # [W], [W]
         rows, row_weight = (t.to(logits.device)[:, None] for t in bilinear_table(h, height))  # [H, 1], [H, 1]
         rows = rows[:, 0]  # [H]
-        for part in chunks(N, height * width):
-            d = torch.nan_to_num(logits[part].float() - threshold, nan=-FAR).clamp(-FAR, FAR)  # [n, h, w]
+        for chunk in chunks(N, height * width):
+            d = torch.nan_to_num(logits[chunk].float() - threshold, nan=-FAR).clamp(-FAR, FAR)  # [n, h, w]
             d = torch.where((d > 0) & (d < NEAR), 0.0, d)  # [n, h, w]
             left, right = d[:, :, columns], d[:, :, (columns + 1).clamp(max=w - 1)]  # [n, h, W]
             c = left * (1 - column_weight) + right * column_weight  # [n, h, W]
             upper, lower = c[:, rows], c[:, (rows + 1).clamp(max=h - 1)]  # [n, H, W]
-            words[part] = mask_pack(upper * (1 - row_weight) + lower * row_weight > 0)[0]  # [n, V]
+            words[chunk] = mask_pack(upper * (1 - row_weight) + lower * row_weight > 0)[0]  # [n, V]
     return words, *mask_stats(words, height, width)
 
 
@@ -89,9 +89,9 @@ def mask_from_index(index: Tensor, num_masks: int) -> Tensor:
     """Words int64 [N, V] from the index of the mask at each pixel, int64 [H, W], -1 for none."""
     shape = (num_masks, num_words((index.shape[0], index.shape[1])))
     words = torch.zeros(shape, dtype=torch.int64, device=index.device)  # [N, V]
-    for part in chunks(num_masks, index.numel()):
-        ids = torch.arange(part.start, part.stop, device=index.device)  # [n]
-        words[part] = mask_pack(index == ids[:, None, None])[0]  # [n, V]
+    for chunk in chunks(num_masks, index.numel()):
+        ids = torch.arange(chunk.start, chunk.stop, device=index.device)  # [n]
+        words[chunk] = mask_pack(index == ids[:, None, None])[0]  # [n, V]
     return words
 
 
@@ -100,11 +100,11 @@ def mask_stats(words: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     areas, boxes = words.new_zeros(len(words)), words.new_zeros((len(words), 4))  # [N], [N, 4]
     if words.numel() == 0:
         return areas, boxes
-    for part in chunks(len(words), height * width):
-        dense = mask_unpack(words[part], height, width)  # [n, H, W]
-        areas[part] = dense.sum((1, 2))  # [n]
+    for chunk in chunks(len(words), height * width):
+        dense = mask_unpack(words[chunk], height, width)  # [n, H, W]
+        areas[chunk] = dense.sum((1, 2))  # [n]
         for axis, across in ((0, 1), (1, 2)):  # x from the columns with pixels, y from the rows
             hit = dense.any(across).to(torch.uint8)  # [n, W], then [n, H]
-            boxes[part, axis] = hit.argmax(1)  # [n], the first of equals
-            boxes[part, axis + 2] = (hit.shape[1] - hit.flip(1).argmax(1)) * hit.any(1)  # [n]
+            boxes[chunk, axis] = hit.argmax(1)  # [n], the first
+            boxes[chunk, axis + 2] = (hit.shape[1] - hit.flip(1).argmax(1)) * hit.any(1)  # [n]
     return areas, boxes

@@ -48,12 +48,12 @@ def mask_components(words: Tensor, height: int, width: int) -> tuple[Tensor, Ten
 def mask_boundary(words: Tensor, height: int, width: int) -> Tensor:
     """The pixels of each mask with a 4-neighbour outside the mask or the image; words int64 [N, V]."""
     edges = torch.empty_like(words)  # [N, V]
-    for part in chunks(len(words), height * width):
-        dense = mask_unpack(words[part], height, width)  # [n, H, W]
+    for chunk in chunks(len(words), height * width):
+        dense = mask_unpack(words[chunk], height, width)  # [n, H, W]
         padded = F.pad(dense, (1, 1, 1, 1))  # [n, H+2, W+2]
         beside = padded[:, 1:-1, :-2] & padded[:, 1:-1, 2:]  # [n, H, W]
         above_below = padded[:, :-2, 1:-1] & padded[:, 2:, 1:-1]  # [n, H, W]
-        edges[part] = mask_pack(dense & ~(beside & above_below))[0]  # [n, V]
+        edges[chunk] = mask_pack(dense & ~(beside & above_below))[0]  # [n, V]
     return edges
 
 
@@ -67,9 +67,9 @@ def mask_resize(words: Tensor, height: int, width: int, new_height: int, new_wid
     rows = nearest_table(height, new_height).to(words.device)  # [new H]
     columns = nearest_table(width, new_width).to(words.device)  # [new W]
     resized = words.new_zeros((len(words), num_words((new_height, new_width))))  # [N, new V]
-    for part in chunks(len(words) if resized.numel() else 0, max(height * width, new_height * new_width)):
-        dense = mask_unpack(words[part], height, width)  # [n, H, W]
-        resized[part] = mask_pack(dense[:, rows][:, :, columns])[0]  # [n, new V]
+    for chunk in chunks(len(words) if resized.numel() else 0, max(height * width, new_height * new_width)):
+        dense = mask_unpack(words[chunk], height, width)  # [n, H, W]
+        resized[chunk] = mask_pack(dense[:, rows][:, :, columns])[0]  # [n, new V]
     return resized
 
 

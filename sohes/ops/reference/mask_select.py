@@ -17,13 +17,13 @@ def mask_nms(words: Tensor, areas: Tensor, boxes: Tensor, order: Tensor, thresho
     """
     words, areas, boxes = words[order], areas[order], boxes[order]
     alive = torch.ones(len(words), dtype=torch.bool, device="cpu")  # [N], in order
-    for part in chunks(len(words), len(words)):
-        shared = torch.ops.sohes.mask_overlap(words[part], boxes[part], words, boxes, height)  # [n, N]
-        union = areas[part, None] + areas - shared  # [n, N]
+    for chunk in chunks(len(words), len(words)):
+        shared = torch.ops.sohes.mask_overlap(words[chunk], boxes[chunk], words, boxes, height)  # [n, N]
+        union = areas[chunk, None] + areas - shared  # [n, N]
         duplicate = (shared > threshold * union.double()).cpu()  # [n, N]
-        for index in range(part.start, part.stop):
+        for index in range(chunk.start, chunk.stop):
             if alive[index]:
-                alive[index + 1 :] &= ~duplicate[index - part.start, index + 1 :]
+                alive[index + 1 :] &= ~duplicate[index - chunk.start, index + 1 :]
     keep = torch.empty_like(alive, device=words.device)  # [N]
     keep[order] = alive.to(words.device)
     return keep
@@ -37,9 +37,9 @@ def mask_parents(words: Tensor, areas: Tensor, boxes: Tensor, order: Tensor, the
     """
     parents = torch.full_like(areas, -1)  # [N]
     needed = theta * areas.double()  # [N]
-    for part in chunks(len(words), len(words)):
-        shared = torch.ops.sohes.mask_overlap(words[part], boxes[part], words, boxes, height).double()  # [n, N]
-        inside = (shared >= needed[part, None]) & (shared < needed) & (areas[part, None] > 0)  # [n, N]
+    for chunk in chunks(len(words), len(words)):
+        shared = torch.ops.sohes.mask_overlap(words[chunk], boxes[chunk], words, boxes, height).double()  # [n, N]
+        inside = (shared >= needed[chunk, None]) & (shared < needed) & (areas[chunk, None] > 0)  # [n, N]
         first = inside[:, order].to(torch.uint8).argmax(1)  # [n], the first in order
-        parents[part] = torch.where(inside.any(1), order[first], -1)  # [n]
+        parents[chunk] = torch.where(inside.any(1), order[first], -1)  # [n]
     return parents
