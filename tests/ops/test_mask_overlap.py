@@ -180,7 +180,7 @@ def test_messages():
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="already under the interpreter")
-def test_triton_under_the_interpreter():
+def test_kernel_under_the_interpreter():
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton", __file__]
     env = os.environ | {"TRITON_INTERPRET": "1"}

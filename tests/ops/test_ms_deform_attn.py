@@ -367,7 +367,7 @@ def test_fixed_point_sums():
 
 
 @pytest.mark.skipif(INTERPRETED, reason="already under the interpreter")
-def test_triton_under_the_interpreter():
+def test_kernel_under_the_interpreter():
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton", __file__]
     env = os.environ | {"TRITON_INTERPRET": "1"}
