@@ -86,7 +86,7 @@ def folder(tmp_path_factory):
         "wider,instruct,6",
         "two,correct,20,stop=13,sharding=fsdp",
     )
-    restart_at(3, folder / "parted", "instruct", folder / "narrower")
+    restart_at(3, folder / "fsdp", "instruct", folder / "narrower")
     run_here(folder, "narrower,instruct,6")
     return folder
 
