@@ -308,7 +308,7 @@ def test_phases_are_scored_on_a_data_set_by_name(finished, tmp_path):
     ("arguments", "message"),
     [
         (["--images", "{tmp}/absent"], r"{tmp}/absent"),
-        (["--images", "{tmp}/empty"], r"no images in {tmp}/empty \(looked recursively for .*jpg"),
+        (["--images", "{tmp}/empty"], r"no images in {tmp}/empty \(searched recursively for .*jpg"),
         (["--eval", "{tmp}/empty"], r"--eval {tmp}/empty: no ground truth there \(expected .*annotations.json"),
         (["--eval-dataset", "coco"], "--eval-dataset coco goes with --eval, the folder it lies in"),
         (["--eval", "{tmp}/empty", "--eval-dataset", "coco"], "empty/annotations/instances_val2017.json is missing"),

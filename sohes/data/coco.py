@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""COCO JSON in and out: label sets that stay on disk until asked for, and files written whole or not at all."""
+"""COCO JSON: label sets that are read from disk image by image, and files that are written atomically."""
 
 import itertools
 import json
@@ -9,7 +9,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 import numpy as np
 
@@ -25,21 +25,21 @@ logger = logging.getLogger(__name__)
 
 CATEGORIES = [{"id": 1, "name": "entity"}]
 
-# Of the files written here: file names that are not valid UTF-8 survive as escapes.
+# Of written files: JSON escapes keep file names that are not valid UTF-8.
 _ENCODING = "ascii"
 
 
 class LabelSet:
-    """The images of one COCO JSON file, with their forests; or of a folder with label shards (`shard-*.json`) or
-    an `annotations.json`.
+    """The images of COCO JSON with their forests: a file, or a folder with shards (`shard-*.json`) or
+    `annotations.json`.
 
-    Each file is gone through once, in little memory. What stays is where the annotations of every image lie, about 150
-    bytes an image: no Python object per annotation, and nothing that worker processes would copy by merely reading it.
-    Annotations are read, and masks decoded, when an image is asked for; files must not change meanwhile.
+    Each file is scanned once. In memory stays only where the annotations of every image lie, about 150 bytes per image,
+    in arrays that forked workers share without copying. Annotations are read, and masks decoded, when an image is
+    accessed; the files must not change while the set is in use.
 
     `annotations` may hold `score`, `parent` (an annotation id or null), `iscrowd` and `annotator`; `category_id` and
     `level` are ignored (levels follow from parents). A segmentation is an RLE (compressed or not) or polygons.
-    Annotations without one (missing, null, [] or {}), which have only a box, are left out; a warning counts them.
+    Annotations without one (missing, null, [] or {}), which have at most a box, are left out; a warning counts them.
 
     Args:
         source: the JSON file or the folder.
@@ -48,7 +48,7 @@ class LabelSet:
 
     Raises:
         DataNotFoundError: `source` does not exist, or is a folder without labels.
-        DataError: a file is not COCO JSON, or holds a number that cannot be; the message names the file and what was
+        DataError: a file is not COCO JSON, or holds an invalid value; the message names the file and what was
             expected.
     """
 
@@ -77,7 +77,7 @@ class LabelSet:
         self._span_ends = np.array(span_ends, dtype=np.int64)
         self._file_of = np.array(files, dtype=np.int32)
         self.image_ids = np.array(image_ids, dtype=np.int64 if isinstance(image_ids, array) else object)
-        """[number of images], in the order of the set: int64, or objects where some id is text or larger."""
+        """[number of images], in the order of the set: int64, or objects if any id is text or too large."""
         self._refuse_repeated_ids()
 
     def __len__(self) -> int:
@@ -117,7 +117,7 @@ class LabelSet:
 
 
 def _add_id(ids: array | list, image_id: int | str) -> array | list:
-    """With one more; 64-bit integers become a list with the first id that is none."""
+    """The ids with one more: an array of int64, or from the first id that is none a list."""
     if isinstance(ids, array) and not is_number(image_id, -(2**63), 2**63 - 1):
         ids = list(ids)
     ids.append(image_id)
@@ -130,10 +130,10 @@ def write_coco(
     annotations: Iterable[Mapping[str, Any]],
     info: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a COCO file with the one category "entity", whole or not at all; missing folders are made.
+    """Write a COCO file with the one category "entity" atomically; missing folders are created.
 
-    Keys are sorted and nothing depends on the clock, so equal content gives equal bytes. One record a line. The
-    iterables are consumed as the file is written.
+    One record per line, with sorted keys and no time stamp, so equal content gives equal bytes. The iterables are
+    consumed while the file is written.
 
     Raises:
         ValueError: a value is NaN or infinite. TypeError: a value is not JSON.
@@ -151,9 +151,9 @@ def write_coco_stream(
     pairs: Iterable[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]],
     info: Mapping[str, Any] | None = None,
 ) -> int:
-    """`write_coco` of (image, its annotations) one image at a time, of which only the image records stay in memory.
+    """`write_coco` of pairs (image, its annotations), of which only the image records are kept in memory.
 
-    They stand at the end of the file. Returns the number of images.
+    These come last in the file. Returns the number of images.
     """
     images = []
     with whole_file(path, encoding=_ENCODING) as file:
@@ -175,7 +175,7 @@ def _dump(value: Mapping[str, Any] | list) -> str:
     return json.dumps(value, sort_keys=True, allow_nan=False)
 
 
-def _write_lines(file: TextIO, records: Iterable[Mapping[str, Any]]) -> None:
+def _write_lines(file: IO[str], records: Iterable[Mapping[str, Any]]) -> None:
     for index, record in enumerate(records):
         file.write((",\n" if index else "\n") + _dump(record))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The labels of one image, from its records in COCO JSON to a forest of masks."""
+"""The labels of one image as a forest of masks, from its records in COCO JSON."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from sohes.structures.masks import PackedMasks
 
 _LARGEST_SCORE = float(np.finfo(np.float32).max)
 _MOST_BYTES = 2**34
-"""Of the packed masks of one image: 1000 of 137 megapixels."""
+"""Limit of the packed masks of one image: 1000 masks of 137 megapixels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class LabelledImage:
 
     path: of the image file, which is not opened. image_id: as in the file. size: (H, W) in pixels.
     forest: masks, scores (1 where the file has none) and parents. crowd: bool [N], COCO's `iscrowd`.
-    annotator: int64 [N], which human drew each mask; None when the file does not say. Names, and integers of more than
+    annotator: int64 [N], which human drew each mask; None if the file does not say. Names, and integers of more than
     64 bits, are numbered within the image.
     """
 
@@ -52,61 +52,62 @@ class LabelledImage:
 
 
 def labelled_image(image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]], path: Path) -> LabelledImage:
-    """The labels of one image from its records in COCO JSON; `path` is where its photo lies.
+    """The labels of one image from its records in COCO JSON; `path` is that of its photo.
 
-    Annotations without a region are left out; what is inside one goes to its own parent.
+    Annotations without a segmentation are left out; the parent of their children is their own parent.
 
-    Raises ValueError when a number cannot be, or a segmentation cannot be decoded or has another size than the image.
+    Raises ValueError for an invalid value, or a segmentation that cannot be decoded or has another size than the image.
     """
     check_image(image)
     size = (image["height"], image["width"])
     for annotation in annotations:
         check_annotation(annotation)
-    is_drawn = [has_region(annotation) for annotation in annotations]
-    if sum(is_drawn) * size[0] * size[1] // 8 > _MOST_BYTES:
-        got = f"{sum(is_drawn)} of {size[0]} x {size[1]} pixels"
+    has_mask = [has_region(annotation) for annotation in annotations]
+    if sum(has_mask) * size[0] * size[1] // 8 > _MOST_BYTES:
+        got = f"{sum(has_mask)} of {size[0]} x {size[1]} pixels"
         raise DataError(f"expected masks that take at most {_MOST_BYTES >> 30} GiB in an image, got {got}")
-    forest = _read_forest(annotations, is_drawn, size)
-    drawn = list(itertools.compress(annotations, is_drawn))
-    annotators = [annotation.get("annotator") for annotation in drawn]
+    forest = _read_forest(annotations, has_mask, size)
+    with_mask = list(itertools.compress(annotations, has_mask))
+    annotators = [one["annotator"] for one in with_mask if one.get("annotator") is not None]
     return LabelledImage(
         path=path,
         image_id=image["id"],
         forest=forest,
         size=size,
-        crowd=torch.tensor([bool(annotation.get("iscrowd")) for annotation in drawn], dtype=torch.bool, device="cpu"),
-        annotator=None if not annotators or None in annotators else _number(annotators),
+        crowd=torch.tensor([bool(one.get("iscrowd")) for one in with_mask], dtype=torch.bool, device="cpu"),
+        annotator=_number(annotators) if annotators and len(annotators) == len(with_mask) else None,
     )
 
 
-def _read_forest(annotations: Sequence[Mapping[str, Any]], is_drawn: list[bool], size: tuple[int, int]) -> Forest:
-    """Of the annotations that are drawn."""
+def _read_forest(annotations: Sequence[Mapping[str, Any]], has_mask: list[bool], size: tuple[int, int]) -> Forest:
+    """The forest of the annotations that have a mask."""
     places = {annotation["id"]: n for n, annotation in enumerate(annotations) if annotation.get("id") is not None}
     above = [places.get(annotation.get("parent"), -1) for annotation in annotations]
-    parents, kept = [], {}
+    parents: list[int] = []  # of the annotations with a mask, as places among all annotations
+    kept: dict[int, int] = {}  # place among all annotations -> place among those with a mask
     for n, annotation in enumerate(annotations):
         score = annotation.get("score")
         if score is not None and not is_number(score, -_LARGEST_SCORE, _LARGEST_SCORE):
             raise DataError(f"{name_of(annotation)}: expected a score that float32 holds, got {shorten(score)}")
-        if not is_drawn[n]:
+        if not has_mask[n]:
             continue
         kept[n], parent, steps = len(kept), above[n], 0
-        while parent >= 0 and not is_drawn[parent]:
+        while parent >= 0 and not has_mask[parent]:
             parent, steps = above[parent], steps + 1
             if steps > len(annotations):
                 raise DataError(f"{name_of(annotation)}: parents hold a cycle")
         parents.append(parent)
-    drawn = [annotations[n] for n in kept]
-    scores = [1.0 if one.get("score") is None else one["score"] for one in drawn]
+    with_mask = [annotations[n] for n in kept]
+    scores = [1.0 if one.get("score") is None else one["score"] for one in with_mask]
     return Forest(
-        PackedMasks.from_rle([to_rle(one, size) for one in drawn], size),
+        PackedMasks.from_rle([to_rle(one, size) for one in with_mask], size),
         torch.tensor(scores, dtype=torch.float32, device="cpu"),
         torch.tensor([kept.get(parent, -1) for parent in parents], dtype=torch.int64, device="cpu"),
     )
 
 
 def _number(annotators: list[int | str]) -> Tensor:
-    """int64 [N]: themselves where all are integers that fit, else by first appearance."""
+    """Annotators as int64 [N]: the ids themselves if all are 64-bit integers, else numbers by first appearance."""
     if not all(is_number(annotator, -(2**63), 2**63 - 1) for annotator in annotators):
         number_of = {annotator: n for n, annotator in enumerate(dict.fromkeys(annotators))}
         annotators = [number_of[annotator] for annotator in annotators]
@@ -114,9 +115,9 @@ def _number(annotators: list[int | str]) -> Tensor:
 
 
 def to_rle(annotation: Mapping, size: tuple[int, int]) -> dict:
-    """The segmentation of an annotation as RLE of `size` (H, W); polygons are drawn. Without a region an empty mask.
+    """The segmentation of an annotation as RLE of `size` (H, W); polygons are drawn. Without one an empty mask.
 
-    Raises DataError for a segmentation that cannot be.
+    Raises DataError for an invalid segmentation.
     """
     if not has_region(annotation):
         return {"size": list(size), "counts": [size[0] * size[1]]}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the annotations of each image lie in a COCO file: found once in little memory, read when they are asked for."""
+"""Where the annotations of each image lie in a COCO file: found in one scan in little memory, read on demand."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ from sohes.data.errors import DataError
 from sohes.utils.json_stream import JsonReader, parse_json
 
 Span = tuple[int, int]
-"""First byte of some neighbouring annotations in a file, and the one past their last."""
+"""A run of annotations in a file: first byte, and the byte after the last."""
 
 IMAGE_KEYS = ("id", "file_name", "width", "height")
 
 
 @dataclass
 class ImageRecord:
-    """An image of a COCO file. text: JSON of its IMAGE_KEYS. spans: of its annotations, in the order of the file.
-    num_without_region: how many of them have no segmentation."""
+    """An image of a COCO file.
+
+    text: JSON of its IMAGE_KEYS. spans: of its annotations, in the order of the file. num_without_region: number of its
+    annotations without a segmentation.
+    """
 
     image_id: int | str
     text: bytes
@@ -32,7 +35,7 @@ class ImageRecord:
 
 
 def scan_coco(file: Path) -> Iterator[ImageRecord]:
-    """Every image of a COCO file. Raises DataError where it is none; the message names what was expected."""
+    """Every image of a COCO file. Raises DataError for any other file; the message says what was expected."""
     scan = _Scan(file)
     try:
         with JsonReader(file) as reader:
@@ -41,7 +44,7 @@ def scan_coco(file: Path) -> Iterator[ImageRecord]:
         raise
     except ValueError as error:
         raise DataError(f"{file} is not JSON: {error}") from error
-    for image_id, annotation in scan.strangers.items():
+    for image_id, annotation in scan.early.items():
         if image_id not in scan.images:
             raise DataError(f"{file}: {annotation} has an image_id that is not among the images")
     for image_id, text in scan.images.items():
@@ -49,7 +52,7 @@ def scan_coco(file: Path) -> Iterator[ImageRecord]:
 
 
 def read_spans(file: Path, spans: list[Span]) -> list[dict[str, Any]]:
-    """The annotations that lie there. Raises ValueError when the file has changed since."""
+    """The annotations of some spans of a file. Raises ValueError if the file has changed."""
     parts = []
     with file.open("rb") as content:
         for start, stop in spans:
@@ -59,13 +62,14 @@ def read_spans(file: Path, spans: list[Span]) -> list[dict[str, Any]]:
 
 
 class _Scan:
-    """One reading of a file. strangers: annotations before any image, id -> the first one, as it is told."""
+    """One scan of a file. early: image ids that annotations name before the image is read -> the first such annotation,
+    shortened for errors."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self.images: dict[int | str, bytes] = {}
         self.spans: dict[int | str, list[Span]] = {}
-        self.strangers: dict[int | str, str] = {}
+        self.early: dict[int | str, str] = {}
         self.without_region: Counter[int | str] = Counter()
 
     def read(self, reader: JsonReader) -> None:
@@ -114,13 +118,13 @@ class _Scan:
                 raise DataError(f"{self.file}, image {image_id}: {error}") from error
             if not has_region(annotation):
                 self.without_region[image_id] += 1
-            if image_id == last:  # only a comma and white space lie between
+            if image_id == last:  # only a comma and white space in between
                 self.spans[image_id][-1] = (self.spans[image_id][-1][0], stop)
                 continue
             last = image_id
             self.spans.setdefault(image_id, []).append((start, stop))
             if image_id not in self.images:
-                self.strangers.setdefault(image_id, shorten(annotation))
+                self.early.setdefault(image_id, shorten(annotation))
 
 
 def has_keys(record: Any, **types: type) -> bool:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Multi-crop views for self-distillation, cut and coloured on the device that trains.
+"""Multi-crop views for self-distillation, made on the device that trains.
 
-Photos arrive as uint8 canvases of one size; everything random is drawn in batches from one generator, so that no
-photo is touched on its own and decoding, done once, is all that is left to the CPU.
+Photos are canvases of one size, and all random numbers are drawn for a whole batch from one generator. So every step
+is batched, and the CPU only decodes the photos, once.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from torch.nn import functional as F
 
 from sohes.configs.pretrain import CropConfig, DistortConfig
 
-# Rec. 601 luma, and the YIQ axes in which a turn of hue is a rotation.
+# RGB to YIQ: Rec. 601 luma, and two axes in which a change of hue is a rotation.
 _TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 _BLUR_RADIUS_SIGMAS = 2.0
 
 
 def draw_boxes(sizes: Tensor, scale: tuple[float, float], config: CropConfig, generator: Generator) -> Tensor:
-    """One random box inside each photo.
+    """One random box inside each photo, as in Inception's random resized crop.
 
-    The area is uniform in `scale` of the photo's, the aspect log-uniform in `config.aspect` (the random resized crop of
-    Inception); a box that would stick out is made shorter.
+    The area is uniform in `scale` of the photo's, the aspect ratio log-uniform in `config.aspect`; a box that is longer
+    than the photo is shortened.
 
     Args:
         sizes: [B, 2], height and width of each photo in pixels of its canvas.
@@ -46,7 +46,7 @@ def draw_boxes(sizes: Tensor, scale: tuple[float, float], config: CropConfig, ge
 def cut_crops(canvases: Tensor, boxes: Tensor, mirrored: Tensor, size: int) -> Tensor:
     """The boxes of the canvases, resized to squares.
 
-    Bilinear; where a box may shrink, at a multiple of `size` that is then averaged down, so that nothing aliases.
+    Bilinear; if a box may be reduced, it is sampled at a multiple of `size` and averaged, to avoid aliasing.
 
     Args:
         canvases: float32 [B, 3, S, S] in 0..1. boxes: float32 [B, 4] in pixels. mirrored: bool [B].
@@ -57,14 +57,14 @@ def cut_crops(canvases: Tensor, boxes: Tensor, mirrored: Tensor, size: int) -> T
     side = canvases.shape[-1]
     factor = max(1, math.ceil(side / size / 1.5))
     n = size * factor
-    x, y = _sample_places(boxes, mirrored, n)
+    x, y = _sample_positions(boxes, mirrored, n)
     grid = torch.stack((x[:, None, :].expand(-1, n, n), y[:, :, None].expand(-1, n, n)), dim=-1)  # [B, n, n, 2]
     crops = F.grid_sample(canvases, 2 * grid / side - 1, padding_mode="border", align_corners=False)
     return F.avg_pool2d(crops, factor) if factor > 1 else crops
 
 
 def cut_labels(maps: Tensor, boxes: Tensor, mirrored: Tensor, grid: int, side: int) -> Tensor:
-    """The labels at the centres of the patches of crops, as `cut_crops` cuts them.
+    """The labels at the centres of the patches of crops as of `cut_crops`.
 
     Args:
         maps: [B, S', S'], labels of canvases of `side` pixels at any resolution. boxes, mirrored: as for `cut_crops`.
@@ -74,14 +74,14 @@ def cut_labels(maps: Tensor, boxes: Tensor, mirrored: Tensor, grid: int, side: i
         [B, grid, grid], of the dtype of `maps`.
     """
     scale = maps.shape[-1] / side
-    x, y = _sample_places(boxes, mirrored, grid)
+    x, y = _sample_positions(boxes, mirrored, grid)
     rows, columns = ((c * scale).long().clamp(0, maps.shape[-1] - 1) for c in (y, x))
     photo = torch.arange(len(maps), device=maps.device)
     return maps[photo[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
 def distort(crops: Tensor, config: DistortConfig, blur: float, solarize: float, generator: Generator) -> Tensor:
-    """Change colours, drop colour, blur and solarise, each crop by its own dice.
+    """Crops with changed colours, gray, blurred or solarized at random, independently for each crop.
 
     Brightness, contrast, saturation and hue are applied in this order.
 
@@ -105,7 +105,7 @@ def distort(crops: Tensor, config: DistortConfig, blur: float, solarize: float, 
     jittered = (middle + (jittered - middle) * (1 + spread(config.contrast))).clamp(0, 1)
     gray = _gray(jittered)  # [N, 1, h, w]
     jittered = (gray + (jittered - gray) * (1 + spread(config.saturation))).clamp(0, 1)
-    jittered = _turn_hue(jittered, spread(config.hue).flatten())
+    jittered = _rotate_hue(jittered, spread(config.hue).flatten())
     crops = torch.where(chance(config.jitter_probability), jittered, crops)
     crops = torch.where(chance(config.gray_probability), _gray(crops).expand_as(crops), crops)
     if blur > 0:
@@ -118,9 +118,9 @@ def distort(crops: Tensor, config: DistortConfig, blur: float, solarize: float, 
 
 
 def gaussian_blur(crops: Tensor, sigma: Tensor, max_sigma: float) -> Tensor:
-    """Blur [N, 3, h, w] with a sigma (pixels) for each crop, [N]; edges are repeated.
+    """Gaussian blur of [N, 3, h, w] with one sigma (pixels) per crop, [N]; edges are repeated.
 
-    Separable, as a weighted sum of shifted copies: every crop has a kernel of its own, which a convolution cannot have.
+    Separable, as a weighted sum of shifted copies, since each crop has its own kernel.
     """
     radius = max(1, math.ceil(_BLUR_RADIUS_SIGMAS * max_sigma))
     offset = torch.arange(-radius, radius + 1, device=crops.device)
@@ -140,10 +140,10 @@ def gaussian_blur(crops: Tensor, sigma: Tensor, max_sigma: float) -> Tensor:
 def draw_patch_masks(
     num: int, grid: tuple[int, int], share: tuple[float, float], probability: float, generator: Generator
 ) -> Tensor:
-    """Which patches the student does not see: bool [num, h, w], in blobs.
+    """The patches hidden from the student, bool [num, h, w], in blobs.
 
-    A crop is masked with `probability`; the share of its patches is uniform in `share`. The patches are those where
-    noise on a grid half as fine, enlarged, is highest [ours; iBOT draws rectangles]: blobs, in one batched step.
+    A crop is masked with `probability`, and then a share of its patches that is uniform in `share`: those where noise,
+    drawn on a grid half as fine and enlarged, is highest [ours, in one batched step; iBOT draws rectangles].
     """
     h, w = grid
     device = generator.device
@@ -156,12 +156,12 @@ def draw_patch_masks(
 
 
 def _rand(shape: int | tuple[int, ...], device: torch.device, generator: Generator) -> Tensor:
-    """Uniform in 0..1, float32, whatever torch's default is."""
+    """Uniform random numbers in 0..1, always float32."""
     return torch.rand(shape, generator=generator, dtype=torch.float32, device=device)
 
 
-def _sample_places(boxes: Tensor, mirrored: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """x and y, in pixels of the canvas, of the centres of n x n equal cells of each box, float32 [B, n] each."""
+def _sample_positions(boxes: Tensor, mirrored: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """x and y of the centres of n x n equal cells of each box, float32 [B, n] each, in pixels of the canvas."""
     place = (torch.arange(n, device=boxes.device, dtype=torch.float32) + 0.5) / n  # [n], 0..1 across the box
     across = torch.where(mirrored[:, None], 1 - place, place)  # [B, n]
     x = boxes[:, 0, None] + across * (boxes[:, 2] - boxes[:, 0])[:, None]  # [B, n]
@@ -170,13 +170,13 @@ def _sample_places(boxes: Tensor, mirrored: Tensor, n: int) -> tuple[Tensor, Ten
 
 
 def _gray(crops: Tensor) -> Tensor:
-    """[N, 3, h, w] -> [N, 1, h, w]."""
+    """Luma of crops [N, 3, h, w], [N, 1, h, w]."""
     weights = crops.new_tensor(_TO_YIQ[0])[:, None, None]
     return (crops * weights).sum(1, keepdim=True)
 
 
-def _turn_hue(crops: Tensor, turns: Tensor) -> Tensor:
-    """Rotate colours about the gray axis by `turns` [N] of a full circle."""
+def _rotate_hue(crops: Tensor, turns: Tensor) -> Tensor:
+    """Crops with colours rotated about the gray axis by `turns` [N] of a full circle."""
     to_yiq = crops.new_tensor(_TO_YIQ)  # [3, 3]
     angle = 2 * math.pi * turns
     zero, one = torch.zeros_like(angle), torch.ones_like(angle)

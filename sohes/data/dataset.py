@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training samples and batches: photos with their forests, as views of one size."""
+"""Training samples and batches: random views, of one size, of photos and their forests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sohes.data.images import read_image
 from sohes.data.transforms import (
     StrongView,
     draw_geometry,
-    normalise,
+    normalize,
     strong_view,
     view_image,
     view_masks,
@@ -32,8 +32,8 @@ from sohes.structures.target import Target
 class Sample:
     """One view of one photo, before batching.
 
-    name: the path of the photo. image: uint8 [3, H, W]. strong: its strong twin of the same shape, where asked for.
-    valid: bool [H, W], False on padding.
+    name: the path of the photo. image: uint8 [3, H, W]. strong: the strong view of the same crop, of the same shape, or
+    None. valid: bool [H, W], False on padding.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Sample:
 class Batch:
     """B samples.
 
-    names: the paths of the photos. images: float32 [B, 3, H, W], normalised, 0 on padding. strong_images: the strong
+    names: the paths of the photos. images: float32 [B, 3, H, W], normalized, 0 on padding. strong_images: the strong
     views of the same crops, or None. valid: bool [B, H, W], False on padding. targets: B of them, for both views.
     """
 
@@ -61,11 +61,11 @@ class Batch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
-        """A copy in page-locked memory, from which a GPU takes it while the CPU goes on."""
+        """A copy in page-locked memory, which a GPU can copy asynchronously."""
         return self._map(Tensor.pin_memory)
 
     def share_memory(self) -> Batch:
-        """The batch in memory that another process can read. Raises RuntimeError where there is no room for it."""
+        """The batch in shared memory, for another process. Raises RuntimeError if there is no space."""
         return self._map(Tensor.share_memory_)
 
     def split(self, num_parts: int) -> list[Batch]:
@@ -93,16 +93,16 @@ class Batch:
 class LabelDataset(Dataset):
     """Random views of labelled photos. A sample is a pure function of (seed, epoch, index).
 
-    Crowd regions are no targets. Decoded photos and masks are kept in memory up to `views.cache_mb` megabytes, in
-    each process by itself; what is kept changes no sample.
+    Crowd regions are no targets. Each process caches decoded photos and masks in up to `views.cache_mb` megabytes; the
+    cache does not change the samples.
 
     Args:
         labels: photos and their forests.
         views: size, scale range, smallest mask and cache of the views.
         seed: >= 0.
-        strong: samples show the strong view only.
+        strong: samples have only the strong view, as `image`.
         pairs: samples have both views, the weak one as `image`.
-        strong_settings: how strong is strong.
+        strong_settings: of the strong view.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class LabelDataset(Dataset):
         self.pairs = pairs
         self.strong_settings = strong_settings or StrongView()
         self._cache: dict[int, tuple[LabelledImage, Tensor]] = {}
-        self._cache_room = views.cache_mb * 10**6
+        self._cache_bytes_left = views.cache_mb * 10**6
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -152,11 +152,11 @@ class LabelDataset(Dataset):
         masks = view_masks(labelled.forest.masks, geometry)  # [N, size, size]
         ancestors = labelled.forest.ancestors()  # [N, N]
         keep = visible_masks(masks, ancestors, self.views.min_area)
-        # Some rows and columns of a closure are a closure: grandparents of a lost parent stay ancestors.
+        # A submatrix of a transitive closure is one too: grandparents of a dropped parent remain ancestors.
         target = Target(masks[keep], ancestors[keep][:, keep], labelled.forest.scores[keep])
         return Sample(
             name=str(labelled.path),
-            image=strong if self.strong else weak,
+            image=weak if strong is None or self.pairs else strong,
             strong=strong if self.pairs else None,
             valid=view_valid(geometry),
             target=target,
@@ -182,20 +182,20 @@ class LabelDataset(Dataset):
                 annotator=None if labelled.annotator is None else labelled.annotator[keep],
             )
         num_bytes = image.nbytes + labelled.forest.masks.words.nbytes
-        if num_bytes <= self._cache_room:
-            self._cache_room -= num_bytes
+        if num_bytes <= self._cache_bytes_left:
+            self._cache_bytes_left -= num_bytes
             self._cache[index] = (labelled, image)
         return labelled, image
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Samples of one size and kind -> Batch; pixels are normalised here, so that workers pass them on as float32."""
+    """The batch of samples of one size and kind, with normalized images."""
     valid = torch.stack([sample.valid for sample in samples])  # [B, H, W]
     strong = [sample.strong for sample in samples if sample.strong is not None]
     return Batch(
         names=[sample.name for sample in samples],
-        images=normalise(torch.stack([sample.image for sample in samples]), valid),
-        strong_images=normalise(torch.stack(strong), valid) if strong else None,
+        images=normalize(torch.stack([sample.image for sample in samples]), valid),
+        strong_images=normalize(torch.stack(strong), valid) if strong else None,
         valid=valid,
         targets=[sample.target for sample in samples],
     )

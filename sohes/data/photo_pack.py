@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Photos shrunk into one tar, so that a training set can be carried to where the GPU is."""
+"""Many photos as one tar of small images, to copy a training set to another machine."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from sohes.utils.workers import worker_pool
 
 
 def write_pack(photos: ImageList, out: Path, side: int, quality: int, num_threads: int) -> list[str]:
-    """Write each photo as a WebP picture, its long side at most `side` pixels; the tar appears whole or not at all.
+    """Write each photo as a WebP image with a long side of at most `side` pixels; the tar is written atomically.
 
-    The same photos give the same bytes. `quality`: 0..100, WebP's.
+    The same photos give the same bytes. quality: 0..100, of WebP.
 
     Returns:
-        One line for every photo that cannot be read, and so is not in the tar.
+        One line for every photo that cannot be read, and is therefore not in the tar.
 
     Raises:
         DataError: no photo can be read.
@@ -35,21 +35,21 @@ def write_pack(photos: ImageList, out: Path, side: int, quality: int, num_thread
         whole_file(out, "wb", None) as file,
         tarfile.open(fileobj=file, mode="w") as tar,
     ):
-        made = pool.map(lambda index: _shrunk(photos, index, side, quality), range(len(photos)))
-        for index, picture in enumerate(made):
-            if isinstance(picture, UnreadableImage):
-                failures.append(str(picture))
+        encoded = pool.map(lambda index: _encode(photos, index, side, quality), range(len(photos)))
+        for index, content in enumerate(encoded):
+            if isinstance(content, UnreadableImage):
+                failures.append(str(content))
                 continue
             member = tarfile.TarInfo(fitting_name(f"{index:08d}-{photos[index].stem}", ".webp"))
-            member.size = len(picture)
-            tar.addfile(member, io.BytesIO(picture))
-        if len(failures) == len(photos):  # here, where no older tar is replaced yet
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+        if len(failures) == len(photos):  # here, before an older tar is replaced
             raise DataError(f"none of {len(photos)} photos could be read; the first: {failures[0]}")
     return failures
 
 
 def shrink(image: Tensor, side: int) -> Tensor:
-    """uint8 [3, H, W] -> the same photo with a long side of at most `side` pixels; small photos stay as they are."""
+    """A photo uint8 [3, H, W] resized to a long side of at most `side` pixels; smaller photos are unchanged."""
     height, width = image.shape[1:]
     if max(height, width) <= side:
         return image
@@ -58,7 +58,7 @@ def shrink(image: Tensor, side: int) -> Tensor:
     return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
 
 
-def _shrunk(photos: ImageList, index: int, side: int, quality: int) -> bytes | UnreadableImage:
+def _encode(photos: ImageList, index: int, side: int, quality: int) -> bytes | UnreadableImage:
     try:
         image = shrink(photos.read(index), side)
     except UnreadableImage as error:

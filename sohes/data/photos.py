@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Unlabelled photos as small canvases, all in memory, for training that looks at each of them hundreds of times."""
+"""Unlabelled photos as small canvases, all in memory, for pretraining that reads each of them hundreds of times."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ from sohes.utils.workers import worker_pool
 
 @dataclass(frozen=True, eq=False)
 class PhotoBatch:
-    """B photos. names: where they come from. images: uint8 [B, 3, S, S]; a photo lies in the corner at 0, 0, and its
-    last row and column are repeated to the canvas' edge. sizes: int64 [B, 2], height and width of the photo itself.
-    regions: uint8 [B, K, S', S'], K ways to cut the canvases into regions, or None."""
+    """B photos.
+
+    names: their paths. images: uint8 [B, 3, S, S], canvases with the photo in the top left corner, padded by its last
+    row and column. sizes: int64 [B, 2], height and width of the photo itself. regions: uint8 [B, K, S', S'], region
+    numbers in K cuts of the canvases, or None.
+    """
 
     names: list[str]
     images: Tensor
@@ -34,7 +37,7 @@ class PhotoBatch:
 
 
 def photo_canvas(image: Tensor, side: int) -> tuple[Tensor, tuple[int, int]]:
-    """uint8 [3, H, W], shrunk to a long side of `side` (never enlarged) -> uint8 [3, side, side] and its (h, w)."""
+    """A photo uint8 [3, H, W] as a canvas uint8 [3, side, side], and its (h, w) there; it is never enlarged."""
     image = shrink(image, side)
     h, w = image.shape[1:]
     place = torch.arange(side, device=image.device)
@@ -43,10 +46,10 @@ def photo_canvas(image: Tensor, side: int) -> tuple[Tensor, tuple[int, int]]:
 
 
 class PhotoSet:
-    """Photos that were decoded once.
+    """N decoded photos in memory.
 
-    names: those that could be read. failures: the others, with their reasons. regions: uint8 [N, K, S', S'] as in
-    `PhotoBatch`, None until somebody sets them.
+    names: of the photos that could be read. failures: the others, with reasons. images, sizes, regions: as in
+    `PhotoBatch`; regions are None until they are assigned.
     """
 
     def __init__(self, photos: ImageList, side: int, num_threads: int, cache_gb: float) -> None:
@@ -64,14 +67,14 @@ class PhotoSet:
         self.names: list[str] = []
         self.failures: list[str] = []
         self.images = torch.empty((len(photos), 3, side, side), dtype=torch.uint8, device="cpu")
-        sizes = []
+        sizes: list[tuple[int, int]] = []
         with worker_pool(num_threads, 1, "decode") as pool:
-            for index, made in enumerate(pool.map(lambda index: _read(photos, index, side), range(len(photos)))):
-                if isinstance(made, UnreadableImage):
-                    self.failures.append(str(made))
+            for index, result in enumerate(pool.map(lambda index: _read(photos, index, side), range(len(photos)))):
+                if isinstance(result, UnreadableImage):
+                    self.failures.append(str(result))
                     continue
-                self.images[len(sizes)] = made[0]
-                sizes.append(made[1])
+                self.images[len(sizes)] = result[0]
+                sizes.append(result[1])
                 self.names.append(str(photos[index]))
         if not sizes:
             raise DataError(f"none of {len(photos)} photos could be read; the first: {self.failures[0]}")
@@ -82,7 +85,7 @@ class PhotoSet:
         return len(self.names)
 
     def photo(self, index: int) -> Tensor:
-        """Photo `index` as it lies in its canvas, uint8 [3, h, w]."""
+        """Photo `index` without the padding of its canvas, uint8 [3, h, w]."""
         h, w = self.sizes[index].tolist()
         return self.images[index, :, :h, :w]
 
@@ -95,7 +98,7 @@ class PhotoSet:
 def photo_batches(
     photos: PhotoSet, batch_size: int, seed: int, start_step: int, stop_step: int, rank: int = 0, world: int = 1
 ) -> Iterator[tuple[int, PhotoBatch]]:
-    """Yield (step, batch): this process's slice of the global batch, the same from whatever step one starts."""
+    """Yield (step, batch): this process's slice of the global batch, which does not depend on `start_step`."""
     share = batch_size // world
     for step in range(start_step, stop_step):
         samples = step_samples(len(photos), batch_size, step, seed)[rank * share : (rank + 1) * share]
@@ -103,7 +106,7 @@ def photo_batches(
 
 
 def _read(photos: ImageList, index: int, side: int) -> tuple[Tensor, tuple[int, int]] | UnreadableImage:
-    """A canvas, or why there is none: one bad photo among thousands must not end the others."""
+    """The canvas of a photo and its size, or the error: one unreadable photo must not stop the others."""
     try:
         return photo_canvas(photos.read(index), side)
     except UnreadableImage as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""COCO's polygons: checked, then drawn by pycocotools, which takes every number on trust."""
+"""COCO's polygons as RLE: checked here, as pycocotools, which draws them, checks no value."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import numpy as np
 from sohes.data.coco_fields import Size, is_number, shorten
 from sohes.utils.errors import SohesError
 
-# pycocotools counts fifths of a pixel and places in the image in 32 bits, and keeps 40 bytes for each pixel of an
+# pycocotools uses 32-bit integers for fifths of a pixel and for pixel indices, and needs 40 bytes per pixel of an
 # outline while it draws.
 MOST_PIXELS_TO_DRAW = 2**31 - 1
-FARTHEST_CORNER = 2**24
+MOST_DISTANT_CORNER = 2**24
 LONGEST_OUTLINE = 2**22
 
 
 class MissingPolygons(SohesError, ImportError):
-    """Polygons where pycocotools, which draws them, is not installed."""
+    """There are polygons, and pycocotools, which draws them, is not installed."""
 
 
 def check_polygons(polygons: Any, size: Size) -> None:
-    """Raises ValueError unless this is a list of polygons, x0, y0, x1, y1, ... each, that fit into ``size``."""
+    """Raises ValueError unless this is a list of polygons (x0, y0, x1, y1, ...) that can be drawn into ``size``."""
     if not isinstance(polygons, list) or not all(isinstance(one, list) and len(one) >= 6 for one in polygons):
         raise ValueError(f"expected polygons of three corners or more, got {shorten(polygons)}")
     if size[0] * size[1] > MOST_PIXELS_TO_DRAW:
@@ -31,8 +31,8 @@ def check_polygons(polygons: Any, size: Size) -> None:
         if len(corners) % 2:
             raise ValueError(f"expected polygons with an even number of coordinates, got {len(corners)}")
         for value in corners:
-            if not is_number(value, -FARTHEST_CORNER, FARTHEST_CORNER):
-                wanted = f"coordinates of polygons from -{FARTHEST_CORNER} to {FARTHEST_CORNER}"
+            if not is_number(value, -MOST_DISTANT_CORNER, MOST_DISTANT_CORNER):
+                wanted = f"coordinates of polygons from -{MOST_DISTANT_CORNER} to {MOST_DISTANT_CORNER}"
                 raise ValueError(f"expected {wanted}, got {shorten(value)}")
         places = np.array(corners, np.float64).reshape(-1, 2)  # [corners, 2]
         length = np.abs(places - np.roll(places, 1, axis=0)).max(1).sum()

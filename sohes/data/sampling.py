@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The order of training: which photos make the batch of a step, from any step on, on any number of processes."""
+"""The order of training: the photos in the batch of each step, from any step on, for any number of processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sohes.utils.errors import SohesError
 def epoch_order(num: int, epoch: int, seed: int) -> np.ndarray:
     """The order of `num` photos in an epoch, [num], read-only: a pure function of its arguments.
 
-    int32, so that the two orders this process keeps take 8 bytes a photo; int64 of 2^31 photos and more.
+    int32, so that the two cached orders take 8 bytes per photo; int64 from 2^31 photos on.
     """
     order = np.arange(num, dtype=np.int32 if num < 2**31 else np.int64)
     Generator(PCG64(SeedSequence([seed, epoch]))).shuffle(order)
@@ -35,9 +35,8 @@ def epoch_order(num: int, epoch: int, seed: int) -> np.ndarray:
 def step_samples(num: int, batch_size: int, step: int, seed: int) -> list[tuple[int, int]]:
     """The (epoch, index) pairs of the global batch of a step.
 
-    Epochs follow one another without a gap: a batch may hold the end of one and the start of the next, and with fewer
-    photos than `batch_size` several views of one photo. The first step of an epoch takes time for all its photos, the
-    others for their batch.
+    Epochs follow each other without a gap: a batch may contain the end of one and the start of the next, and with fewer
+    photos than `batch_size` several views of one photo. The first step of an epoch shuffles all photos.
     """
     first, stop = step * batch_size, (step + 1) * batch_size
     samples = []
@@ -60,20 +59,19 @@ def batches(
     num_workers: int = 0,
     pin_memory: bool = False,
 ) -> Iterator[tuple[int, Batch]]:
-    """Yield (step, batch) for the steps from `start_step` up to `stop_step`, or for ever.
+    """Yield (step, batch) for the steps from `start_step` up to `stop_step` (exclusive), or without end.
 
-    The batch of a step depends on nothing but (seed, step, batch_size) and the dataset: a stream that starts later goes
-    on as one that never stopped, and the `world` processes share out one global batch, process `rank` its `rank`-th
-    slice, whatever their number.
+    The global batch of a step depends only on (seed, step, batch_size) and the dataset, not on `start_step` or the
+    number of processes. Each of the `world` processes gets an equal slice of it, process `rank` the `rank`-th.
 
     Args:
         batch_size: of the global batch; a multiple of `world`.
-        num_workers: processes that make samples ahead of time; 0: this process, when a batch is asked for. On Linux
-            they are forked, so that the labels are in memory once.
-        pin_memory: batches of workers come in page-locked memory, for a GPU.
+        num_workers: processes that make batches ahead of time; 0: this process makes them on demand. On Linux they are
+            forked, so that the labels are in memory once.
+        pin_memory: batches from workers are in page-locked memory, for a GPU.
 
     Raises:
-        DataError: no photos. WorkerError: a process of `num_workers` is gone, or /dev/shm too small for its batches.
+        DataError: there are no photos. WorkerError: a worker process died, or /dev/shm is too small for its batches.
         ValueError: a `batch_size` or `rank` that does not fit `world`.
     """
     if len(dataset) == 0:
@@ -108,7 +106,7 @@ def _stream(
             yield step_samples(len(dataset), batch_size, step, seed)[rank * share : (rank + 1) * share]
 
     if num_workers == 0:
-        made = (collate([dataset[key] for key in keys]) for keys in own_samples())
+        made: Iterator[Batch | SohesError] = (collate([dataset[key] for key in keys]) for keys in own_samples())
     else:
         loader = DataLoader(
             _Batches(dataset, num_workers),
@@ -117,9 +115,9 @@ def _stream(
             num_workers=num_workers,
             pin_memory=pin_memory,
             multiprocessing_context="fork" if sys.platform == "linux" else None,
-            generator=torch.Generator(),  # else the loader would draw from, and so shift, the global one
+            generator=torch.Generator(),  # else the loader would draw from the global one
         )
-        made = _of_workers(loader, num_workers)
+        made = _from_workers(loader, num_workers)
     for step, batch in zip(steps(), made, strict=True):
         if isinstance(batch, Exception):
             raise batch
@@ -127,42 +125,45 @@ def _stream(
 
 
 class WorkerError(SohesError, RuntimeError):
-    """A process that makes batches is gone or cannot hand them over; the message names the setting."""
+    """A process that makes batches died or cannot pass them on; the message names the setting."""
 
 
-def _of_workers(loader: DataLoader, num_workers: int) -> Iterator[Batch | SohesError]:
-    """The batches of worker processes. Raises WorkerError within seconds of the end of one."""
+def _from_workers(loader: DataLoader, num_workers: int) -> Iterator[Batch | SohesError]:
+    """The batches of worker processes. Raises WorkerError within seconds after one died."""
     try:
         yield from _started(loader)
     except (RuntimeError, EOFError, ConnectionError) as error:
-        if str(error).startswith("Caught "):  # of the worker's own, with its traceback
+        if str(error).startswith("Caught "):  # an error of the worker's own code, with its traceback
             raise
-        if not isinstance(error, RuntimeError):  # it went while it handed over a batch
-            reason = "a DataLoader worker is gone"
+        if not isinstance(error, RuntimeError):  # it died while it passed on a batch
+            reason = "a DataLoader worker died"
         elif "DataLoader worker" in str(error):
             reason = str(error).partition(". ")[0].strip()
         else:
             raise
         raise WorkerError(
-            f"{reason}: of those that make batches (views.num-workers {num_workers}) one was killed; where memory or "
-            "shared memory (/dev/shm) ran out, take fewer or 0"
+            f"{reason}: one of the processes that make batches (views.num-workers {num_workers}) was killed; if memory "
+            "or shared memory (/dev/shm) ran out, set fewer or 0"
         ) from error
 
 
 def _started(loader: DataLoader) -> Iterator[Batch | SohesError]:
-    """The loader's iterator, without the signal handler it installs: that one would raise the death of a worker in the
-    midst of whatever the main thread does, a training step say. Without it the next batch does, in five seconds."""
+    """The loader's iterator, without the signal handler it installs.
+
+    The handler would raise the death of a worker at any point of the main thread, such as inside a training step.
+    Without it the request for the next batch raises it, within five seconds.
+    """
     is_main = sys.platform != "win32" and threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGCHLD) if is_main else None
     with torch.device("cpu"):  # the loader draws a seed, as a tensor of the default device
-        batches_to_come = iter(loader)
+        iterator = iter(loader)
     if handler is not None:
         signal.signal(signal.SIGCHLD, handler)
-    return batches_to_come
+    return iterator
 
 
 class _Batches(Dataset):
-    """Batches by their samples' keys, for worker processes. An error comes back as itself, not as a traceback."""
+    """Batches by the keys of their samples, for worker processes. Errors are returned, so that they keep their type."""
 
     def __init__(self, dataset: LabelDataset, num_workers: int):
         self.dataset, self.num_workers = dataset, num_workers
@@ -173,11 +174,11 @@ class _Batches(Dataset):
         except SohesError as error:
             return error
         try:
-            # Here, not in the thread that sends it: an error there is told to nobody, who then waits for ever.
+            # Here, as an error in the thread that sends the batch is lost, and the main process would wait forever.
             return batch.share_memory()
         except RuntimeError as error:
             reason = (str(error).splitlines() or [""])[0]
             return WorkerError(
-                f"no room to hand over a batch in shared memory, /dev/shm ({reason}): make it larger (docker run "
-                f"--shm-size=8g), or take fewer than {self.num_workers} processes: --views.num-workers 0 needs none"
+                f"no space for a batch in shared memory, /dev/shm ({reason}): make it larger (docker run "
+                f"--shm-size=8g), or use fewer than {self.num_workers} processes: --views.num-workers 0 needs none"
             )

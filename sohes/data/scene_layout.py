@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where things stand in a scene: the backdrop, and composite objects of random place, size, rotation and colour."""
+"""The layout of a scene: the backdrop, and composite objects of random position, size, rotation and colour."""
 
 from dataclasses import dataclass
 
@@ -9,13 +9,13 @@ from numpy.random import Generator
 from sohes.data.scene_objects import FAMILIES, Outline, Part, abstract, box
 from sohes.data.scene_paint import Look, contrasting, random_colours, random_look, shifted
 
-MIN_PART = 30  # pixels; parts that would come out smaller are not drawn
+MIN_PART = 30  # pixels; smaller parts are not drawn
 
 
 @dataclass
 class Node:
-    """A part placed in the scene. Nodes are numbered in painting order, parents before children, so that a whole and
-    all its parts have the numbers from its own to `last`."""
+    """A part placed in the scene. Nodes are numbered in painting order, parents before children, so that a node and its
+    descendants have the numbers from its own to `last`."""
 
     outline: Outline | None  # [n, 2], in pixels of the final image
     parent: int
@@ -26,7 +26,7 @@ class Node:
 
 
 def backdrop_nodes(rng: Generator, size: int) -> list[Node]:
-    """One surface, or two that meet at a straight, tilted or wavy line."""
+    """The nodes of the backdrop: one surface, or two that meet at a straight, tilted or wavy line."""
     colours = [random_colours(rng, 1)[0]]
     outlines = [box(0, 0, size, size)]
     if rng.random() < 0.65:
@@ -45,7 +45,7 @@ def backdrop_nodes(rng: Generator, size: int) -> list[Node]:
 
 
 def object_nodes(rng: Generator, size: int, backdrop: list[np.ndarray]) -> list[Node]:
-    """3 to 7 objects, the far ones first; the lower an object stands in the picture the nearer it is."""
+    """The nodes of 3 to 7 objects, far ones first; an object lower in the image is nearer."""
     count = int(rng.integers(3, 8))
     extents = size * np.exp(rng.uniform(np.log(0.13), np.log(0.3), count))
     extents[0] = size * rng.uniform(0.26, 0.42)
@@ -62,15 +62,15 @@ def object_nodes(rng: Generator, size: int, backdrop: list[np.ndarray]) -> list[
         taken.append(colour)
         free = family is abstract or rng.random() < 0.15
         angle = rng.uniform(-np.pi, np.pi) if free else rng.normal(0, 0.12)
-        turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+        rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
         stretch = extents[index] * rng.uniform(0.85, 1.1, 2) * (rng.choice([-1, 1]), 1)
-        place = _Placement(np.diag(stretch) @ turn, centres[index], extents[index])
+        place = _Placement(np.diag(stretch) @ rotation, centres[index], extents[index])
         _place(rng, family(rng), -1, colour, place, backdrop, {}, nodes, len(backdrop))
     return nodes
 
 
 def _crowding(place: np.ndarray, extent: float, centres: list[np.ndarray], extents: np.ndarray) -> float:
-    """How far an object at `place` would cover or hide behind those already there."""
+    """How much an object at `place` would overlap the other objects, >= 0."""
     return sum(
         max(0.0, (extent + other_extent - np.linalg.norm(place - other)) / min(extent, other_extent))
         for other, other_extent in zip(centres, extents, strict=False)
@@ -79,7 +79,7 @@ def _crowding(place: np.ndarray, extent: float, centres: list[np.ndarray], exten
 
 @dataclass(frozen=True)
 class _Placement:
-    """From an object's frame to the picture: points @ matrix + centre."""
+    """The map from an object's frame to the image: points @ matrix + centre."""
 
     matrix: np.ndarray  # [2, 2]
     centre: np.ndarray  # [2]
@@ -102,7 +102,7 @@ def _place(
         siblings = [look.colour for look in looks.values()]
         if parent < 0:
             colour = around
-        elif rng.random() < 0.12:  # an exception to the rule that parts resemble their whole
+        elif rng.random() < 0.12:  # an exception: most parts resemble their parent
             colour = contrasting(random_colours(rng, 6), [around, *siblings])
         else:
             colour = contrasting(shifted(rng, around, rng.uniform(0.25, 0.4), 10), [around, *siblings[-4:], *backdrop])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The families of composite objects that scenes are drawn from: geometry and hierarchy, without colours.
+"""The families of composite objects in scenes: geometry and hierarchy, without colours.
 
 An object is a tree of `Part`s in its own frame: x to the right, y down, both about -1..1. A part is painted before its
 children, and earlier children before later ones, so "behind" means "listed earlier".

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Procedurally drawn scenes with true entity/part hierarchies: the data set that needs no download.
+"""Procedurally drawn scenes with true entity/part hierarchies: a data set without a download.
 
 A scene is a textured backdrop and 3 to 7 composite objects (`scene_objects.py`) of random look, size, rotation
-and depth, with occlusion, shadows, uneven light, blur and sensor noise. The truth is a forest of *visible*
-pixels: the mask of a whole is its own body together with all its parts, as far as nothing lies in front of them.
+and depth, with occlusion, shadows, uneven light, blur and sensor noise. The ground truth is a forest of masks of
+*visible* pixels: the mask of an object is its own body and all its parts, without what is occluded.
 
-Colours follow the hierarchy, as a rule with exceptions: an object stands out from the backdrop and its
-neighbours, its parts vary around the object's colour, their parts around theirs. So grouping by appearance finds
-much of the truth but not all of it, which is what makes these scenes worth learning from.
+Colours mostly follow the hierarchy: an object differs from the backdrop and its neighbours, its parts vary around
+its colour, their parts around theirs. So grouping by colour finds much of the ground truth, but not all of it.
 
-The backdrop is either one surface, which is no entity, or two (sky and ground, wall and floor), which are one
-entity each: roots without parts.
+The backdrop is either one surface, which is no entity, or two (sky and ground, wall and floor), each of which is an
+entity without parts.
 """
 
 import json
@@ -36,11 +35,11 @@ from sohes.data.scene_paint import paint, smooth_noise
 from sohes.structures.forest import Forest
 from sohes.structures.masks import PackedMasks
 
-SUPERSAMPLING = 3  # odd, so that the centre of a pixel is a sample of its own: there the truth is read
-MIN_FRAGMENT = 12  # pixels; smaller visible pieces belong to no mask
-SAME_AS_PARENT = 0.95  # a part that is more than this share of its whole is no mask of its own
+SUPERSAMPLING = 3  # odd, so that there is a sample at the centre of a pixel, from which masks are read
+MIN_FRAGMENT = 12  # pixels; smaller connected pieces are removed from masks
+SAME_AS_PARENT = 0.95  # a part with more than this share of its parent's area gets no mask
 
-SCENES_VERSION = 1  # to be raised whenever the same seed draws something else
+SCENES_VERSION = 1  # raised with every change that draws other scenes for the same seed
 SCENES_PER_SEED = 1_000_000
 STAMP = "scenes.json"
 
@@ -57,7 +56,7 @@ def draw_scene(seed: int, size: int) -> Scene:
     """Draw scene number `seed` with `size` x `size` pixels. Equal arguments give equal bytes.
 
     Raises:
-        ValueError: `seed` < 0 or `size` < 32 (smaller pictures have no room for parts).
+        ValueError: `seed` < 0 or `size` < 32 (too small for parts).
     """
     if seed < 0 or size < 32:
         raise ValueError(f"draw_scene: expected seed >= 0 and size >= 32, got seed {seed} and size {size}")
@@ -66,12 +65,12 @@ def draw_scene(seed: int, size: int) -> Scene:
     nodes = backdrop + object_nodes(rng, size, [node.look.colour for node in backdrop])
     owner = _owners(nodes, size)  # [3 * size, 3 * size]
     sun = rng.uniform(0, 2 * np.pi)
-    light = np.array([np.cos(sun), np.sin(sun)], dtype=np.float32)  # [2], towards the light
+    light = np.array([np.cos(sun), np.sin(sun)], dtype=np.float32)  # [2], direction to the light
     pixels = _paint_nodes(rng, nodes, owner, light * rng.uniform(0.05, 0.2))
     pixels *= _shadows(rng, nodes, len(backdrop), size, light)[..., None]
     image = torch.from_numpy(_photograph(rng, pixels)).permute(2, 0, 1).contiguous()
     middle = slice(SUPERSAMPLING // 2, None, SUPERSAMPLING)
-    first_entity = 1 if len(backdrop) == 1 else 0  # one surface alone is no entity
+    first_entity = 1 if len(backdrop) == 1 else 0  # a single surface is no entity
     return Scene(image, _true_forest(nodes, owner[middle, middle], first_entity))
 
 
@@ -108,7 +107,7 @@ def _paint_nodes(rng: Generator, nodes: list[Node], owner: np.ndarray, light: np
 
 
 def _shadows(rng: Generator, nodes: list[Node], first_object: int, size: int, light: np.ndarray) -> np.ndarray:
-    """Light that reaches each pixel, float32 [size, size] in 0..1: objects shade what is behind them."""
+    """Light that reaches each pixel, float32 [size, size] in 0..1: objects cast shadows on what is behind them."""
     canvas = Image.new("L", (size, size), 255)
     draw = ImageDraw.Draw(canvas)
     darkness = int(255 * rng.uniform(0.55, 0.85))
@@ -125,7 +124,7 @@ def _shadows(rng: Generator, nodes: list[Node], first_object: int, size: int, li
 
 
 def _photograph(rng: Generator, pixels: np.ndarray) -> np.ndarray:
-    """Uneven light, blur and sensor noise: float32 [size, size, 3] -> uint8 of the same shape."""
+    """Pixels float32 [size, size, 3] with uneven light, blur and sensor noise, uint8 of the same shape."""
     size = len(pixels)
     uneven = 1 + rng.uniform(0, 0.12) * smooth_noise(rng, (size, size), size * 0.7)
     exposed = np.clip(pixels * uneven[..., None] * rng.uniform(0.9, 1.1), 0, 1)
@@ -136,7 +135,7 @@ def _photograph(rng: Generator, pixels: np.ndarray) -> np.ndarray:
 
 
 def _true_forest(nodes: list[Node], visible: np.ndarray, first: int) -> Forest:
-    """The forest of the nodes from number `first`, of `visible` int [H, W], the number of the node at each pixel."""
+    """The forest of the nodes from number `first` on; `visible` int [H, W] is the node at each pixel."""
     masks: list[np.ndarray] = []
     areas: list[int] = []
     parents: list[int] = []
@@ -177,16 +176,16 @@ def _without_fragments(mask: np.ndarray) -> np.ndarray:
 def write_scenes(folder: str | os.PathLike, num: int, size: int, seed: int) -> Path:
     """Write `num` scenes as `images/*.png` and `annotations.json` (COCO with `level` and `parent`) under `folder`.
 
-    Scene i is `draw_scene(seed * 1_000_000 + i, size)`, so sets of different seeds share no scene. The folder appears
-    whole or not at all. If it already holds the scenes of the same request (recorded in `scenes.json`), they are kept
-    as they are; scenes of another request are replaced.
+    Scene i is `draw_scene(seed * 1_000_000 + i, size)`, so sets of different seeds share no scene. The folder is
+    written atomically. If it already holds the scenes of the same request (recorded in `scenes.json`), they are kept;
+    scenes of another request are replaced.
 
     Returns:
         `folder`, as a Path; `LabelSet(folder)` reads it.
 
     Raises:
         ValueError: `num` < 1 or > 1_000_000, or a bad seed or size.
-        DataError: the folder holds something that is not a set of scenes.
+        DataError: the folder holds other files.
     """
     if not 1 <= num <= SCENES_PER_SEED:
         raise ValueError(f"write_scenes: expected num from 1 to {SCENES_PER_SEED}, got {num}")
@@ -203,8 +202,8 @@ def write_scenes(folder: str | os.PathLike, num: int, size: int, seed: int) -> P
         building.chmod(0o755)  # temporary folders are private
         try:
             os.rename(building, folder)
-        except OSError:  # there is something
-            if _holds(folder, request):  # by now: another process has drawn them too, and may be reading them
+        except OSError:  # the folder is there already
+            if _holds(folder, request):  # another process has written the same scenes, and may be reading them
                 return folder
             shutil.rmtree(folder)
             os.rename(building, folder)
@@ -214,6 +213,7 @@ def write_scenes(folder: str | os.PathLike, num: int, size: int, seed: int) -> P
 
 
 def _holds(folder: Path, request: dict[str, int]) -> bool:
+    """Whether a folder has the scenes of a request."""
     try:
         return json.loads((folder / STAMP).read_text()) == request
     except (FileNotFoundError, json.JSONDecodeError):

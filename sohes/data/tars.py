@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images inside plain tar archives, read in any order without unpacking.
 
-A member is named like a file in a folder of the archive's name: `photos/sa_000020.tar/sa_226692.jpg`. An archive's
-headers are walked once per process; what stays is the place of every image, some 60 bytes each.
+The path of a member is that of a file in a folder with the archive's name: `photos/sa_000020.tar/sa_226692.jpg`. The
+headers of an archive are read once per process; the index in memory takes about 60 bytes per image.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ import numpy as np
 
 from sohes.data.errors import DataError
 from sohes.data.formats import is_hidden
-from sohes.data.left_out import LeftOut
 from sohes.data.names import Names
+from sohes.data.skipped import SkippedFiles
 
 TAR_EXTENSION = ".tar"
 
 _BLOCK = 512
 _END = bytes(_BLOCK)
-# Kinds of members by the type byte of their header.
+# Type bytes of member headers.
 _FILES = b"0\0" + b"7"
-_WITHOUT_DATA = b"123456"  # links, devices, folders: whatever their size field says
+_WITHOUT_DATA = b"123456"  # links, devices, folders; their size field has no meaning
 _PAX, _PAX_FOR_ALL, _LONG_NAME, _SPARSE = b"x", b"g", b"L", b"S"
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 
 
 class DamagedTar(DataError):
-    """An archive that cannot be read to its end. `reason` says why, in one line."""
+    """An archive that cannot be read to its end, and the `reason` in one line."""
 
     def __init__(self, path: str | os.PathLike, reason: str) -> None:
         super().__init__(path, reason)
@@ -49,19 +49,21 @@ class DamagedTar(DataError):
 
 @dataclass(frozen=True, eq=False)
 class TarIndex:
-    """Where the images of one archive lie. names: N member names in the order of the archive. starts, sizes: int64 [N],
-    bytes of their content. damage: why what follows these cannot be read, None for a whole archive. left_out: its other
-    files."""
+    """Where the images of one archive lie.
+
+    names: N member names in the order of the archive. starts, sizes: int64 [N], first byte and number of bytes of their
+    content. damage: why the rest of the archive cannot be read, or None. skipped: its other files.
+    """
 
     path: Path
     names: Names
     starts: np.ndarray
     sizes: np.ndarray
     damage: str | None
-    left_out: LeftOut
+    skipped: SkippedFiles
 
     def read(self, name: str) -> bytes | None:
-        """The content of a member, None where there is none of this name. Threads may read at the same time."""
+        """The content of a member, None if there is none of this name. Threads may read at the same time."""
         place = self.names.find(name)
         if place is None:
             return None
@@ -70,21 +72,21 @@ class TarIndex:
 
     @cached_property
     def distinct(self) -> np.ndarray:
-        """Places of the members that count, int64: of equal names only the last, as when unpacking."""
+        """Indices of the members, int64: of equal names only the last, as when unpacking."""
         return self.names.distinct(keep_last=True)
 
 
 def index_tar(path: str | os.PathLike, extensions: tuple[str, ...]) -> TarIndex:
-    """Walk through an archive's headers and keep the files with these `extensions`, in lower case, whatever their case.
+    """The index of an archive's files with these extensions (given in lower case, matched in any case).
 
-    Names lose a leading `./`; hidden members are skipped, and so are links. ustar, GNU and pax headers are understood.
-    An archive need not have an end mark. One that is damaged is kept up to the damage.
+    A leading `./` is removed from names; hidden members and links are ignored. ustar, GNU and pax headers are
+    supported. An end mark is not required. A damaged archive is indexed up to the damage.
 
     Raises:
-        DamagedTar: no such file, not a tar, compressed, or damaged before any file of it is whole.
+        DamagedTar: no such file, not a tar, compressed, or damaged before its first complete file.
     """
     wanted = tuple(extension.encode() for extension in extensions)
-    names, places, left_out, damage = [], array("q"), LeftOut(), None
+    names, places, skipped, damage = [], array("q"), SkippedFiles(), None
     try:
         for name, start, size in _walk(Path(path)):
             name = name.lstrip(b"/")
@@ -96,17 +98,17 @@ def index_tar(path: str | os.PathLike, extensions: tuple[str, ...]) -> TarIndex:
                 names.append(name)
                 places.extend((start, size))
             else:
-                left_out.add(name)
+                skipped.add(name)
     except DamagedTar as error:
-        if not names and not len(left_out):
+        if not names and not len(skipped):
             raise
         damage = error.reason
     table = np.frombuffer(places, dtype=np.int64).reshape(-1, 2)
-    return TarIndex(Path(path), Names(names), table[:, 0].copy(), table[:, 1].copy(), damage, left_out)
+    return TarIndex(Path(path), Names(names), table[:, 0].copy(), table[:, 1].copy(), damage, skipped)
 
 
 class TarCache:
-    """The indexes of archives, each made once and again when the file has changed. Threads may share it."""
+    """The indexes of archives, each made on first use and again after the file has changed. Threads may share it."""
 
     def __init__(self, extensions: tuple[str, ...]) -> None:
         self._extensions = extensions
@@ -116,19 +118,19 @@ class TarCache:
     def __call__(self, path: str | os.PathLike) -> TarIndex:
         """The index of an archive. Raises DamagedTar."""
         try:
-            facts = os.stat(path)
+            status = os.stat(path)
         except OSError as error:
             raise DamagedTar(path, error.strerror or str(error)) from error
-        version, key = (facts.st_mtime_ns, facts.st_size), os.fspath(path)
+        version, key = (status.st_mtime_ns, status.st_size), os.fspath(path)
         with self._lock:
-            known = self._indexes.get(key)
-            if known is None or known[0] != version:
-                known = self._indexes[key] = (version, index_tar(path, self._extensions))
-        return known[1]
+            cached = self._indexes.get(key)
+            if cached is None or cached[0] != version:
+                cached = self._indexes[key] = (version, index_tar(path, self._extensions))
+        return cached[1]
 
 
 def split_member(path: str | os.PathLike) -> tuple[str, str] | None:
-    """`("a/b.tar", "c/d.jpg")` of `a/b.tar/c/d.jpg` where `a/b.tar` is a file; None of any other path."""
+    """`("a/b.tar", "c/d.jpg")` for `a/b.tar/c/d.jpg` if `a/b.tar` is a file; None for any other path."""
     text = os.fspath(path)
     lower, at = text.lower(), 0
     while (at := lower.find(TAR_EXTENSION + "/", at)) >= 0:
@@ -150,14 +152,16 @@ def _walk(path: Path) -> Iterator[tuple[bytes, int, int]]:
 def _walk_open(path: Path, file: RawIOBase, file_size: int) -> Iterator[tuple[bytes, int, int]]:
     if file_size == 0:
         raise DamagedTar(path, "the file is empty (0 bytes)")
-    at, long_name, pax = 0, None, {}
+    at = 0
+    long_name: bytes | None = None
+    pax: dict[str, Any] = {}
     while True:
         header = _read_at(file, at, _BLOCK)
         if header == _END or (at > 0 and not header.strip(b"\0")):
-            return  # the end mark, or none: what lies before is whole
+            return  # the end, with or without an end mark
         if len(header) < _BLOCK:
             raise DamagedTar(path, f"cut short: no end mark within its {file_size} bytes")
-        if not _sum_is_right(header):
+        if not _is_checksum_right(header):
             raise DamagedTar(path, _why_no_header(header, at))
         try:
             kind = header[156:157]
@@ -171,7 +175,7 @@ def _walk_open(path: Path, file: RawIOBase, file_size: int) -> Iterator[tuple[by
             elif kind == _PAX:
                 pax = _parse_pax(_read_at(file, start, size))
             elif kind == _SPARSE:
-                raise DamagedTar(path, "holds sparse files, which only unpacking can read")
+                raise DamagedTar(path, "contains sparse files, which are not supported: unpack it")
             elif kind != _PAX_FOR_ALL:
                 if kind in _FILES:
                     yield pax.get("path") or long_name or _name(header), start, size
@@ -181,11 +185,11 @@ def _walk_open(path: Path, file: RawIOBase, file_size: int) -> Iterator[tuple[by
 
 
 class _NoNumber(Exception):
-    """A field of a header that should hold a number, and does not."""
+    """A header field holds no number, where one is expected."""
 
 
-def _sum_is_right(header: bytes) -> bool:
-    """Whether a header's check sum fits: that of its bytes, with its own eight as spaces."""
+def _is_checksum_right(header: bytes) -> bool:
+    """Whether the checksum of a header is right: the sum of its bytes, with those of the checksum as spaces."""
     try:
         stored = int(header[148:156].strip(b"\0 "), 8)
     except ValueError:
@@ -200,12 +204,12 @@ def _why_no_header(header: bytes, at: int) -> str:
         return f"damaged: no valid header at byte {at}"
     kind = _COMPRESSED.get(header[:2])
     if kind is not None:
-        return f"compressed with {kind}, which cannot be read in any order: unpack it to a plain tar"
+        return f"compressed with {kind}, which has no random access: decompress it to a plain tar"
     return "not a tar archive"
 
 
 def _number(field: bytes) -> int:
-    """An octal number, or with the top bit set a binary one."""
+    """A number in octal digits, or in binary if the top bit is set."""
     if field[0] & 0x80:
         return int.from_bytes(field, "big") & ~(0x80 << 8 * (len(field) - 1))
     return _digits(field.strip(b"\0 ") or b"0", 8)
@@ -227,7 +231,7 @@ def _name(header: bytes) -> bytes:
 
 
 def _parse_pax(content: bytes) -> dict[str, Any]:
-    """Records `<length> <key>=<value>\\n` -> `path` as bytes and `size` as a number, where given."""
+    """`path` (bytes) and `size` (int), if given, of records `<length> <key>=<value>\\n`."""
     found: dict[str, Any] = {}
     at = 0
     while at < len(content):
@@ -246,6 +250,6 @@ def _read_at(file: RawIOBase, start: int, size: int) -> bytes:
     """`size` bytes from `start` on; fewer only at the end of the file."""
     file.seek(start)
     content = file.read(size)
-    while len(content) < size and (more := file.read(size - len(content))):  # one call reads 2 GiB at most
+    while len(content) < size and (more := file.read(size - len(content))):  # one call reads at most 2 GiB
         content += more
     return content

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sohes.configs.run import InferConfig
-from sohes.data.transforms import normalise
+from sohes.data.transforms import normalize
 from sohes.models.distinct import DistinctMasks, masks_per_chunk, pairwise_overlap
 from sohes.models.outputs import Outputs
 from sohes.models.precision import no_autocast
@@ -90,7 +90,7 @@ def prepare(image: Tensor, size: tuple[int, int]) -> Tensor:
     """uint8 [3, H, W] -> normalised float32 [3, *size]."""
     if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3 or 0 in image.shape:
         raise ValueError(f"expected an image of uint8 [3, H, W], got {image.dtype} {list(image.shape)}")
-    pixels = normalise(image)[None]  # [1, 3, H, W]
+    pixels = normalize(image)[None]  # [1, 3, H, W]
     return F.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=True)[0]
 
 

@@ -130,8 +130,8 @@ def run_explore(run: Run, job: TrainJob, images: ImageList, extractor: FeatureEx
 
 def _log_start(run: Run, config: Config, given: ImageList | None, device: torch.device, world: World) -> None:
     run.log(f"run folder {run.path}, preset {config.preset}, device {device}, seed {config.seed}")
-    if given is not None and len(given.left_out):
-        run.log(str(given.left_out))
+    if given is not None and len(given.skipped):
+        run.log(str(given.skipped))
     if config.images and config.preset == "tiny":
         run.log("preset tiny is made for drawn scenes, with coarse labels; for photos see --preset cpu, small, base")
     if world.size > 1:

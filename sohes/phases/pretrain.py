@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from sohes.configs.pretrain import PretrainConfig
 from sohes.data.crops import cut_crops, cut_labels, distort, draw_boxes, draw_patch_masks
 from sohes.data.photos import PhotoBatch, PhotoSet, photo_batches
-from sohes.data.transforms import normalise
+from sohes.data.transforms import normalize
 from sohes.engine.ema import make_teacher, update_teacher
 from sohes.engine.loop import MicroBatch, Trainer, train
 from sohes.engine.optim import cosine_between
@@ -138,8 +138,8 @@ def draw_views(
         maps = batch.regions[torch.arange(num, device=chosen.device), chosen].long()  # [B, S', S']
         grid = crops.global_size // config.vit.patch
         regions = torch.cat([cut_labels(maps, *place, grid, side) for place in places])
-    large_views = normalise(torch.cat(large) * 255)
-    return large_views, normalise(torch.cat(small) * 255) if small else None, regions
+    large_views = normalize(torch.cat(large) * 255)
+    return large_views, normalize(torch.cat(small) * 255) if small else None, regions
 
 
 def teacher_temperature(step: int, config: PretrainConfig) -> float:

@@ -60,8 +60,8 @@ def run_pretraining(job: PretrainJob, images: ImageList, device: torch.device, w
     if run.is_trained("pretrain"):
         run.log(f"trained before, see {run.weights('pretrain')}")
         return run
-    if len(images.left_out):
-        run.log(str(images.left_out))
+    if len(images.skipped):
+        run.log(str(images.skipped))
     photos = PhotoSet(images, config.crops.photo_side, config.num_threads, config.cache_gb)
     for reason in photos.failures:
         run.log(reason)
@@ -88,8 +88,8 @@ def pack_photos(config: PretrainConfig, pack: Path) -> None:
     """Write the photos of the settings, resized, into the tar `pack`, and print its size."""
     check_pretrain_config(config)
     images = _list_photos(config)
-    if len(images.left_out):
-        say(str(images.left_out), "stderr")
+    if len(images.skipped):
+        say(str(images.skipped), "stderr")
     failures = write_pack(images, pack, config.crops.photo_side, config.pack_quality, config.num_threads)
     for reason in failures:
         say(reason, "stderr")

@@ -27,8 +27,8 @@ def find_photos(given: Sequence[Path], out: Path) -> list[Photo]:
     for root in given:
         is_folder = root.is_dir()
         listed = list_images(root)
-        if len(listed.left_out):
-            say(f"{root}: {listed.left_out}", "stderr")
+        if len(listed.skipped):
+            say(f"{root}: {listed.skipped}", "stderr")
         for path in listed:
             key = path.resolve()
             if key not in paths and not (is_folder and is_own_picture(path)):

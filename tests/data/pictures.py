@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures written byte by byte, of kinds that Pillow reads but does not write."""
+"""Image files written byte by byte, of kinds that Pillow can read but not write."""
 
 import struct
 import zlib

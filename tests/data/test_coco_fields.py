@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A label set reads no number that cannot be: one DataError that names file, image and value, or the right labels."""
+"""An invalid value gives a DataError that names file, image and value; a valid one the right labels."""
 
 import json
 import logging
@@ -102,7 +102,7 @@ def test_annotators_by_name_are_numbered_within_the_image(tmp_path):
 
 
 def test_annotations_without_a_region_are_left_out_and_counted(tmp_path, caplog):
-    """The part's parent has none, so that it lies in the whole."""
+    """The part's parent has no region, so the whole becomes its parent."""
     whole = {"size": [4, 6], "counts": [0, 24]}
     records = [
         {"id": 1, "image_id": 1, "segmentation": whole, "iscrowd": 1},

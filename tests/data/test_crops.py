@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Multi-crop views: boxes inside photos, crops that show what their box holds, colours that change as said."""
+"""Multi-crop views: boxes inside photos, crops with the content of their box, colour changes as configured."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_boxes_lie_inside_and_have_the_areas_asked_for():
     assert (boxes[:, 3] <= sizes[:, 0] + 1e-3).all()
     share = (width * height / sizes.prod(1)).view(-1, 4)
     assert (share <= 0.6 + 1e-5).all()
-    assert (share[:, [0, 3]] >= 0.2 - 1e-5).all()  # nothing sticks out of these, so nothing was made shorter
+    assert (share[:, [0, 3]] >= 0.2 - 1e-5).all()  # these boxes fit, so none was shortened
     assert 0.38 < share[:, 3].mean() < 0.42
     aspect = (width / height).view(-1, 4)[:, 3]
     assert aspect.min() >= 0.75 - 1e-5

@@ -25,7 +25,7 @@ def labels(tmp_path_factory):
 
 
 def same(a, b):
-    """Whether two samples or batches are equal to the bit."""
+    """Whether two samples or batches are bit-identical."""
     pairs = [(a.valid, b.valid)]
     for x, y in zip(getattr(a, "targets", None) or [a.target], getattr(b, "targets", None) or [b.target], strict=True):
         pairs += [(x.masks, y.masks), (x.ancestors, y.ancestors), (x.scores, y.scores)]
@@ -184,7 +184,7 @@ class TestOrder:
 
     @pytest.mark.parametrize("num", [1, 5, 1000])
     def test_the_order_is_numpys_permutation_of_seed_and_epoch(self, num):
-        """Pinned: another order would change the figures of every run, and what a resumed one goes on with."""
+        """Pinned: another order would change the results of every run, and the batches of a resumed one."""
         for epoch in (0, 3):
             rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([7, epoch])))
             assert (epoch_order(num, epoch, 7) == rng.permutation(num)).all()
@@ -192,7 +192,7 @@ class TestOrder:
     def test_the_samples_of_a_step_are_a_slice_of_its_epochs(self):
         whole = [(epoch, int(index)) for epoch in range(9) for index in epoch_order(10, epoch, 2)]
         for batch_size in (1, 4, 10, 25):
-            for step in (3, 0, 2, 1):  # in any order: nothing is known of the steps before
+            for step in (3, 0, 2, 1):  # in any order: a step does not depend on those before
                 expected = whole[step * batch_size : (step + 1) * batch_size]
                 assert step_samples(10, batch_size, step, 2)[: len(expected)] == expected
 

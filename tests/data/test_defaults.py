@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Photos, views and batches are the same whatever device and dtype torch makes tensors of by default."""
+"""Photos, views and batches do not depend on the default device and dtype of torch."""
 
 import contextlib
 import dataclasses
@@ -23,7 +23,7 @@ from sohes.data.sources import list_images
 from sohes.data.transforms import (
     StrongView,
     draw_geometry,
-    normalise,
+    normalize,
     strong_view,
     view_image,
     view_masks,
@@ -59,12 +59,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def works(folder):
-    """What is done, by name. Inputs are made here, before any default changes."""
+    """Name -> function to test. Inputs are made here, before the defaults change."""
     photos = list_images(folder / "images")
     labels = LabelSet(folder)
     labelled, image = labels[0], photos.read(0)
     geometry = draw_geometry(np.random.default_rng(4), labelled.size, 48, (1.2, 1.3))
-    assert geometry.seen == (48, 48)
+    assert geometry.visible_size == (48, 48)
     masks, ancestors = view_masks(labelled.forest.masks, geometry), labelled.forest.ancestors()
     canvases, sizes = torch.rand(4, 3, 32, 32), torch.tensor([[32, 32], [20, 32], [32, 9], [5, 5]])
     mirrored, sigma = torch.tensor([True, False, True, False]), torch.tensor([0.5, 0.9, 1.1, 1.5])
@@ -96,7 +96,7 @@ def works(folder):
         "view_valid": lambda: view_valid(geometry),
         "visible_masks": lambda: visible_masks(masks, ancestors, 4),
         "strong_view": lambda: [strong_view(np.random.default_rng(k), image, STRONG) for k in range(6)],
-        "normalise": lambda: normalise(image, view_valid(dataclasses.replace(geometry, size=64))[:64, :64]),
+        "normalize": lambda: normalize(image, view_valid(dataclasses.replace(geometry, size=64))[:64, :64]),
         "LabelSet": lambda: [(one.crowd, one.forest.scores, one.forest.parents) for one in LabelSet(folder)],
         "LabelDataset": lambda: LabelDataset(labels, VIEWS, seed=1, pairs=True).sample(3, 2),
         "batches": lambda: [b for _, b in batches(LabelDataset(labels, VIEWS, 1, pairs=True), 2, 0, 0, 3)],
@@ -117,13 +117,13 @@ def works(folder):
 
 NAMES = (
     "read_image, read_annotated, image_to_tensor, shrink, write_pack, photo_canvas, PhotoSet, PhotoSet.photo, "
-    "view_image, view_masks, view_valid, visible_masks, strong_view, normalise, LabelSet, LabelDataset, batches, "
+    "view_image, view_masks, view_valid, visible_masks, strong_view, normalize, LabelSet, LabelDataset, batches, "
     "batches of workers, draw_scene, draw_boxes, cut_crops, cut_labels, distort, gaussian_blur, draw_patch_masks"
 )
 
 
 def flat(value):
-    """All tensors in a result as (dtype, device, values), and everything else as it is."""
+    """A result with every tensor replaced by (dtype, device, values)."""
     if isinstance(value, torch.Tensor):
         return [(value.dtype, value.device.type, value.tolist())]
     if dataclasses.is_dataclass(value):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which files are images, and what is said of those that are not."""
+"""Which files are images, and how the others are reported."""
 
 import builtins
 import pickle
@@ -13,7 +13,7 @@ import sohes.data.formats
 from sohes.data.errors import DataError
 from sohes.data.formats import IMAGE_EXTENSIONS, is_hidden
 from sohes.data.images import UnreadableImage, read_image
-from sohes.data.left_out import LeftOut
+from sohes.data.skipped import SkippedFiles
 from sohes.data.sources import list_images
 
 # Formats of Pillow that need another program or system, or of which it only knows the name.
@@ -64,7 +64,7 @@ def test_a_folder_reads_what_pillow_writes(tmp_path, extension):
     assert len(listed) == 1
     image = listed.read(0)
     assert image.shape[0] == 3
-    assert len(listed.left_out) == 0
+    assert len(listed.skipped) == 0
 
 
 @pytest.mark.parametrize(("extension", "options"), [("gif", {}), ("apng", {}), ("webp", {"lossless": True})])
@@ -75,7 +75,7 @@ def test_of_many_frames_the_first(tmp_path, extension, options):
     assert list_images(tmp_path).read(0)[:, 3, 3].tolist() == [255, 0, 0]
 
 
-def test_what_is_left_out_is_counted_by_kind_and_the_first_is_named(tmp_path):
+def test_skipped_files_are_counted_by_extension_with_the_first_name(tmp_path):
     picture().save(tmp_path / "a.jfif", "JPEG")
     for name in ("notes.txt", "b/raw.DNG", "b/raw2.dng", "b/IMG_0001", "b/.hidden", "c.xml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -85,35 +85,35 @@ def test_what_is_left_out_is_counted_by_kind_and_the_first_is_named(tmp_path):
         tar.add(tmp_path / "notes.txt", "in/more.txt")
     listed = pickle.loads(pickle.dumps(list_images(tmp_path)))
     assert [listed.names[i] for i in range(len(listed))] == ["a.jfif", "t.tar/in/a.jpe"]
-    assert str(listed.left_out) == (
-        "6 files left out: 2 .dng (b/raw.DNG first), 2 .txt (notes.txt first), 1 .xml (c.xml), "
+    assert str(listed.skipped) == (
+        "6 files skipped: 2 .dng (b/raw.DNG first), 2 .txt (notes.txt first), 1 .xml (c.xml), "
         "1 without extension (b/IMG_0001)"
     )
-    assert len(list_images(tmp_path / "a.jfif").left_out) == 0
+    assert len(list_images(tmp_path / "a.jfif").skipped) == 0
 
 
 def test_a_folder_of_nothing_else_says_what_is_there(tmp_path):
     (tmp_path / "a.cr2").write_text("x")
-    with pytest.raises(FileNotFoundError, match=r"no images in .*; 1 file left out: 1 \.cr2 \(a\.cr2\)$"):
+    with pytest.raises(FileNotFoundError, match=r"no images in .*; 1 file skipped: 1 \.cr2 \(a\.cr2\)$"):
         list_images(tmp_path)
 
 
-def test_left_out_stays_one_short_line():
-    left_out = LeftOut()
+def test_the_text_of_skipped_files_is_one_short_line():
+    skipped = SkippedFiles()
     for number in range(1000):
-        left_out.add(b"x/a.%d" % number)
-    left_out.add(b"gr\xfcn\n.heic")
-    text = str(left_out)
-    assert text.startswith("1001 files left out: ")
+        skipped.add(b"x/a.%d" % number)
+    skipped.add(b"gr\xfcn\n.heic")
+    text = str(skipped)
+    assert text.startswith("1001 files skipped: ")
     assert "\n" not in text
     assert len(text) < 400
-    assert len(pickle.dumps(left_out)) < 4000
-    one = LeftOut()
+    assert len(pickle.dumps(skipped)) < 4000
+    one = SkippedFiles()
     one.add(b"gr\xfcn\n.heic")
-    assert str(one) == "1 file left out: 1 .heic (gr\\xfcn\\n.heic; pip install pillow-heif)"
+    assert str(one) == "1 file skipped: 1 .heic (gr\\xfcn\\n.heic; pip install pillow-heif)"
 
 
-def test_heic_without_its_library_is_told(tmp_path, monkeypatch):
+def test_heic_without_its_library_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(sohes.data.formats, "_HAS_HEIF", False)
     for name in ("a.heic", "mailed.jpg"):
         (tmp_path / name).write_bytes(HEIC)
@@ -122,12 +122,12 @@ def test_heic_without_its_library_is_told(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(".heic" in IMAGE_EXTENSIONS, reason="pillow-heif is installed")
-def test_heic_in_a_folder_is_left_out_and_alone_an_error(tmp_path):
+def test_heic_in_a_folder_is_skipped_and_alone_an_error(tmp_path):
     picture().save(tmp_path / "a.png")
     (tmp_path / "b.HEIC").write_bytes(HEIC)
     listed = list_images(tmp_path)
     assert len(listed) == 1
-    assert str(listed.left_out) == "1 file left out: 1 .heic (b.HEIC; pip install pillow-heif)"
+    assert str(listed.skipped) == "1 file skipped: 1 .heic (b.HEIC; pip install pillow-heif)"
     with pytest.raises(DataError, match=r"b\.HEIC cannot be read here: pip install pillow-heif"):
         list_images(tmp_path / "b.HEIC")
 
@@ -135,7 +135,7 @@ def test_heic_in_a_folder_is_left_out_and_alone_an_error(tmp_path):
 def test_heic_with_its_library(tmp_path):
     pillow_heif = pytest.importorskip("pillow_heif")
     exif = Image.Exif()
-    exif[0x0112] = 6  # pillow-heif writes it as a turn of the picture itself
+    exif[0x0112] = 6  # pillow-heif writes it as a rotation of the image itself
     heif = pillow_heif.from_pillow(picture((32, 48)))
     heif.save(tmp_path / "a.HEIC", quality=-1, exif=exif.tobytes())
     openers = dict(Image.OPEN)
@@ -146,7 +146,7 @@ def test_heic_with_its_library(tmp_path):
 
 
 def test_heic_without_its_library_is_imported_late(tmp_path, monkeypatch):
-    """Reading other pictures never touches it."""
+    """Reading other images does not import it."""
     picture().save(tmp_path / "a.png")
     real = builtins.__import__
 

@@ -17,7 +17,7 @@ NEEDS_AVIF = pytest.mark.skipif(not features.check("avif"), reason="this Pillow 
 
 
 def gradient(height=6, width=9):
-    """uint8 [H, W, 3] with every pixel distinct enough to see a wrong flip."""
+    """uint8 [H, W, 3] with pixels distinct enough to detect a wrong flip."""
     y, x = np.mgrid[:height, :width]
     return np.stack([y * 20, x * 20, (x + y) * 9], axis=-1).astype(np.uint8)
 
@@ -71,7 +71,7 @@ class TestOrientation:
 
     @pytest.mark.parametrize("orientation", range(1, 9))
     def test_all_eight_of_16_bit_colours(self, tmp_path, orientation):
-        """Which are read in two goes, each of which Pillow turns."""
+        """They are decoded twice, and Pillow rotates each time."""
         upright = gradient()
         stored = np.ascontiguousarray(self.STORED[orientation](upright))
         content = (stored.astype("<u2") * 257).tobytes()

@@ -87,7 +87,7 @@ class TestFolder:
         assert list(list_images(root)) == [root / "link/a.png"]
 
     def test_links_to_themselves_cost_nothing_else(self, tmp_path):
-        """A loop of links can be no folder and no file; the photos beside it can be read."""
+        """A loop of links is neither folder nor file; the photos beside it can be read."""
         save(tmp_path / "in/a.png", 1)
         save(tmp_path / "in/deep/b.png", 2)
         (tmp_path / "in/self").symlink_to("self")
@@ -96,7 +96,7 @@ class TestFolder:
         (tmp_path / "in/deep/up").symlink_to("..")
         listed = list_images(tmp_path / "in")
         assert names(listed) == ["a.png", "deep/b.png"]
-        assert str(listed.left_out) == "3 files left out: 3 without extension (deep/ping first)"
+        assert str(listed.skipped) == "3 files skipped: 3 without extension (deep/ping first)"
         (tmp_path / "in/round.png").symlink_to("round.png")
         listed = list_images(tmp_path / "in")
         assert names(listed) == ["a.png", "deep/b.png", "round.png"]
@@ -116,7 +116,7 @@ class TestFolder:
             save(tmp_path / name, 2)
         listed = list_images(tmp_path)
         assert names(listed) == ["a.png", "x@eaDir/b.png"]
-        assert len(listed.left_out) == 0
+        assert len(listed.skipped) == 0
         members = [("a.png", png(1)), ("b/._a.png", b"fork"), ("__MACOSX/a.png", b"fork"), ("./@eaDir/x/T.jpg", png(2))]
         assert names(list_images(write_tar(tmp_path / "t.tar", members))) == ["t.tar/a.png"]
 
@@ -127,12 +127,12 @@ class TestFolder:
             list_images(tmp_path).read(1)
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is closed to root")
-    def test_a_closed_folder_is_told(self, tmp_path):
+    def test_a_folder_without_permission_is_reported(self, tmp_path):
         save(tmp_path / "a.png")
         (tmp_path / "closed").mkdir(mode=0)
         listed = list_images(tmp_path)
         assert names(listed) == ["a.png", "closed"]
-        with pytest.raises(UnreadableImage, match="cannot look into this folder: Permission denied"):
+        with pytest.raises(UnreadableImage, match="cannot read this folder: Permission denied"):
             listed.read(1)
 
     def test_one_image(self, tmp_path):
@@ -142,7 +142,7 @@ class TestFolder:
     def test_errors_name_the_path_and_what_was_looked_for(self, tmp_path):
         with pytest.raises(FileNotFoundError) as error:
             list_images(tmp_path)
-        assert str(error.value) == f"no images in {tmp_path} (looked recursively for files {WANTED})"
+        assert str(error.value) == f"no images in {tmp_path} (searched recursively for files {WANTED})"
         with pytest.raises(FileNotFoundError) as error:
             list_images(tmp_path / "nowhere")
         assert str(error.value) == (
@@ -224,7 +224,7 @@ class TestLists:
         save(folder / "b.png", 2)
         images = [{"id": 9, "file_name": "train/ä.png", "width": 4, "height": 3}, {"file_name": "b.png"}]
         content = {"info": {"a": [1]}, "annotations": [{"id": 1}] * 3, "images": images, "licenses": "cut"}
-        (tmp_path / "list.json").write_text(json.dumps(content)[:-3])  # what comes after the images is not looked at
+        (tmp_path / "list.json").write_text(json.dumps(content)[:-3])  # what follows the images is not read
         listed = list_images(tmp_path / "list.json")
         assert names(listed) == ["train/ä.png", "b.png"]
         assert values(listed) == [1, 2]
@@ -297,7 +297,7 @@ class TestArchives:
         assert values(list_images(path)) == [1, 2]
 
     def test_wherever_a_tar_is_cut_what_is_whole_is_read(self, tmp_path):
-        """Unless the cut lies between two members it is told, in an entry of its own; other archives do not suffer."""
+        """Unless the cut is between two members it is reported as an entry; other archives are not affected."""
         whole = write_tar(tmp_path / "whole.tar", [(f"{i}.png", png(i)) for i in range(3)])
         content, length = whole.read_bytes(), len(png(1))
         (tmp_path / "set").mkdir()
@@ -321,7 +321,7 @@ class TestArchives:
     @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
     @pytest.mark.parametrize("num_zeros", [0, 1, 511, 512, 700])
     def test_a_tar_need_not_be_closed(self, tmp_path, form, num_zeros):
-        """As when its writer was, or was not, killed in the middle of the end mark."""
+        """As if its writer was, or was not, killed while it wrote the end mark."""
         path = write_tar(tmp_path / "a.tar", [("f" * 80 + "/" + "n" * 60 + ".png", png(1)), ("ü.png", png(2))], form)
         end = len(path.read_bytes().rstrip(b"\0"))
         path.write_bytes(path.read_bytes()[: -(-end // 512) * 512] + bytes(num_zeros))
@@ -371,7 +371,7 @@ class TestArchives:
             (b"", "the file is empty (0 bytes)"),
             (
                 b"\x1f\x8b" + bytes(2000),
-                "compressed with gzip, which cannot be read in any order: unpack it to a plain",
+                "compressed with gzip, which has no random access: decompress it to a plain",
             ),
             (b"not a tar " * 100, "not a tar archive"),
         ],
@@ -462,7 +462,7 @@ def test_relative_sources(tmp_path, monkeypatch):
 
 
 def test_an_index_is_small(tmp_path):
-    """What stays of an archive: two numbers a member, and the names. (A Python object a member would be 400 bytes.)"""
+    """The index of an archive has two numbers per member, and the names. (Python objects would take 400 bytes each.)"""
     path = write_tar(tmp_path / "a.tar", [(f"sa_{i:07d}.{kind}", b"") for i in range(3000) for kind in ("jpg", "json")])
     listed = list_images(path)
     assert len(listed) == 3000

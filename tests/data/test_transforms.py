@@ -13,7 +13,7 @@ from sohes.data.transforms import (
     _blend,
     _gray,
     draw_geometry,
-    normalise,
+    normalize,
     strong_view,
     view_image,
     view_masks,
@@ -42,7 +42,7 @@ class TestGeometry:
             assert all(abs(r - s * factor) <= 1 for r, s in zip(g.resized, source, strict=True))
             assert 0 <= g.top <= max(0, g.resized[0] - 32)
             assert 0 <= g.left <= max(0, g.resized[1] - 32)
-            assert g.seen == (min(32, g.resized[0]), min(32, g.resized[1]))
+            assert g.visible_size == (min(32, g.resized[0]), min(32, g.resized[1]))
 
     def test_both_mirror_states_and_many_places_are_drawn(self):
         drawn = [draw_geometry(rng(seed), (50, 70), 32, (1.0, 2.0)) for seed in range(60)]
@@ -68,7 +68,7 @@ class TestViews:
 
     @pytest.mark.parametrize("seed", range(12))
     def test_masks_follow_the_image(self, seed):
-        """A disk drawn in the photo is found again in its view where its mask says."""
+        """A disk drawn in the photo is in the view where its mask is."""
         height, width = 70, 100
         y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
         disks = torch.stack([(y - 30) ** 2 + (x - cx) ** 2 < 15**2 for cx in (25, 70)])  # [2, H, W]
@@ -153,7 +153,7 @@ class TestStrongView:
         assert torch.equal(view[0], view[2])
 
     def test_places_stay(self):
-        """Holes aside, a strong view of an edge has its edge at the same column."""
+        """Except for holes, a strong view of an edge has the edge at the same column."""
         image = torch.zeros(3, 64, 64, dtype=torch.uint8) + 40
         image[:, :, 32:] = 200
         for seed in range(20):
@@ -161,20 +161,20 @@ class TestStrongView:
             assert view.diff().abs().argmax() == 31
 
 
-def test_normalise():
+def test_normalize():
     image = torch.full((2, 3, 2, 2), 255, dtype=torch.uint8)
     valid = torch.tensor([[[True, False], [True, True]]]).expand(2, -1, -1)
-    normal = normalise(image, valid)
+    normal = normalize(image, valid)
     expected = (1 - torch.tensor(IMAGE_MEAN)) / torch.tensor(IMAGE_STD)
     assert normal.dtype == torch.float32
     torch.testing.assert_close(normal[0, :, 0, 0], expected)
     assert (normal[:, :, 0, 1] == 0).all()
-    torch.testing.assert_close(normalise(image)[1, :, 0, 1], expected)
+    torch.testing.assert_close(normalize(image)[1, :, 0, 1], expected)
 
 
 @pytest.mark.parametrize("ratio", [0.6, 0.97, 1.0, 1.4])
 def test_colours_change_as_torchvision_has_it(ratio):
-    """To the bit, where torchvision computes in float32, its default."""
+    """Bit-identical where torchvision computes in float32, its default."""
     image = torch.randint(0, 256, (3, 40, 37), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     gray = _gray(image)
     assert torch.equal(_blend(image, torch.zeros(()), ratio), peer.adjust_brightness(image, ratio))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes that make batches, and what is said when one is gone or has no room to hand its batch over."""
+"""Worker processes that make batches, and the errors when one dies or has no shared memory for its batch."""
 
 import os
 import signal
@@ -38,7 +38,7 @@ def test_a_batch_without_masks_is_shared_too():
     assert Batch([], torch.zeros(0, 3, 4, 4), None, torch.zeros(0, 4, 4), []).share_memory().images.is_shared()
 
 
-def test_no_room_for_a_batch_names_the_setting(scenes, monkeypatch):
+def test_no_space_for_a_batch_names_the_setting(scenes, monkeypatch):
     def full(batch):
         raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
 
@@ -49,7 +49,7 @@ def test_no_room_for_a_batch_names_the_setting(scenes, monkeypatch):
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGBUS])
 def test_a_killed_process_ends_the_run_in_seconds(scenes, monkeypatch, how):
-    """As the system does when memory is short, or a page of /dev/shm cannot be had."""
+    """As the system does when memory runs out, or no page of /dev/shm is free."""
     dataset, test = LabelDataset(LabelSet(scenes), VIEWS, seed=0), os.getpid()
     sample = LabelDataset.sample
 
@@ -66,8 +66,8 @@ def test_a_killed_process_ends_the_run_in_seconds(scenes, monkeypatch, how):
     assert time.monotonic() - started < 60
 
 
-def test_the_death_of_a_process_is_no_error_of_the_training_step(scenes):
-    """torch's handler of SIGCHLD would raise in the midst of it."""
+def test_the_death_of_a_worker_is_not_raised_in_the_training_step(scenes):
+    """torch's handler of SIGCHLD would raise inside it."""
     before = signal.getsignal(signal.SIGCHLD)
     stream = batches(LabelDataset(LabelSet(scenes), VIEWS, seed=0), 2, 0, 0, num_workers=1)
     next(stream)
@@ -105,7 +105,7 @@ except WorkerError as error:
 
 
 def test_a_shared_memory_that_is_really_too_small(scenes):
-    """64 kB of it, which a container has by a typing error; 64 MB by default."""
+    """64 kB of it, as in a misconfigured container; the default is 64 MB."""
     if os.system("unshare --map-root-user --mount true 2>/dev/null"):
         pytest.skip("no mounts of one's own here")
     env = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(Path(__file__).parent)))}

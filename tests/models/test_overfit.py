@@ -7,7 +7,7 @@ from micro import micro_model
 
 from sohes.configs.run import InferConfig, LossConfig
 from sohes.data.scenes import draw_scene
-from sohes.data.transforms import normalise
+from sohes.data.transforms import normalize
 from sohes.losses.criterion import Criterion
 from sohes.models.inference import predict
 from sohes.models.segmenter_model import build_model
@@ -24,7 +24,7 @@ SIZE = 64
 def test_the_model_overfits_one_scene(query_init, mask_stride, learning_rate, steps, enough):
     """`enough`: mean best IoU and average recall of the scene's masks. Learned queries need many more steps."""
     scene = draw_scene(3, SIZE)
-    images, targets = normalise(scene.image)[None], [Target.from_forest(scene.forest)]
+    images, targets = normalize(scene.image)[None], [Target.from_forest(scene.forest)]
     torch.manual_seed(0)
     model = build_model(
         micro_model(query_init=query_init, mask_stride=mask_stride, num_queries=40, grid_size=8, seeds_per_cell=2)

@@ -12,7 +12,7 @@ from torch import Tensor
 from sohes.configs.presets import get_preset
 from sohes.configs.run import InferConfig, LossConfig
 from sohes.data.scenes import draw_scene
-from sohes.data.transforms import normalise
+from sohes.data.transforms import normalize
 from sohes.losses.distillation import class_loss, koleo_loss, region_loss
 from sohes.losses.mask_losses import bce_loss, dice_loss
 from sohes.losses.matcher import pairwise_cost
@@ -48,7 +48,7 @@ def test_seed_queries_attend_to_the_same_cells_as_in_float32(stirred, monkeypatc
     seen: list[Tensor] = []
     original = mask_decoder.attention_mask
     monkeypatch.setattr(mask_decoder, "attention_mask", lambda *a: seen.append(original(*a)) or seen[-1])
-    images = torch.stack([normalise(draw_scene(seed, 160).image) for seed in (0, 1)])
+    images = torch.stack([normalize(draw_scene(seed, 160).image) for seed in (0, 1)])
     with torch.no_grad():
         expected = model(images)
         with torch.autocast("cpu", torch.bfloat16):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sohes.configs.run import InferConfig
-from sohes.data.transforms import normalise
+from sohes.data.transforms import normalize
 from sohes.models.inference import predict
 from sohes.models.outputs import Outputs
 from sohes.models.tiles import Tile, TileMasks, _draw_objects, join_tiles, make_tiles
@@ -29,7 +29,7 @@ class ColourModel(nn.Module):
 
     def forward(self, images: Tensor, grid_size: int | None = None) -> Outputs:
         height, width = images.shape[2:]
-        wanted = normalise(COLOURS.T[:, :, None]).squeeze(-1).T  # [4, 3]
+        wanted = normalize(COLOURS.T[:, :, None]).squeeze(-1).T  # [4, 3]
         distance = torch.cdist(images.flatten(2).transpose(1, 2), wanted[None]).transpose(1, 2)  # [B, 4, H*W]
         logits = torch.where(distance.unflatten(2, (height, width)) < 1.0, 9.0, -9.0)
         class_logits = torch.tensor([2.0, 0.0]).expand(len(images), 4, 2)

@@ -71,7 +71,7 @@ class TestPng:
         assert (read_image(path).permute(1, 2, 0).numpy() == np.rint(values / 257)).all()
 
     def test_16_bit_colours_in_an_archive(self, tmp_path):
-        """Which are read twice, from memory."""
+        """They are decoded twice, from memory."""
         write_png(tmp_path / "a.png", (1, 2), 16, 2, [big(255, 129, 128, 65535, 1, 0)])
         with tarfile.open(tmp_path / "a.tar", "w") as tar:
             tar.add(tmp_path / "a.png", "in/a.png")
@@ -180,7 +180,7 @@ class TestTiff:
     @pytest.mark.parametrize(
         ("extra", "expected"),
         [
-            (0, [[39, 78, 117], [0, 0, 0], [51, 0, 0]]),  # a fourth sample of no meaning
+            (0, [[39, 78, 117], [0, 0, 0], [51, 0, 0]]),  # a fourth sample without meaning
             (1, [[39, 78, 117], [255, 255, 255], [255, 204, 204]]),  # colours are multiplied by alpha
             (2, [[39, 78, 117], [255, 255, 255], [214, 204, 204]]),
         ],
@@ -206,7 +206,7 @@ class TestTiff:
         tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", **options)
         assert (read_image(tmp_path / "a.tif").permute(1, 2, 0).numpy() == np.rint(values / 257)).all()
 
-    def test_a_layout_that_nobody_reads_is_told(self, tmp_path):
+    def test_an_unknown_layout_is_an_error(self, tmp_path):
         path = write_tiff(tmp_path / "a.tif", bytes(8), (1, 1), [64], sample_format=2)
         with pytest.raises(UnreadableImage, match="not an image, or of a format that Pillow does not know"):
             read_image(path)

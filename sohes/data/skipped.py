@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a search for photos passed over, so that no photo goes missing without a word."""
+"""A count of the files that a search for photos skipped, so that no photo is lost silently."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ import os
 
 from sohes.data.formats import NEEDED_FOR
 
-_MAX_KINDS = 50  # that are told apart: a folder may hold any names
-_MAX_TOLD = 8
+_MAX_KINDS = 50  # further extensions are counted as _OTHERS
+_MAX_SHOWN = 8
 _OTHERS = "others"
 
 
-class LeftOut:
-    """How many files were passed over as no images, by extension, and the first of each. Its length is their number,
-    its text one line: `3 files left out: 2 .heic (IMG_1.HEIC first; pip install pillow-heif), 1 .txt (notes.txt)`."""
+class SkippedFiles:
+    """Number of skipped files by extension, and the first file of each. Its length is their total, its text one line:
+    `3 files skipped: 2 .heic (IMG_1.HEIC first; pip install pillow-heif), 1 .txt (notes.txt)`."""
 
     def __init__(self) -> None:
         self._kinds: dict[str, tuple[int, bytes]] = {}
 
     def add(self, name: bytes, count: int = 1) -> None:
-        """One more file, or more of its kind of which it is the first."""
+        """Add a file, or `count` files of its extension, of which it is the first."""
         suffix = os.path.splitext(name)[1].lower().decode("utf-8", "backslashreplace") or "without extension"
         if suffix not in self._kinds and len(self._kinds) >= _MAX_KINDS:
             suffix = _OTHERS
         known, first = self._kinds.get(suffix, (0, name))
         self._kinds[suffix] = known + count, first
 
-    def add_all(self, others: LeftOut, folder: bytes) -> None:
-        """What was passed over in a folder or archive of this name."""
+    def add_all(self, others: SkippedFiles, folder: bytes) -> None:
+        """Add the files skipped in a folder or archive of this name."""
         for count, first in others._kinds.values():
             self.add(folder + b"/" + first, count)
 
@@ -39,11 +39,11 @@ class LeftOut:
         def order(kind: str) -> tuple[bool, bool, int, str]:
             return kind not in NEEDED_FOR, kind == _OTHERS, -self._kinds[kind][0], kind
 
-        told = sorted(self._kinds, key=order)
-        parts = [self._describe(kind) for kind in told[:_MAX_TOLD]]
-        if rest := sum(self._kinds[kind][0] for kind in told[_MAX_TOLD:]):
+        kinds = sorted(self._kinds, key=order)
+        parts = [self._describe(kind) for kind in kinds[:_MAX_SHOWN]]
+        if rest := sum(self._kinds[kind][0] for kind in kinds[_MAX_SHOWN:]):
             parts.append(f"{rest} of other kinds")
-        return f"{len(self)} {'file' if len(self) == 1 else 'files'} left out: {', '.join(parts)}"
+        return f"{len(self)} {'file' if len(self) == 1 else 'files'} skipped: {', '.join(parts)}"
 
     def _describe(self, kind: str) -> str:
         count, first = self._kinds[kind]

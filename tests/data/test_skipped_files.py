@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands say, once, which files of a folder of photos they take for no images."""
+"""The commands report once which files of a folder of photos they skipped."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from sohes.phases.segment_inputs import find_photos
 from sohes.pretrain import main as pretrain
 from sohes.utils.distributed import World
 
-TOLD = "2 files left out: 2 .dng (a.DNG first)"
+LINE = "2 files skipped: 2 .dng (a.DNG first)"
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def photos(tmp_path):
 
 def test_segment(photos, tmp_path, capsys):
     assert [photo.path.name for photo in find_photos([photos], tmp_path / "out")] == ["c.jfif"]
-    assert capsys.readouterr().err == f"{photos}: {TOLD}\n"
+    assert capsys.readouterr().err == f"{photos}: {LINE}\n"
     for name in ("a.DNG", "b.dng"):
         (photos / name).unlink()
     find_photos([photos], tmp_path / "out")
@@ -36,11 +36,11 @@ def test_segment(photos, tmp_path, capsys):
 
 def test_pack(photos, tmp_path, capsys):
     assert pretrain(["--images", str(photos), "--pack", str(tmp_path / "a.tar")]) == 0
-    assert capsys.readouterr().err.splitlines() == [TOLD]
+    assert capsys.readouterr().err.splitlines() == [LINE]
 
 
 def test_train(photos, tmp_path, monkeypatch):
-    """As far as the first thing that is done with the photos."""
+    """Up to the first use of the photos."""
 
     class Enough(Exception):
         pass
@@ -53,4 +53,4 @@ def test_train(photos, tmp_path, monkeypatch):
     with pytest.raises(Enough):
         pipeline.run_phases(job, list_images(photos), None, torch.device("cpu"), World())
     lines = (tmp_path / "run/log.txt").read_text().splitlines()
-    assert [line.partition("  ")[2] for line in lines if "left out" in line] == [TOLD]
+    assert [line.partition("  ")[2] for line in lines if "files skipped" in line] == [LINE]
