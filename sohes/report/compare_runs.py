@@ -18,7 +18,7 @@ from sohes.evaluation.checks import align_ids
 from sohes.evaluation.coco_index import CocoIndex
 from sohes.report.compare import ComparedRun, write_comparison
 from sohes.report.compare_photos import PhotoSource, run_names
-from sohes.report.photos import find_ground_truth
+from sohes.report.photos import ground_truth_of_run
 from sohes.report.record import read_run
 
 ShowProgress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
@@ -68,7 +68,7 @@ def find_predictions(path: Path) -> Path:
 
 def truth_of_run(path: Path) -> Path:
     """The ground truth that a run folder was scored on. Raises BadInput if the path is no run folder or has none."""
-    found = find_ground_truth(read_run(path)) if path.is_dir() else None
+    found = ground_truth_of_run(read_run(path)) if path.is_dir() else None
     if found is None:
         raise BadInput(f"{path} does not say what it was scored on: give --gt, or --dataset and --root")
     return found

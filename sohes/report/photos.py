@@ -95,7 +95,7 @@ def collect_photos(run: RunRecord, gt_json: Path | None, image_root: Path | None
     columns = [c for title, path in sources.items() if (c := _open_column(title, path, problems))]
     if columns:
         source, read = "Held-out photos, spread evenly over the set", read_annotated
-        gt_json = gt_json or find_ground_truth(run)
+        gt_json = gt_json or ground_truth_of_run(run)
         truth = _open_column(GROUND_TRUTH, gt_json, problems) if gt_json else None
         columns = [truth, *columns] if truth else columns
         roots = _held_out_roots(gt_json, image_root)
@@ -238,7 +238,7 @@ def choose_evenly(items: Sequence[int], count: int) -> list[int]:
     return [items[(2 * k + 1) * len(items) // (2 * count)] for k in range(count)]
 
 
-def find_ground_truth(run: RunRecord) -> Path | None:
+def ground_truth_of_run(run: RunRecord) -> Path | None:
     """Path of the ground truth of a run: the data set that it converted, or `eval` of its configuration (a COCO file,
     or a folder with annotations.json), or its scenes. None if there is none."""
     given, dataset = run.config.get("eval"), run.config.get("eval_dataset")
