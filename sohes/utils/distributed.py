@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which process of how many this is, and the few things the processes of a run say to each other.
+"""Rank and world size of this process, and the collectives that a run needs.
 
-The world is read from the environment that torchrun or SLURM's `srun` sets; without either it has one process. Every
-function works in a world of one, with or without a process group, so callers never ask which case they are in.
+Both are read from the environment that torchrun or SLURM's `srun` sets; without either the world has one process. Every
+function also works for one process, with or without a process group.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch import Tensor
 
 from sohes.utils.console import RunLog
 from sohes.utils.errors import SohesError
-from sohes.utils.failures import Failures, PeerFailed, describe
-from sohes.utils.rendezvous import LaunchError, Patience, connect, find_room, meet, terminal_log
+from sohes.utils.failures import FailureMonitor, PeerFailed, describe
+from sohes.utils.rendezvous import Deadline, LaunchError, agree_on_round, connect, create_store, terminal_log
 from sohes.utils.slurm import first_host, typed_in_a_shell
 
 Result = TypeVar("Result")
@@ -34,8 +34,8 @@ _DEFAULT_TIMEOUT = timedelta(hours=1)
 
 @dataclass(frozen=True)
 class World:
-    """rank: of this process, 0 .. size - 1. local_rank: among the processes of this machine. restarts: how often the
-    launcher has started this job again. local_size: processes on this machine, 1 where the launcher does not say."""
+    """rank: of this process, 0 .. size - 1. local_rank: among the processes of this machine. restarts: of the job, by
+    its launcher. local_size: processes on this machine, 1 if the launcher does not set it."""
 
     rank: int = 0
     size: int = 1
@@ -45,23 +45,22 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one process that writes logs, weights and reports."""
+        """Whether this process writes logs, weights and reports."""
         return self.rank == 0
 
     def share(self, num: int) -> range:
-        """This process's block of `num` items; blocks of all ranks, in order, are all items, sizes differ by <= 1."""
+        """This process's block of `num` items: consecutive by rank, of sizes that differ by at most 1."""
         return range(num * self.rank // self.size, num * (self.rank + 1) // self.size)
 
 
 def find_world(environment: Mapping[str, str] | None = None) -> World:
-    """The world that the environment describes: torchrun's variables, else those of `srun`, else one process.
+    """The world from torchrun's variables, else from those of `srun`, else one process.
 
-    A batch script's own step has SLURM_PROCID and SLURM_NTASKS too, though it is one process: only what `srun` alone
-    sets counts. Nor is what a person types in the shell of `srun --pty` one of that step's tasks: it is one process,
-    and the terminal is told so.
+    A batch script has SLURM_PROCID and SLURM_NTASKS too, though it is one process: only variables that `srun` alone
+    sets count. A command typed in the shell of `srun --pty` is one process too, which is logged.
 
     Raises:
-        LaunchError: a variable is missing or no number.
+        LaunchError: a variable is missing or not a number.
     """
     env = os.environ if environment is None else environment
     if "RANK" in env and "WORLD_SIZE" in env:
@@ -75,8 +74,9 @@ def find_world(environment: Mapping[str, str] | None = None) -> World:
             return World()
         restarts = _number(env, "SLURM_RESTART_COUNT", 0)
         tasks = _number(env, "SLURM_STEP_NUM_TASKS")
-        # Tasks of each node, as in `8(x2),4`; steps are even where it matters.
-        local_size = int(re.match(r"\d*", env.get("SLURM_STEP_TASKS_PER_NODE", "")).group() or 1)
+        # Tasks per node, as in `8(x2),4`: the first node's.
+        per_node = re.match(r"\d+", env.get("SLURM_STEP_TASKS_PER_NODE", ""))
+        local_size = int(per_node.group()) if per_node else 1
         world = World(_number(env, "SLURM_PROCID"), tasks, _number(env, "SLURM_LOCALID"), restarts, local_size)
     else:
         return World()
@@ -87,10 +87,10 @@ def find_world(environment: Mapping[str, str] | None = None) -> World:
 
 
 def rendezvous(environment: Mapping[str, str] | None = None) -> tuple[str, int]:
-    """Host and port where the processes meet: MASTER_ADDR and MASTER_PORT, else from SLURM's step.
+    """Host and port of the common store: MASTER_ADDR and MASTER_PORT, else derived from SLURM's step.
 
     Raises:
-        LaunchError: neither is there, or the port is none.
+        LaunchError: there is neither, or the port is invalid.
     """
     env = os.environ if environment is None else environment
     if "MASTER_ADDR" in env:
@@ -107,21 +107,21 @@ def rendezvous(environment: Mapping[str, str] | None = None) -> tuple[str, int]:
 
 @contextmanager
 def process_group(world: World, device: torch.device, timeout: timedelta = _DEFAULT_TIMEOUT) -> Iterator[None]:
-    """Join the other processes for the time of a `with`; in a world of one as well, so that there is one path.
+    """A process group for the time of a `with`, also for one process.
 
-    gloo carries what is on the CPU, NCCL what is on GPUs, `device` being this process's own. Who waits says so on the
-    terminal. A failure in the block ends the other processes within seconds, with its reason.
+    Tensors on the CPU use gloo, those on `device`, this process's GPU, NCCL. A process that waits for others logs it.
+    An error in the block ends the other processes within seconds, with its reason.
 
     Args:
-        timeout: how long a process waits for the others, > 0.
+        timeout: of a wait for other processes, > 0.
 
     Raises:
-        LaunchError: the others have not come in time, or cannot be met. PeerFailed: another process has failed.
+        LaunchError: other processes are missing or not reachable. PeerFailed: another process has failed.
     """
     on_gpu = device.type == "cuda"
-    # With its device NCCL connects at once: a GPU that two processes want is found here, not in the first step.
+    # With its device NCCL connects at once: a GPU used by two processes is an error here, not in the first step.
     options: dict[str, Any] = {"device_id": device} if on_gpu and world.size > 1 else {}
-    store, ears = (dist.HashStore(), None) if world.size == 1 else _common_store(world, timeout)
+    store, monitored = (dist.HashStore(), None) if world.size == 1 else _common_store(world, timeout)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
         rank=world.rank,
@@ -131,41 +131,41 @@ def process_group(world: World, device: torch.device, timeout: timedelta = _DEFA
         **options,
     )
     try:
-        with nullcontext() if ears is None else Failures(ears, world.rank, world.size):
+        with nullcontext() if monitored is None else FailureMonitor(monitored, world.rank, world.size):
             yield
     finally:
         dist.destroy_process_group()
 
 
 def _common_store(world: World, timeout: timedelta) -> tuple[dist.Store, dist.Store]:
-    """The store in which all processes have met, and a second connection to it."""
-    env, patience = os.environ, Patience(timeout, terminal_log(world.local_rank))
+    """The store that all processes are connected to, and a second connection to it."""
+    env, deadline = os.environ, Deadline(timeout, terminal_log(world.local_rank))
     host, port = rendezvous(env)
     if "TORCHELASTIC_RUN_ID" in env:
         shared, _, _ = next(dist.rendezvous("env://", world.rank, world.size, timeout=timeout))
-        room = find_room(shared, world.rank, world.size, patience)
-        return dist.PrefixStore(room, shared), dist.PrefixStore(room, connect(host, port, world.size))
-    store = meet(host, port, world.rank, world.size, patience, env)
+        prefix = agree_on_round(shared, world.rank, world.size, deadline)
+        return dist.PrefixStore(prefix, shared), dist.PrefixStore(prefix, connect(host, port, world.size))
+    store = create_store(host, port, world.rank, world.size, deadline, env)
     return store, connect(host, port, world.size)
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
-    if _together():
-        # Not dist.barrier: with NCCL it would start work on a GPU for nothing.
+    """Wait until every process has called this."""
+    if _is_distributed():
+        # Not dist.barrier: with NCCL it runs on a GPU.
         dist.all_reduce(torch.zeros(1))
 
 
 def all_sum(values: Tensor) -> Tensor:
     """`values` summed over all processes, in place."""
-    if _together():
+    if _is_distributed():
         dist.all_reduce(values)
     return values
 
 
 def gather(value: Any) -> list[Any]:
-    """What every process gave, picklable, in order of ranks."""
-    if not _together():
+    """The values of all processes, in order of ranks. value: picklable."""
+    if not _is_distributed():
         return [value]
     gathered = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, value)
@@ -173,42 +173,43 @@ def gather(value: Any) -> list[Any]:
 
 
 def on_main(work: Callable[[], Result]) -> Result:
-    """Do `work` in the main process only and hand its result, picklable, to all.
+    """The result of `work`, picklable, which only the main process executes; returned in all processes.
 
-    What it raises, whatever it is, is raised in all: a SohesError as itself; of any other error, which keeps its
-    traceback in the main process, the others get a PeerFailed with the reason.
+    An error is raised in all processes: a SohesError as itself, any other as PeerFailed with its reason outside the
+    main process.
     """
-    if not _together():
+    if not _is_distributed():
         return work()
     if dist.get_rank() == 0:
         try:
             result = work()
-            message = [pickle.dumps(result), None]
+            message: list[bytes | None] = [pickle.dumps(result), None]
         except BaseException as error:
-            dist.broadcast_object_list([None, _to_send(error)])
+            dist.broadcast_object_list([None, _pickle_error(error)])
             raise
         dist.broadcast_object_list(message)
         return result
-    message = [None, None]
-    dist.broadcast_object_list(message)
-    if message[1] is not None:
-        raise pickle.loads(message[1])
-    return pickle.loads(message[0])
+    received: list[Any] = [None, None]
+    dist.broadcast_object_list(received)
+    if received[1] is not None:
+        raise pickle.loads(received[1])
+    main_result: Result = pickle.loads(received[0])
+    return main_result
 
 
-def _to_send(error: BaseException) -> bytes:
+def _pickle_error(error: BaseException) -> bytes:
     """An exception for the other processes, pickled."""
     if not isinstance(error, SohesError):
         return pickle.dumps(PeerFailed(f"process 0 of this run has failed: {describe(error)}"))
     try:
         sent = pickle.dumps(error)
         pickle.loads(sent)
-    except (TypeError, AttributeError, pickle.PicklingError):  # its class makes a message of other arguments, say
+    except (TypeError, AttributeError, pickle.PicklingError):  # e.g. a class whose arguments are not the message
         return pickle.dumps(SohesError(str(error)))
     return sent
 
 
-def _together() -> bool:
+def _is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A process that fails tells the others why, so that none waits for it until a timeout.
+"""Ends all processes of a run within seconds when one fails, with its reason.
 
-gloo notices a closed connection, but cannot say why it closed; NCCL waits. So every process has a thread that looks
-into the common store now and then. Who finds the failure of another there gives its main thread a moment to end by
-itself, as it may have heard of the failure in another way, and then ends the process.
+gloo notices a closed connection but not its reason, and NCCL waits until the timeout. So a thread of every process
+polls the common store for a failure. When it finds one, it gives the main thread a few seconds to end, as that may
+notice the failure by itself, and then ends the process.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import torch.distributed as dist
 from sohes.utils.console import RunLog
 from sohes.utils.errors import EXIT_BAD_INPUT, SohesError
 
-_LOOK = 1.0  # seconds between two looks into the store
-_GRACE = 5.0  # seconds for a main thread to end by itself, and for others to read of a failure
+_POLL = 1.0  # seconds between two polls of the store
+_GRACE = 5.0  # seconds for a main thread to end by itself, and for other processes to read the failure
 _LOST = re.compile("(closed|reset) by peer|Broken pipe", re.IGNORECASE)
 _KEY, _READ, _LEFT = "failure", "read", "left"
-_SILENT = "0 killed, or ended without a word"
+_SILENT = "0 killed, or ended without a message"
 
 
 class PeerFailed(SohesError, RuntimeError):
@@ -32,11 +32,11 @@ class PeerFailed(SohesError, RuntimeError):
 
 
 def describe(error: BaseException) -> str:
-    """One line: the message of a SohesError, `KeyError: 'x'` for what is not for people."""
+    """One line: the message of a SohesError, `KeyError: 'x'` for other errors."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     if is_lost_connection(error):
-        return "lost the connection to another, which was killed or ended without a word"
+        return "lost the connection to another, which was killed or ended without a message"
     first = (str(error).strip().splitlines() or [""])[0]
     if isinstance(error, SohesError) and first:
         return first
@@ -44,25 +44,26 @@ def describe(error: BaseException) -> str:
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Whether this is what gloo says when the process at the other end is gone."""
+    """Whether this is gloo's error for a process at the other end that has ended."""
     return type(error) is RuntimeError and _LOST.search(str(error)) is not None
 
 
-class Failures:
-    """Tells of a failure in the `with` block, and hears of those of other processes while it runs.
+class FailureMonitor:
+    """Reports an error in its `with` block to the other processes, and watches for theirs while the block runs.
 
     Args:
-        store: that all processes share, with a connection of its own: a look must not wait for another message.
-        rank, size: of this process, of how many; > 1.
-        end: what ends this process where its main thread does not, for tests.
+        store: shared by all processes, on a connection of its own, so that a poll waits for no other message.
+        rank: of this process.
+        size: number of processes, > 1.
+        end: ends this process if its main thread does not; for tests.
     """
 
     def __init__(self, store: dist.Store, rank: int, size: int, end: Callable[[int], None] = os._exit) -> None:
         self._store, self._rank, self._size, self._end = store, rank, size, end
         self._closing, self._has_read = threading.Event(), False
-        self._thread = threading.Thread(target=self._listen, name="failures", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="failures", daemon=True)
 
-    def __enter__(self) -> Failures:
+    def __enter__(self) -> FailureMonitor:
         self._thread.start()
         return self
 
@@ -73,30 +74,30 @@ class Failures:
             if error is None:
                 self._leave()
                 return
-            first = self._tell(error)
-        except dist.DistError as lost:  # the first process, who keeps the store, is gone
+            first = self._report(error)
+        except dist.DistError as lost:  # rank 0, which serves the store, has ended
             if not is_lost_connection(error or lost):
                 return
             first = _SILENT
-        # What this process had to say itself goes first; that a message did not arrive is a mere consequence.
-        if is_lost_connection(error) or isinstance(error, dist.DistError):
+        # This process's own error counts more than a lost connection, which is only a consequence.
+        if error is not None and (is_lost_connection(error) or isinstance(error, dist.DistError)):
             raise PeerFailed(_sentence(first)) from error
 
     def _leave(self) -> None:
-        """The first process keeps the store up until all others have left."""
+        """Rank 0 serves the store until all others have left."""
         left = self._store.add(_LEFT, 1)
         self._wait(lambda: left == self._size or self._store.add(_LEFT, 0) >= self._size)
 
-    def _tell(self, error: BaseException) -> str:
-        """Name this failure if it is the first. Returns the first, with the rank in front."""
+    def _report(self, error: BaseException) -> str:
+        """Write this failure to the store if it is the first. Returns the first one: rank and reason."""
         mine = f"{self._rank} {describe(error)}"
         first = self._store.compare_set(_KEY, "", mine).decode()
         if first != mine:
-            self._read()
+            self._acknowledge()
         self._wait(lambda: self._store.add(_READ, 0) >= self._size - 1)
         return first
 
-    def _read(self) -> None:
+    def _acknowledge(self) -> None:
         if not self._has_read:
             self._has_read = True
             self._store.add(_READ, 1)
@@ -104,15 +105,15 @@ class Failures:
     def _wait(self, done: Callable[[], bool]) -> None:
         deadline = time.monotonic() + _GRACE
         while self._rank == 0 and not done() and time.monotonic() < deadline:
-            time.sleep(_LOOK / 10)
+            time.sleep(_POLL / 10)
 
-    def _listen(self) -> None:
-        while not self._closing.wait(_LOOK):
+    def _watch(self) -> None:
+        while not self._closing.wait(_POLL):
             try:
                 if not self._store.check([_KEY]):
                     continue
                 first = self._store.get(_KEY).decode()
-                self._read()
+                self._acknowledge()
             except dist.DistError:
                 first = _SILENT
             if not self._closing.wait(_GRACE):

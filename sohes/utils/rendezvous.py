@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the processes of a run find one another, and what they say while some have yet to come."""
+"""The common store of a run's processes, and messages about the processes that have not started yet."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import NoReturn
 
 import torch.distributed as dist
 
-from sohes.utils.console import RunLog, format_seconds
+from sohes.utils.console import RunLog
 from sohes.utils.errors import SohesError
+from sohes.utils.estimate import format_seconds
 
-# Seconds until the first word about who is missing, and between later ones.
-_FIRST_WORD, _NEXT_WORD = 5.0, 60.0
-_LOOK = 0.2
-_LOOK_AGAIN = timedelta(seconds=0.5)
-_ANSWER = timedelta(seconds=30)  # for one message to the first process's store
+_FIRST_MESSAGE, _NEXT_MESSAGE = 5.0, 60.0  # seconds until the first message about missing processes, and between later
+_POLL = 0.2  # seconds
+_POLL_ROUND = timedelta(seconds=0.5)
+_STORE_TIMEOUT = timedelta(seconds=30)  # for one message to the store of the first process
 
 
 class LaunchError(SohesError, ValueError):
-    """The environment describes no world, or its processes do not meet; the message names variable or address."""
+    """The launcher's variables are wrong, or processes cannot connect; the message names the variable or address."""
 
 
-class Patience:
-    """Waiting with a word to the terminal now and then, and an end.
+class Deadline:
+    """A time limit on a wait, with a message now and then about what is awaited.
 
     Args:
-        timeout: how long to wait.
-        say: takes the words; None is silent.
+        timeout: limit of the wait.
+        say: prints a message; None: no messages.
         clock: seconds, for tests.
     """
 
@@ -43,38 +43,38 @@ class Patience:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._say, self._clock = say, clock
-        self._start = self._told = clock()
-        self._timeout, self._next = timeout.total_seconds(), _FIRST_WORD
+        self._start = self._last_message = clock()
+        self._timeout, self._next = timeout.total_seconds(), _FIRST_MESSAGE
 
-    def look(self, waits_for: Callable[[], str]) -> None:
-        """Called at every look: says what is waited for when it is time. Raises LaunchError when it is over."""
+    def check(self, waits_for: Callable[[], str]) -> None:
+        """To be called at every poll: prints `waits_for()` from time to time. Raises LaunchError after the timeout."""
         now = self._clock()
         waited = now - self._start
         if waited > self._timeout:
             raise LaunchError(f"gave up after {format_seconds(waited)}: {waits_for()}")
-        if self._say is not None and now - self._told >= self._next:
-            self._told, self._next = now, _NEXT_WORD
+        if self._say is not None and now - self._last_message >= self._next:
+            self._last_message, self._next = now, _NEXT_MESSAGE
             self._say(f"{waits_for()}; gives up after {format_seconds(self._timeout)}")
 
 
-def meet(host: str, port: int, rank: int, size: int, patience: Patience, env: Mapping[str, str]) -> dist.Store:
-    """The store of a run that no launcher has made one for: the first process serves it, the others come to it.
+def create_store(host: str, port: int, rank: int, size: int, deadline: Deadline, env: Mapping[str, str]) -> dist.Store:
+    """A store for a run whose launcher provides none: rank 0 serves it, the others connect.
 
-    Returns in every process when all have come.
+    Returns in every process once all are connected.
 
     Args:
-        env: tells which variables made this a run of several processes.
+        env: the environment, for messages about its variables.
 
     Raises:
-        LaunchError: the port is in use, what answers there is something else, or somebody has not come in time.
+        LaunchError: the port is in use, another program answers there, or a process is missing at the deadline.
     """
-    return _serve(host, port, size, patience, env) if rank == 0 else _join(host, port, rank, size, patience)
+    return _serve(host, port, size, deadline, env) if rank == 0 else _join(host, port, rank, size, deadline)
 
 
-def _serve(host: str, port: int, size: int, patience: Patience, env: Mapping[str, str]) -> dist.Store:
+def _serve(host: str, port: int, size: int, deadline: Deadline, env: Mapping[str, str]) -> dist.Store:
     _check_free(port)
     try:
-        store = dist.TCPStore(host, port, size, True, _ANSWER, wait_for_workers=False)
+        store = dist.TCPStore(host, port, size, True, _STORE_TIMEOUT, wait_for_workers=False)
     except dist.DistError as error:
         _refuse_port(port, _first_line(error), error)
     expected = [f"here/{rank}" for rank in range(1, size)]
@@ -85,98 +85,104 @@ def _serve(host: str, port: int, size: int, patience: Patience, env: Mapping[str
         others = f"{len(ranks)} more of {size} processes at {host}:{port} ({'ranks' if ranks[1:] else 'rank'} {names})"
         return f"waiting for {others}; if this is to be the only process, unset {_variables(env)}"
 
-    while store.add("come", 0) < len(expected):
-        patience.look(missing)
-        time.sleep(_LOOK)
+    while store.add("joined", 0) < len(expected):
+        deadline.check(missing)
+        time.sleep(_POLL)
     store.set("complete", "")
     return store
 
 
-def _join(host: str, port: int, rank: int, size: int, patience: Patience) -> dist.Store:
-    # Asked for by hand first: torch's store asks for an hour, deaf to Ctrl-C, and does not say why.
-    for reason in _until_answered(host, port):
-        patience.look(lambda reason=reason: f"process {rank} waits for the first process at {host}:{port} ({reason})")
-        time.sleep(_LOOK)
+def _join(host: str, port: int, rank: int, size: int, deadline: Deadline) -> dist.Store:
+    # A plain connection first: torch's store retries for an hour, ignores Ctrl-C, and gives no reason.
+    reason = _connection_error(host, port)
+
+    def unreachable() -> str:
+        return f"process {rank} waits for the first process at {host}:{port} ({reason})"
+
+    while reason is not None:
+        deadline.check(unreachable)
+        time.sleep(_POLL)
+        reason = _connection_error(host, port)
     store = connect(host, port, size)
     try:
         store.set(f"here/{rank}", "")
-        store.add("come", 1)
+        store.add("joined", 1)
         while not store.check(["complete"]):
-            patience.look(lambda: f"process {rank} has met the first one at {host}:{port} and waits for others")
-            time.sleep(_LOOK)
+            deadline.check(lambda: f"process {rank} is connected to the first one at {host}:{port}, waits for others")
+            time.sleep(_POLL)
     except dist.DistError as error:
         message = f"process {rank} has lost the first process at {host}:{port}"
         raise LaunchError(f"{message} ({_first_line(error)})") from error
     return store
 
 
-def find_room(store: dist.Store, rank: int, size: int, patience: Patience) -> str:
-    """The prefix of a corner of torchrun's store that no earlier start of this job has used.
+def agree_on_round(store: dist.Store, rank: int, size: int, deadline: Deadline) -> str:
+    """A key prefix in torchrun's store that all processes share and no earlier start of this job has used.
 
-    The store outlives the processes, and addresses of dead ones in it would be called again. The first process names a
-    new room, all others say who they are in the newest room they find, and the room counts for those whom its owner
-    then lists: in a room of an earlier start nobody lists them, and they look again.
+    torchrun's store outlives the processes, so keys of an earlier start, with addresses of dead processes, are still in
+    it. Rank 0 publishes a new round; every other rank registers an id of its own in the newest round, and rank 0 then
+    lists the ids of all. A process whose id is not in the list has registered in an earlier start's round: it tries
+    again.
 
     Raises:
-        LaunchError: some process has not come in time.
+        LaunchError: a process is missing at the deadline.
     """
-    me = uuid.uuid4().hex
+    own_id = uuid.uuid4().hex
     if rank == 0:
-        store.set("room", me)
-        guests = [f"{me}/{other}" for other in range(1, size)]
-        while not store.check(guests):
-            patience.look(lambda: f"waiting for others of {size} processes to start")
-            time.sleep(_LOOK)
-        store.set(f"{me}/listed", " ".join(store.get(guest).decode() for guest in guests))
-        return me
+        store.set("round", own_id)
+        members = [f"{own_id}/{other}" for other in range(1, size)]
+        while not store.check(members):
+            deadline.check(lambda: f"waiting for others of {size} processes to start")
+            time.sleep(_POLL)
+        store.set(f"{own_id}/members", " ".join(store.get(member).decode() for member in members))
+        return own_id
     while True:
-        patience.look(lambda: f"process {rank} waits for others of {size} processes to start")
-        if not store.check(["room"]):
-            time.sleep(_LOOK)
+        deadline.check(lambda: f"process {rank} waits for others of {size} processes to start")
+        if not store.check(["round"]):
+            time.sleep(_POLL)
             continue
-        room = store.get("room").decode()
-        store.set(f"{room}/{rank}", me)
+        round_id = store.get("round").decode()
+        store.set(f"{round_id}/{rank}", own_id)
         try:
-            store.wait([f"{room}/listed"], _LOOK_AGAIN)
+            store.wait([f"{round_id}/members"], _POLL_ROUND)
         except dist.DistStoreError:
             continue
-        if me in store.get(f"{room}/listed").decode().split():
-            return room
-        time.sleep(_LOOK)
+        if own_id in store.get(f"{round_id}/members").decode().split():
+            return round_id
+        time.sleep(_POLL)
 
 
 def connect(host: str, port: int, size: int) -> dist.Store:
-    """Another connection to the store that is served at an address. Raises LaunchError when there is none."""
-    made: list[dist.Store | dist.DistError] = []
+    """A connection to the store that is served at an address. Raises LaunchError if there is none."""
+    opened: list[dist.Store | dist.DistError] = []
 
-    def make() -> None:
+    def open_store() -> None:
         try:
-            made.append(dist.TCPStore(host, port, size, False, _ANSWER, wait_for_workers=False))
+            opened.append(dist.TCPStore(host, port, size, False, _STORE_TIMEOUT, wait_for_workers=False))
         except dist.DistError as error:
-            made.append(error)
+            opened.append(error)
 
-    # In a thread, as torch waits without end for the first word of a program that listens and says nothing.
-    thread = threading.Thread(target=make, daemon=True)
+    # In a thread: torch waits without a timeout for a program that accepts the connection and sends nothing.
+    thread = threading.Thread(target=open_store, daemon=True)
     thread.start()
-    thread.join(1.5 * _ANSWER.total_seconds())
-    if made and not isinstance(made[0], dist.DistError):
-        return made[0]
-    reason = _first_line(made[0]) if made else "no answer"
+    thread.join(1.5 * _STORE_TIMEOUT.total_seconds())
+    if opened and not isinstance(opened[0], dist.DistError):
+        return opened[0]
+    reason = _first_line(opened[0]) if opened else "no answer"
     raise LaunchError(f"what listens at {host}:{port} is not, or no more, the first process of this run ({reason})")
 
 
-def _until_answered(host: str, port: int) -> Iterator[str]:
-    """Why nobody answers, each time asked; ends when somebody does."""
-    while True:
-        try:
-            socket.create_connection((host, port), timeout=2.0).close()
-            return
-        except OSError as error:  # not there yet, perhaps
-            yield error.strerror or str(error)
+def _connection_error(host: str, port: int) -> str | None:
+    """Why nothing answers at an address; None if something does."""
+    try:
+        socket.create_connection((host, port), timeout=2.0).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
 
 
 def _check_free(port: int) -> None:
-    """Raises LaunchError when another program listens on the port, before torch prints a page about it."""
+    """Raises LaunchError if another program listens on the port: torch would print a page about it."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -191,7 +197,7 @@ def _refuse_port(port: int, reason: str, error: Exception) -> NoReturn:
 
 
 def _variables(env: Mapping[str, str]) -> str:
-    """What made this a run of several processes."""
+    """The names of the variables that make this a run of several processes."""
     return "RANK and WORLD_SIZE" if "RANK" in env and "WORLD_SIZE" in env else "SLURM_STEP_NUM_TASKS"
 
 
@@ -200,5 +206,5 @@ def _first_line(error: BaseException) -> str:
 
 
 def terminal_log(local_rank: int) -> Callable[[str], None] | None:
-    """Where a process says whom it waits for: one of each machine speaks."""
+    """Prints messages about missing processes, in one process per machine; None in the others."""
     return RunLog() if local_rank == 0 else None

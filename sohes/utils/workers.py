@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Photos side by side in threads: how many, how many threads each operator has within one, and results in order."""
+"""Threads that work on one photo each, with their own number of operator threads, and results in order."""
 
 from __future__ import annotations
 
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -23,17 +23,17 @@ def available_cpus() -> int:
 
 @contextmanager
 def worker_pool(num_workers: int, num_threads: int, name: str) -> Iterator[ThreadPoolExecutor]:
-    """A pool of threads in each of which every operator of torch uses `num_threads`; those of one wait for no other.
+    """A pool of threads, in each of which torch's operators use `num_threads` threads.
 
-    Images side by side are faster than one image in many threads: 18.6 images/s in two workers of one thread each, 8.8
-    in one worker of two (481x321 px, descriptor; 2 CPU cores, AVX-512, 2026-11-22). Where other programs are at work,
-    threads of one operator spin until the last of them has had its turn.
+    One image per thread is faster than one image in many threads: 18.6 images/s in two workers of one thread each, 8.8
+    in one worker of two (481x321 px, descriptor; 2 CPU cores, AVX-512, 2026-11-22), as the threads of an operator wait
+    for the slowest of them.
 
-    After an error or Ctrl-C, work that has not begun is dropped.
+    After an error or Ctrl-C, work that has not started is cancelled.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
-    # OpenMP's number is each thread's own, and some libraries ask for it before torch has set it.
+    # OpenMP has a number for each thread, which some libraries read before torch sets it.
     pool = ThreadPoolExecutor(
         num_workers, thread_name_prefix=name, initializer=torch.set_num_threads, initargs=(num_threads,)
     )
@@ -47,8 +47,8 @@ def worker_pool(num_workers: int, num_threads: int, name: str) -> Iterator[Threa
 def map_ahead(
     pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int
 ) -> Iterator[Result]:
-    """Results in the order of the items, of which at most `ahead` are waiting or under way: memory stays level."""
-    under_way = deque()
+    """Results in the order of the items, of which at most `ahead` are in the pool, which bounds the memory."""
+    under_way: deque[Future[Result]] = deque()
     try:
         for item in items:
             under_way.append(pool.submit(work, item))

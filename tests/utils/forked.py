@@ -24,12 +24,12 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def run_together(
+def run_processes(
     work: Callable[[int], None], size: int, folder: Path, env: Mapping[str, str] | None = None, limit: float = 60.0
 ) -> list[tuple[int | None, str]]:
     """`work(rank)` in `size` processes within a process group.
 
-    Returns each one's exit code, None for one that had to be killed after `limit` seconds, and what it said on stderr.
+    Returns the exit code of each, None for one that was killed after `limit` seconds, and its stderr.
     """
     common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), **(env or {})}
     context = multiprocessing.get_context("fork")

@@ -10,12 +10,12 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
-from forked import run_together
+from forked import run_processes
 
 from sohes.data.images import UnreadableImage
 from sohes.utils.distributed import barrier, on_main
 from sohes.utils.errors import SohesError
-from sohes.utils.failures import Failures, describe, is_lost_connection
+from sohes.utils.failures import FailureMonitor, describe, is_lost_connection
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks after torch has started threads")
 
@@ -53,7 +53,7 @@ def test_whatever_stops_the_main_process_stops_the_others_with_its_reason(tmp_pa
         on_main(lambda: raise_(error))
         time.sleep(600)
 
-    (first, said), (other, heard) = run_together(work, 2, tmp_path)
+    (first, said), (other, heard) = run_processes(work, 2, tmp_path)
     assert (first, other) == (code, 2), said + heard
     expect_reason(one_line(heard), reason)
     assert ("Traceback" in said) == (code == 1)  # what is no fault of a person's keeps it, where it arose
@@ -70,7 +70,7 @@ def test_errors_for_people_are_the_same_line_everywhere(tmp_path):
     def work(rank):
         on_main(lambda: raise_(TwoParts("a.png", "has no pixels")))
 
-    for code, said in run_together(work, 2, tmp_path):
+    for code, said in run_processes(work, 2, tmp_path):
         assert (code, one_line(said)) == (2, "a.png has no pixels")
 
 
@@ -78,7 +78,7 @@ def test_a_result_that_cannot_be_sent_stops_all(tmp_path):
     def work(rank):
         on_main(lambda: lambda: 0)
 
-    (first, said), (other, heard) = run_together(work, 2, tmp_path)
+    (first, said), (other, heard) = run_processes(work, 2, tmp_path)
     assert (first, other) == (1, 2)
     assert "pickle" in said.lower()
     assert "process 0 of this run has failed" in one_line(heard)
@@ -96,7 +96,7 @@ def test_a_failure_of_any_process_reaches_those_that_wait_for_it(tmp_path, waits
         barrier()
 
     started = time.monotonic()
-    (first, heard), (other, said), (third, _) = run_together(work, 3, tmp_path)
+    (first, heard), (other, said), (third, _) = run_processes(work, 3, tmp_path)
     assert (first, other, third) == (2, 2, 2), heard
     assert "process 1 of this run has failed: " in heard
     assert heard.count("b.png") == 1
@@ -112,7 +112,7 @@ def test_a_killed_process_stops_the_others(tmp_path, victim):
             os.kill(os.getpid(), signal.SIGKILL)
         barrier()
 
-    found = run_together(work, 2, tmp_path)
+    found = run_processes(work, 2, tmp_path)
     assert found[victim][0] == -signal.SIGKILL
     code, heard = found[1 - victim]
     assert code == 2, heard
@@ -125,14 +125,14 @@ def test_processes_that_end_well_say_nothing(tmp_path):
         if rank == 1:
             time.sleep(1.5)  # the first keeps the store for it
 
-    assert run_together(work, 2, tmp_path) == [(0, ""), (0, "")]
+    assert run_processes(work, 2, tmp_path) == [(0, ""), (0, "")]
 
 
 def test_who_does_not_end_by_itself_is_ended(monkeypatch, capsys):
-    monkeypatch.setattr("sohes.utils.failures._LOOK", 0.01)
+    monkeypatch.setattr("sohes.utils.failures._POLL", 0.01)
     monkeypatch.setattr("sohes.utils.failures._GRACE", 0.05)
     store, ended = dist.HashStore(), []
-    with Failures(store, 1, 2, ended.append):
+    with FailureMonitor(store, 1, 2, ended.append):
         store.set("failure", "0 disk full")
         deadline = time.monotonic() + 10
         while not ended and time.monotonic() < deadline:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How processes meet: who is waited for, ports that are taken, shells of SLURM that look like a job."""
+"""How processes connect: messages about missing ones, ports in use, shells of SLURM that look like a job."""
 
 import socket
 import sys
@@ -14,7 +14,7 @@ from forked import free_port
 
 from sohes.utils import rendezvous as meeting
 from sohes.utils.distributed import LaunchError, World, find_world, process_group, rendezvous
-from sohes.utils.rendezvous import Patience, find_room, meet
+from sohes.utils.rendezvous import Deadline, agree_on_round, create_store
 from sohes.utils.slurm import is_interactive_shell, typed_in_a_shell
 
 STEP = {"SLURM_STEP_NUM_TASKS": "3", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NODELIST": "n[1-3]"}
@@ -28,50 +28,50 @@ class Clock:
 
 
 def quiet(seconds=30):
-    return Patience(timedelta(seconds=seconds), None)
+    return Deadline(timedelta(seconds=seconds), None)
 
 
 def test_waiting_is_told_soon_then_now_and_then_and_ends():
     said, clock = [], Clock()
-    patience = Patience(timedelta(minutes=5), lambda text: said.append((clock.now, text)), clock)
+    deadline = Deadline(timedelta(minutes=5), lambda text: said.append((clock.now, text)), clock)
     while clock.now <= 300:
-        patience.look(lambda: "nobody")
+        deadline.check(lambda: "nobody")
         clock.now += 0.5
     assert said == [(when, "nobody; gives up after 5m 00s") for when in (5, 65, 125, 185, 245)]
     with pytest.raises(LaunchError, match=r"^gave up after 5m 00s: nobody$"):
-        patience.look(lambda: "nobody")
+        deadline.check(lambda: "nobody")
 
 
 def test_the_first_process_says_who_is_missing_and_how_to_be_alone(monkeypatch):
-    monkeypatch.setattr(meeting, "_FIRST_WORD", 0.3)
+    monkeypatch.setattr(meeting, "_FIRST_MESSAGE", 0.3)
     said, port = [], int(free_port())
-    patience = Patience(timedelta(seconds=1.5), said.append)
+    deadline = Deadline(timedelta(seconds=1.5), said.append)
     with ThreadPoolExecutor() as pool:
-        late = pool.submit(meet, "127.0.0.1", port, 2, 4, quiet(2), {})
+        late = pool.submit(create_store, "127.0.0.1", port, 2, 4, quiet(2), {})
         with pytest.raises(LaunchError, match=r"gave up after 1\.[5-9]s: waiting for 2 more of 4 processes"):
-            meet("127.0.0.1", port, 0, 4, patience, {"SLURM_STEP_NUM_TASKS": "4"})
+            create_store("127.0.0.1", port, 0, 4, deadline, {"SLURM_STEP_NUM_TASKS": "4"})
         with pytest.raises(LaunchError, match=r"process 2 has lost the first process|gave up after 2"):
             late.result()
     assert said[0].startswith(f"waiting for 2 more of 4 processes at 127.0.0.1:{port} (ranks 1, 3); if this is to be")
     assert "unset SLURM_STEP_NUM_TASKS" in said[0]
     with pytest.raises(LaunchError, match="unset RANK and WORLD_SIZE"):
-        meet("127.0.0.1", int(free_port()), 0, 2, quiet(0), {"RANK": "0", "WORLD_SIZE": "2"})
+        create_store("127.0.0.1", int(free_port()), 0, 2, quiet(0), {"RANK": "0", "WORLD_SIZE": "2"})
 
 
 def test_other_processes_say_where_they_look_and_why_nobody_answers(monkeypatch):
-    monkeypatch.setattr(meeting, "_FIRST_WORD", 0.1)
+    monkeypatch.setattr(meeting, "_FIRST_MESSAGE", 0.1)
     said, port = [], int(free_port())
     with pytest.raises(LaunchError, match=f"process 1 waits for the first process at 127.0.0.1:{port} .Connection ref"):
-        meet("127.0.0.1", port, 1, 2, Patience(timedelta(seconds=0.6), said.append), {})
+        create_store("127.0.0.1", port, 1, 2, Deadline(timedelta(seconds=0.6), said.append), {})
     assert said
     with pytest.raises(LaunchError, match=r"at no\.such\.host\.invalid:4 \(.*(N|n)ame"):
-        meet("no.such.host.invalid", 4, 1, 2, quiet(0), {})
+        create_store("no.such.host.invalid", 4, 1, 2, quiet(0), {})
 
 
 def test_all_meet_whoever_comes_first():
     port = int(free_port())
     with ThreadPoolExecutor(3) as pool:
-        stores = list(pool.map(lambda rank: meet("127.0.0.1", port, rank, 3, quiet(), {}), (2, 1, 0)))
+        stores = list(pool.map(lambda rank: create_store("127.0.0.1", port, rank, 3, quiet(), {}), (2, 1, 0)))
     stores[0].set("word", "hello")
     assert [store.get("word") for store in stores] == [b"hello"] * 3
 
@@ -99,7 +99,7 @@ def test_a_port_in_use_is_named_with_the_variable(monkeypatch, capfd, address):
 @pytest.mark.parametrize("answer", [b"", b"220 mail ready\r\n"])
 def test_another_program_at_the_port_is_no_process_of_the_run(monkeypatch, answer):
     """One that talks, and one that only listens."""
-    monkeypatch.setattr(meeting, "_ANSWER", timedelta(seconds=1))
+    monkeypatch.setattr(meeting, "_STORE_TIMEOUT", timedelta(seconds=1))
     kept = []
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -112,7 +112,7 @@ def test_another_program_at_the_port_is_no_process_of_the_run(monkeypatch, answe
 
         threading.Thread(target=serve, daemon=True).start()
         with pytest.raises(LaunchError, match="is not, or no more, the first process of this run"):
-            meet("127.0.0.1", other.getsockname()[1], 1, 2, quiet(), {})
+            create_store("127.0.0.1", other.getsockname()[1], 1, 2, quiet(), {})
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "-5"])
@@ -121,24 +121,24 @@ def test_ports_that_are_none(port):
         rendezvous({"MASTER_ADDR": "a", "MASTER_PORT": port})
 
 
-def test_processes_started_again_do_not_meet_those_before():
-    """A store that holds a whole earlier start: the new processes agree on another room."""
+def test_processes_started_again_do_not_connect_to_earlier_ones():
+    """A store that holds a whole earlier start: the new processes agree on another round."""
     store = dist.HashStore()
 
     def start():
         with ThreadPoolExecutor(3) as pool:
-            rooms = set(pool.map(lambda rank: find_room(store, rank, 3, quiet()), (2, 1, 0)))
-        assert len(rooms) == 1
-        return rooms.pop()
+            rounds = set(pool.map(lambda rank: agree_on_round(store, rank, 3, quiet()), (2, 1, 0)))
+        assert len(rounds) == 1
+        return rounds.pop()
 
     assert start() != start()
 
 
-def test_a_room_that_nobody_comes_to_is_left():
+def test_a_round_without_members_ends():
     with pytest.raises(LaunchError, match="waiting for others of 2 processes"):
-        find_room(dist.HashStore(), 0, 2, quiet(0.3))
+        agree_on_round(dist.HashStore(), 0, 2, quiet(0.3))
     with pytest.raises(LaunchError, match="process 1 waits for others of 2 processes"):
-        find_room(dist.HashStore(), 1, 2, quiet(0.3))
+        agree_on_round(dist.HashStore(), 1, 2, quiet(0.3))
 
 
 def proc(folder, *processes):
