@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The long help of a command: every option with its meaning, range and default, group by group."""
+"""The text of `--help-all`: every option with its meaning, range and default, by group."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 
 from sohes.cli.options import Option, list_options, metavar, show_default
 
-_WIDTH = 110  # columns at most; longer lines are hard to read
+_WIDTH = 110  # most columns
 _LABELS = (
-    "Labels in brackets say where a value comes from: [paper] the SOHES authors, [cited] said about SOHES by others, "
-    "[sibling] the value of HASSOD or UnSAM, [ours] decided here, others the work they name."
+    "Labels in brackets give the source of a value: [paper] the SOHES authors, [cited] others about SOHES, "
+    "[sibling] HASSOD or UnSAM, [ours] chosen here, others the work they name."
 )
 
 
 def help_all(arguments: Any, prog: str, usage: str) -> str:
-    """The text, as wide as the terminal. arguments: the dataclass of the options, with the defaults to show."""
+    """The help text, as wide as the terminal. arguments: the dataclass of the options, with the defaults."""
     width = min(shutil.get_terminal_size().columns, _WIDTH)
     parts = [textwrap.fill(f"usage: {prog} {usage}", width), _paragraphs(inspect.getdoc(type(arguments)) or "", width)]
     options = sorted(list_options(arguments), key=lambda option: option.group != ("", ""))  # those without first

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options of a command, read from a dataclass: a field is an option, the docstring below it is its text.
+"""Command-line options from a dataclass: each field is an option, the docstring below it is the help text.
 
-A field that is a dataclass itself is a group, `--group.field`. Fields may say more in their `metadata`: FLAT, a group
-whose options have no prefix; POSITIONAL, words without an option's name.
+A field that is itself a dataclass is a group, `--group.field`. The `metadata` of a field may be FLAT, a group whose
+options have no prefix, or POSITIONAL, for words without an option name.
 """
 
 from __future__ import annotations
@@ -36,14 +36,13 @@ _EXPECTED = {int: "a whole number", float: "a finite number", Path: "a path"}
 
 
 class OptionError(SohesError):
-    """An option that does not exist, or a value that does not fit it; the message names the nearest."""
+    """An option that does not exist or has a wrong value; the message names the nearest option or choice."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """One option. path: the fields, and for one entry of a dictionary its key, that lead to the value. hint: its type
-    without None. optional: it may be None. group: title and summary of the dataclass it is in, "" for the command's.
-    range: of its number or numbers."""
+    """One option. path: names of the nested fields, and of a dictionary's key. hint: the type without None. optional:
+    may be None. group: title and summary of its dataclass, "" for the command's own. range: of its numbers."""
 
     name: str
     path: tuple[str, ...]
@@ -57,12 +56,12 @@ class Option:
 
     @property
     def is_many(self) -> bool:
-        """Takes any number of words."""
+        """Whether it takes any number of words."""
         return typing.get_origin(self.hint) is tuple and typing.get_args(self.hint)[-1] is Ellipsis
 
     @property
     def num_words(self) -> int | None:
-        """How many words it takes; None: any number."""
+        """Number of words it takes; None: any number."""
         if self.is_many:
             return None
         if typing.get_origin(self.hint) is tuple:
@@ -71,7 +70,7 @@ class Option:
 
 
 def list_options(arguments: Any) -> list[Option]:
-    """All options of a dataclass, with the values of `arguments`, one of its objects, as defaults."""
+    """All options of the dataclass `arguments`, whose values are the defaults."""
     return list(_walk(arguments, (), (), ("", "")))
 
 
@@ -98,7 +97,7 @@ def _walk(value: Any, path: tuple[str, ...], prefix: tuple[str, ...], group: tup
 
 
 def field_texts(cls: type) -> dict[str, str]:
-    """Field -> the docstring below it, as one line a paragraph."""
+    """Field name -> the docstring below the field, on one line."""
     definition = ast.parse(inspect.getsource(cls)).body[0]
     assert isinstance(definition, ast.ClassDef)
     return {
@@ -121,16 +120,16 @@ def _without_none(hint: Any) -> tuple[Any, bool]:
 
 
 def read_options(default: Arguments, given: Sequence[str]) -> Arguments:
-    """A copy of the dataclass `default` with what the words of a command line say.
+    """A copy of the dataclass `default`, changed by the words of a command line.
 
-    `--name VALUE`, `--name=VALUE`, `--switch`, `--no-switch`; `_` counts as `-` in names; after `--` no word is an
-    option's name. An option given twice counts as given last, but not one that takes any number of values: whoever
-    gives it twice means both. Raises OptionError.
+    `--name VALUE`, `--name=VALUE`, `--switch`, `--no-switch`; `_` and `-` are equal in names; words after `--` are no
+    option names. The last value of a repeated option counts; repeating an option that takes any number of values is an
+    error. Raises OptionError.
     """
     options = list_options(default)
     named = {option.name: option for option in options if not option.positional}
     switches = {_negated(option.name): option for option in named.values() if option.hint is bool}
-    words, loose, found = list(given), [], {}
+    words, loose, found = list(given), list[str](), dict[tuple[str, ...], Any]()
     while words:
         word = words.pop(0)
         if word == "--":
@@ -164,7 +163,7 @@ def read_options(default: Arguments, given: Sequence[str]) -> Arguments:
             raise OptionError(_unexpected(loose[0], named))
         found[positional.path] = _convert(positional, loose)
     result = default
-    for path in sorted(found, key=len):  # a whole dictionary before its entries
+    for path in sorted(found, key=len):  # a dictionary before its entries
         result = _replaced(result, path, found[path])
     return result
 
@@ -195,11 +194,11 @@ def _replaced(value: Any, path: tuple[str, ...], new: Any) -> Any:
 
 
 def _convert(option: Option, words: list[str]) -> Any:
-    """The words after an option as its value."""
+    """The value of an option, from the words after it."""
     name, count = option.name, option.num_words
     if option.optional and [word.lower() for word in words] == ["none"]:
         return None
-    if not words and option.is_many:  # an unset variable of a shell: nothing given is not the same as not given
+    if not words and option.is_many:  # for example an empty shell variable
         choices = typing.get_args(typing.get_args(option.hint)[0])
         expected = f"of {', '.join(map(str, sorted(choices)))}" if choices else "value"
         raise OptionError(f"{name}: expected at least one {expected}")
@@ -224,7 +223,7 @@ def _convert_word(name: str, hint: Any, word: str) -> Any:
         value = hint(word)
     except ValueError as error:
         raise OptionError(f"{name} {word}: expected {_EXPECTED[hint]}") from error
-    if word == "":  # an unset variable of a shell, which as a path would be the current folder
+    if word == "":  # for example an empty shell variable; Path("") would be the current folder
         raise OptionError(f"{name} '': expected {_EXPECTED[hint]}")
     if hint is float and not math.isfinite(value):
         raise OptionError(f"{name} {word}: expected {_EXPECTED[hint]}")
@@ -242,7 +241,7 @@ def _convert_json(name: str, hint: Any, word: str) -> Any:
 
 
 def pick(word: str, choices: Iterable[Any], name: str) -> Any:
-    """The choice that is written like `word`. Raises OptionError that lists them, the nearest first."""
+    """The choice whose text is `word`. Raises OptionError that lists the choices and suggests the nearest."""
     known = {str(choice): choice for choice in sorted(choices)}
     if word in known:
         return known[word]
@@ -267,7 +266,7 @@ def _or_none(option: Option) -> str:
 
 
 def metavar(option: Option) -> str:
-    """What stands after the name in a list of options: `INT`, `{a,b}`, `PATH ...`."""
+    """The values of an option as help shows them: `INT`, `{a, b}`, `PATH ...`."""
     if option.hint is bool:
         return ""
     items = typing.get_args(option.hint) if typing.get_origin(option.hint) is tuple else (option.hint,)
@@ -285,7 +284,7 @@ def _word_of(hint: Any) -> str:
 
 
 def show_default(option: Option) -> str:
-    """The default as it would be given."""
+    """The default as it is written on a command line."""
     value = option.default
     if isinstance(value, bool):
         return "on" if value else "off"

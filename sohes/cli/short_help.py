@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each command does, and its short help: known without the import of torch, which takes seconds."""
+"""The commands and their short help, without importing torch, which takes seconds."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ HELP, HELP_ALL = ("--help", "-h"), "--help-all"
 
 @dataclass(frozen=True)
 class Command:
-    """summary: one line. text: what it does with no or few options. usage: what stands after the name. main: the
-    options that most calls need, and their texts. presets: where the functions are, "" for a command without."""
+    """summary: one line. text: what the command does. usage: its arguments. main: the main options and their texts.
+    presets: the module that has them, "" for a command without presets."""
 
     summary: str
     usage: str
@@ -97,7 +97,7 @@ COMMANDS: dict[str, Command] = {
     "env": Command(
         summary="what is installed; which backend each operator uses, and why",
         usage="[--json]",
-        text="Say what is installed, how the kernels were built, and for every operator which\n"
+        text="Print what is installed, how the kernels were built, and for every operator which\n"
         "backend runs on each device, and why the others do not.",
         main={"--json": "print it for machines"},
     ),
@@ -113,7 +113,7 @@ def overview() -> str:
 
 
 def short_help(name: str) -> str:
-    """What `--help` of a command says: about twenty lines, the presets last."""
+    """The text of `--help` of a command: about twenty lines, the presets last."""
     command = COMMANDS[name]
     width = max(map(len, command.main))
     lines = [f"usage: python -m sohes.{name} {command.usage}", "", command.text, ""]
@@ -136,20 +136,20 @@ def presets_of(module: str) -> Mapping[str, Callable]:
 
 
 def first_sentence(function: Callable) -> str:
-    """Of its docstring, in one line, without marks of code."""
+    """The first sentence of a docstring, in one line, without backquotes."""
     text = " ".join((inspect.getdoc(function) or "").split()).replace("`", "")
     return text.partition(". ")[0].removesuffix(".")
 
 
 def answer_help(name: str, given: Sequence[str]) -> None:
-    """Where --help is among the words: print the short help of a command, and end the program."""
+    """Print the short help of a command and end the program if the words contain --help."""
     if any(word in HELP for word in _before_end(given)):
         print_help(short_help(name), f"sohes.{name}")
         sys.exit(0)
 
 
 def print_help(text: str, program: str) -> None:
-    """Print a text; ends the program with one line where it cannot be written: a full disk."""
+    """Print a text; if that fails, for example on a full disk, print one line and end the program."""
     try:
         say(text)
     except OSError as error:
@@ -158,10 +158,10 @@ def print_help(text: str, program: str) -> None:
 
 
 def wants_all(given: Sequence[str]) -> bool:
-    """--help-all is among the words."""
+    """Whether the words contain --help-all."""
     return HELP_ALL in _before_end(given)
 
 
 def _before_end(given: Sequence[str]) -> Sequence[str]:
-    """The words before `--`, after which none is an option."""
+    """The words before `--`, which ends the options."""
     return given[: list(given).index("--")] if "--" in given else given

@@ -75,7 +75,7 @@ def out_of_range(config: DataclassInstance, prefix: str = "") -> Iterator[str]:
     ranges = field_ranges(type(config))
     for field in dataclasses.fields(config):
         value, name = getattr(config, field.name), prefix + field.name
-        if dataclasses.is_dataclass(value):
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
             yield from out_of_range(value, f"{name}.")
         elif field.name in ranges and not fits(value, ranges[field.name]):
             yield f"{name} = {show(value)}, expected {ranges[field.name]}"

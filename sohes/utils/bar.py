@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The line at the bottom of a terminal while a loop runs."""
+"""The progress bar at the bottom of a terminal."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from rich.text import Text
 
 from sohes.utils.status_line import Status, fit
 
-_HZ = 4.0  # the line is drawn at most this often
+_HZ = 4.0  # redraws per second, at most
 
 
 class Bar:
-    """Shows a state at the bottom of a terminal; what is printed to stderr meanwhile stays above it."""
+    """Shows a status at the bottom of a terminal; lines printed to stderr stay above it."""
 
     def __init__(self, console: Console, status: Callable[[], Status]) -> None:
         self._status = status

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run says while it works: a progress bar on a terminal, plain lines elsewhere, and the run's `log.txt`.
+"""Progress and log of a run: a progress bar on a terminal, plain lines elsewhere, and the run's `log.txt`.
 
-Nothing happens at import: no handler, no thread, no open file. All text goes to the standard error stream, so that a
-command's own output stays clean.
+The import has no effects: no handler, no thread, no open file. All text goes to stderr; stdout is for a command's
+results.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sohes.utils.estimate import Job, Rate, format_about, format_seconds
 from sohes.utils.status_line import Status
 from sohes.utils.streams import say
 
-if TYPE_CHECKING:  # loads rich, which only terminals need
+if TYPE_CHECKING:  # imports rich, which only terminals need
     from sohes.utils.bar import Bar
 
 
@@ -29,24 +29,24 @@ def format_fields(fields: dict[str, object]) -> str:
 
 
 class RunLog:
-    """Messages to the console and, with the time in front, to a file that is appended to.
+    """Prints messages to the console and appends them, with the time, to a file.
 
-    job: what the loops that log here are parts of, for estimates of the whole; None where that is not known.
+    job: the job that the logged loops belong to, for estimates of its time; None if unknown.
 
-    Every line is flushed, so a killed run keeps what it said. A bar that is on screen stays below the messages.
+    Every line is flushed, so a killed run keeps its log. A progress bar stays below the messages.
     """
 
     def __init__(self, path: Path | None = None, console: bool = True) -> None:
-        """path: the log file, made with its folders; None writes to the console only. console: False is file only."""
+        """path: the log file, created with its folders; None: console only. console: False: file only."""
         self._console = console
         self.job: Job | None = None
         self._file = None
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a", encoding="utf-8", errors="backslashreplace")  # names that are no UTF-8
+            self._file = path.open("a", encoding="utf-8", errors="backslashreplace")  # for names that are not UTF-8
 
     def __call__(self, message: str, console: bool = True) -> None:
-        """Say one thing; `console=False` keeps it to the file."""
+        """Log a message; console: False: to the file only."""
         if console and self._console:
             say(message, "stderr")
         if self._file is not None:
@@ -67,16 +67,16 @@ class RunLog:
 
 
 def has_terminal() -> bool:
-    """Whether stderr is there, open, and a terminal."""
+    """Whether stderr is an open terminal."""
     return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
 
 
 class Progress:
-    """How far a loop is: `with Progress(200, "explore", "images") as p: p.update(1, masks=57)`.
+    """Progress of a loop: `with Progress(200, "explore", "images") as p: p.update(1, masks=57)`.
 
-    On a terminal a bar; elsewhere a line every `interval` seconds. At the end one line says how many and how long, or
-    where an error stopped it. With a `log`, its file gets the lines in both cases, and its `job` tells how long the
-    whole will take.
+    A bar on a terminal; elsewhere a line every `interval` seconds. The last line has the count and the time, or the
+    error that stopped the loop. With a `log`, its file gets the lines in both cases, and its `job` gives the time of
+    the whole job.
     """
 
     def __init__(
@@ -93,12 +93,12 @@ class Progress:
     ) -> None:
         """
         Args:
-            total: units to do in all, >= 0; None when unknown (then there is no bar and no time left).
+            total: number of units, >= 0; None if unknown (without bar and time left).
             title, unit: as in "explore: 20/200 images".
-            initial: units done before this start (a resumed run); they do not count for the rate.
-            log: takes the lines; None prints them.
+            initial: units done before this start (of a resumed run), which are left out of the rate.
+            log: gets the lines; None: they are printed.
             interval: seconds between plain lines, > 0.
-            enabled: False says nothing at all (the other processes of a distributed run).
+            enabled: False: no output (in other processes than the main one).
             clock: seconds, for tests.
         """
         self.total, self.title, self.unit = total, title, unit
@@ -116,7 +116,7 @@ class Progress:
         return self
 
     def update(self, n: int = 1, **fields: object) -> None:
-        """`n` more units are done. Fields (`loss=3.2`) are shown until a later call changes them."""
+        """Count `n` more units. Fields (`loss=3.2`) are shown until a later call changes them."""
         self.done += n
         self.fields.update(fields)
         now = self._clock()
@@ -141,7 +141,7 @@ class Progress:
         return "  ".join(filter(None, parts))
 
     def status(self, now: float) -> Status:
-        """What a line or a bar can tell."""
+        """The status that lines and bars show."""
         rate, job = self.rate(now), self._log.job
         left = in_all = ""
         if self.total is not None and rate > 0 and self._rate.is_known(now, self.done):
@@ -170,7 +170,7 @@ class Progress:
         return f"{self.title}: {self.done} {self.unit} in {took}  {format_fields(self.fields)}".rstrip()
 
     def rate(self, now: float) -> float:
-        """Units per second over the last minute, the first unit left out."""
+        """Units per second over the last minute, without the first unit."""
         return self._rate.value(now, self.done)
 
     def _open_bar(self) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which device a command or a part of the package runs on. Chosen here and nowhere else."""
+"""The device that a command or a module runs on; the only place that chooses one."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 
 
 class DeviceError(SohesError, ValueError):
-    """A device that is not there; the message says what torch sees."""
+    """A device that does not exist; the message says what torch finds."""
 
 
 def pick_device(name: DeviceName = "auto", local_rank: int | None = None) -> torch.device:
-    """The CPU, or one GPU by its number: threads of a pool, whose current GPU is always the first, then use it as well.
+    """The CPU, or one GPU with its index, as the threads of a pool do not share the current GPU.
 
     Args:
         name: "auto" takes a GPU if there is one.
-        local_rank: of this process on its machine, whose GPU of that number becomes the current one; the only one,
-            where SLURM gives each process its own (`--gpus-per-task`). Default: the current GPU.
+        local_rank: of this process on its machine: the index of its GPU, which becomes the current one. Index 0 if
+            SLURM shows each process only its own GPU (`--gpus-per-task`). Default: the current GPU.
 
     Raises:
-        DeviceError: a GPU is asked for and torch sees none, or there are fewer than processes on this machine.
+        DeviceError: torch finds no GPU for "cuda", or fewer GPUs than processes on this machine.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise DeviceError("--device cuda: torch sees no CUDA device")
@@ -44,6 +44,6 @@ def pick_device(name: DeviceName = "auto", local_rank: int | None = None) -> tor
 
 
 def _has_its_own_gpu(env: Mapping[str, str]) -> bool:
-    """Whether this process sees one GPU because SLURM shows it no other, not because the machine has no more."""
+    """Whether this process finds one GPU because SLURM hides the others, not because the machine has only one."""
     by_task = "SLURM_GPUS_PER_TASK" in env or "gpu" in env.get("SLURM_TRES_PER_TASK", "")
     return by_task and torch.cuda.device_count() == 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a loop, and the job it is a part of, will still take."""
+"""Estimates of the time left, of a loop and of the job it belongs to."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_WINDOW_SECONDS = 60.0  # the rate is that of the last minute: a slow start should not spoil the estimate
-_WINDOW_SAMPLES = 5  # or of so many looks at least, where a unit takes long
-_FEW, _SOON = 3, 1.0  # units after the first, and seconds, before anything is estimated
+_WINDOW_SECONDS = 60.0  # the rate is that of the last minute, without a slow start
+_WINDOW_SAMPLES = 5  # but of at least this many samples, if a unit takes long
+_FEW, _SOON = 3, 1.0  # units after the first, and seconds, needed for an estimate
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration as people say it: `0.4s`, `12s`, `3m 05s`, `2h 07m`."""
+    """A duration as text: `0.4s`, `12s`, `3m 05s`, `2h 07m`."""
     if seconds < 9.95:
         return f"{max(seconds, 0):.1f}s"
     whole = round(seconds)
@@ -25,7 +25,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_about(seconds: float) -> str:
-    """A duration that is a guess: `under 1m`, `about 7m`, `about 2h 10m`."""
+    """An estimated duration as text: `under 1m`, `about 7m`, `about 2h 10m`."""
     minutes = round(seconds / 60)
     if minutes < 1:
         return "under 1m"
@@ -36,40 +36,39 @@ def format_about(seconds: float) -> str:
 
 
 class Rate:
-    """Units a second lately.
+    """Units per second over the last minute.
 
-    The first unit of a loop tells nothing about the others: workers start, kernels are compiled, memory is taken. The
-    rate counts from its end, over the last minute.
+    The first unit is left out: workers start, kernels are compiled, memory is allocated.
     """
 
     def __init__(self, now: float, done: int) -> None:
-        """now: in seconds. done: units done before, which do not count."""
+        """now: in seconds. done: units done before, which are left out."""
         self._start, self._initial = now, done
         self._window: deque[tuple[float, int]] = deque()
 
     def update(self, now: float, done: int) -> None:
         window = self._window
-        # One sample a second is enough: the window stays short however fast the loop is.
+        # At most one sample per second, which bounds the window.
         if not window or now - window[-1][0] >= 1.0:
             window.append((now, done))
         while len(window) > _WINDOW_SAMPLES and now - window[1][0] >= _WINDOW_SECONDS:
             window.popleft()
 
     def value(self, now: float, done: int) -> float:
-        """Units a second; those since the start, as long as there are few."""
+        """Units per second; since the start while there are too few for a window."""
         then, before = self._window[0] if self.is_known(now, done) else (self._start, self._initial)
         return (done - before) / max(now - then, 1e-9)
 
     def is_known(self, now: float, done: int) -> bool:
-        """Whether enough units are done for an estimate of the others."""
+        """Whether enough units are done for an estimate."""
         return bool(self._window) and done - self._window[0][1] >= _FEW and now - self._window[0][0] >= _SOON
 
 
 @dataclass(frozen=True)
 class Part:
-    """A loop of a job: `title` is that of its Progress, `units` are how many it does, >= 0.
+    """A loop of a job. title: of its Progress. units: number of its units, >= 0. phase: its number, from 1.
 
-    Parts of one `kind` take time in proportion to their `cost` a unit, > 0. phase: its number, from 1 on.
+    cost: relative time per unit, > 0, comparable among parts of one `kind`.
     """
 
     title: str
@@ -80,22 +79,22 @@ class Part:
 
 
 class Job:
-    """The loops of a job in order. The time of later ones is estimated from those of their kind."""
+    """The loops of a job in order. The time of later ones is estimated from earlier ones of their kind."""
 
     def __init__(self, parts: Sequence[Part], num_phases: int) -> None:
         self._parts, self._num_phases = list(parts), num_phases
         self._seconds: dict[str, float] = {}  # per unit of cost, by kind
 
     def label(self, title: str) -> str:
-        """`2/3 instruct`; the title alone where there is one phase, or none of this title."""
+        """`2/3 instruct`; the title alone for a single phase or an unknown title."""
         place = self._place(title)
         return (
             title if place is None or self._num_phases < 2 else f"{self._parts[place].phase}/{self._num_phases} {title}"
         )
 
     def seconds_left(self, title: str, units_left: int, rate: float) -> float | None:
-        """Of the whole job, from what is left of one part and its units a second, > 0; None where it cannot be known,
-        or nothing follows."""
+        """Seconds left of the whole job, from the units left of one part and its rate in units per second, > 0; None
+        if unknown or if this is the last part."""
         place = self._place(title)
         if place is None or place + 1 == len(self._parts):
             return None

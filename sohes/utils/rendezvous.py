@@ -166,9 +166,10 @@ def connect(host: str, port: int, size: int) -> dist.Store:
     thread = threading.Thread(target=open_store, daemon=True)
     thread.start()
     thread.join(1.5 * _STORE_TIMEOUT.total_seconds())
-    if opened and not isinstance(opened[0], dist.DistError):
-        return opened[0]
-    reason = _first_line(opened[0]) if opened else "no answer"
+    result = opened[0] if opened else TimeoutError("no answer")
+    if not isinstance(result, Exception):
+        return result
+    reason = _first_line(result)
     raise LaunchError(f"what listens at {host}:{port} is not, or no more, the first process of this run ({reason})")
 
 

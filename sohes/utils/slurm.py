@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What SLURM's variables say, and when they are only inherited: in a shell that `srun --pty` opened."""
+"""SLURM's variables, and whether they are only inherited in a shell of `srun --pty`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def first_host(hosts: str) -> str:
 
 
 def typed_in_a_shell(env: Mapping[str, str], proc: Path = _PROC) -> bool:
-    """Whether this process was started by hand in an interactive shell that is itself the task of a SLURM step.
+    """Whether this process was started by hand in an interactive shell that is the task of a SLURM step.
 
-    Such a step has as many tasks as the allocation, but `srun --pty` gives a terminal to the first alone, and the
-    shells of all others end at once: what is started in it is one process. The task's own command decides, where it is
-    among the parents of this process; without its number, SLURM's name of the job does.
+    Such a step has all tasks of the allocation, but `srun --pty` gives a terminal only to the first, and the shells of
+    the others end at once: a command typed there is one process. Decided by the command of the step's task, if that is
+    a parent of this process; without the task's process id, by the job's name.
 
     Args:
         proc: the folder of processes, for tests.
@@ -30,7 +30,7 @@ def typed_in_a_shell(env: Mapping[str, str], proc: Path = _PROC) -> bool:
     task = env.get("SLURM_TASK_PID", "")
     if task.isdigit():
         return int(task) in _parents(proc) and is_interactive_shell(_command(proc / task))
-    # An inner `srun` inherits these two, but sets the number of its tasks.
+    # An inner `srun` inherits both variables, but sets SLURM_TASK_PID.
     return "SLURM_PTY_PORT" in env and Path(env.get("SLURM_JOB_NAME", "")).name in _SHELLS
 
 
@@ -38,21 +38,21 @@ def is_interactive_shell(command: list[str]) -> bool:
     """`-bash`, `/bin/zsh -l -i`: a shell with neither a script nor `-c`."""
     if not command or Path(command[0].removeprefix("-")).name not in _SHELLS:
         return False
-    # Of short options any letter may be the c: -lc.
+    # Short options may be combined: -lc.
     return all(
         argument.startswith("-") and (argument.startswith("--") or "c" not in argument) for argument in command[1:]
     )
 
 
 def _parents(proc: Path) -> Iterator[int]:
-    """The processes above this one, nearest first; none where the system has no such folder."""
+    """The parents of this process, nearest first; none if the system has no /proc."""
     entry = "self"
     while True:
         try:
             status = (proc / entry / "stat").read_text(errors="replace")
         except OSError:
             return
-        # The name in parentheses may hold anything: pid (name) state parent ...
+        # pid (name) state parent ...; the name may contain spaces and parentheses.
         entry = status.rpartition(")")[2].split()[1]
         if entry == "0":
             return

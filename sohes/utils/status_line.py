@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What there is to say of a loop that runs, and as much of it as a line has room for."""
+"""The status of a running loop, as one line of limited width."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _SHORTEST_BAR, _LONGEST_BAR = 8, 30
-_NARROW = 60  # columns below which the title goes without the phase's number
+_NARROW = 60  # below this many columns the title has no phase number
 
 
 @dataclass(frozen=True)
 class Status:
-    """What a line tells. label: title with the phase's number, or the title alone. total: None when unknown.
+    """label: the title with the phase's number, if known. total: None if unknown.
 
-    left: of this loop; in_all: of the job; rate: all in words, or "". fields: `loss 3.2`, most important first.
+    left: time left of this loop; in_all: of the job; rate: as text, or "". fields: `loss 3.2`, most important first.
     """
 
     label: str
@@ -28,25 +28,25 @@ class Status:
 
 
 def fit(status: Status, width: int, characters: str = "━─") -> str:
-    """One line of at most `width` columns: the more columns, the more it tells.
+    """One line of at most `width` columns.
 
-    Title and count are always there, cut where even they do not fit; then, as long as there is room, the time left, a
-    bar, the share, the first field, the time of the whole job, the rate, further fields.
+    It has title and count, cut if they do not fit, and as far as there is space, in this order: the time left, a bar,
+    the percentage, the first field, the time of the whole job, the rate, further fields.
 
     Args:
-        characters: of the bar, done and to do.
+        characters: of the bar, for done and remaining units.
     """
     title = status.title if width < _NARROW else status.label
     count = f"{status.done}" if status.total is None else f"{status.done}/{status.total}"
     share = f"{100 * status.done // status.total}%" if status.total else ""
-    room = width - len(title) - 1 - len(count)
+    space = width - len(title) - 1 - len(count)
 
     def take(text: str) -> str:
-        """The text where there is room for it and a blank."""
-        nonlocal room
-        if not text or len(text) + 1 > room:
+        """The text if it fits together with a space, else an empty string."""
+        nonlocal space
+        if not text or len(text) + 1 > space:
             return ""
-        room -= len(text) + 1
+        space -= len(text) + 1
         return text
 
     left = take(status.left)
@@ -59,7 +59,7 @@ def fit(status: Status, width: int, characters: str = "━─") -> str:
     fields += [take(text) for text in status.fields[1:]]
     bar = ""
     if has_bar and status.total:
-        length = min(_LONGEST_BAR, _SHORTEST_BAR + room)
+        length = min(_LONGEST_BAR, _SHORTEST_BAR + space)
         filled = min(length, length * status.done // status.total)
         bar = characters[0] * filled + characters[1] * (length - filled)
     return " ".join(filter(None, (title, bar, count, share, left, *fields, rate)))[:width]

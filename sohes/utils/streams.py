@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lines on the standard streams, whatever became of these: closed, absent, a pipe that nobody reads any more."""
+"""Printing to standard streams that may be closed, absent, or a pipe without a reader."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _NUMBERS = {"stdin": 0, "stdout": 1, "stderr": 2}
 
 
 def say(text: str, stream: Literal["stdout", "stderr"] = "stdout") -> None:
-    """Write a line and flush it. Characters that the stream cannot show (a name that is no UTF-8) become escapes.
+    """Print a line and flush it. Characters that the stream cannot encode (names that are not UTF-8) become escapes.
 
-    Nothing is written where there is no such stream, as in a windowed program, and from the moment on when the reader
-    of a pipe has gone: the work goes on, its files count.
+    Nothing is printed if there is no such stream, as in a windowed program, or if a pipe's reader has ended: the
+    program continues and writes its files.
 
-    Raises OSError, with the stream as its file name, when the stream cannot be written: a full disk.
+    Raises OSError, with the stream as its file name, if the stream cannot be written, for example on a full disk.
     """
-    # Looked up now, not at import: rich swaps the stream while a bar is shown.
+    # Read at each call: rich replaces the stream while a bar is shown.
     file = getattr(sys, stream)
     if file is None or file.closed:
         return
@@ -28,17 +28,17 @@ def say(text: str, stream: Literal["stdout", "stderr"] = "stdout") -> None:
     try:
         print(text.encode(encoding, "backslashreplace").decode(encoding), file=file, flush=True)
     except BrokenPipeError:
-        _let_go(file)
+        _redirect_to_null(file)
     except OSError as error:
-        _let_go(file)
+        _redirect_to_null(file)
         raise OSError(error.errno, error.strerror, stream) from error
 
 
 @contextmanager
 def standing_streams() -> Iterator[None]:
-    """Give a command standard streams for the time of a `with`: closed ones lead nowhere, broken ones end quietly.
+    """Open closed standard streams as /dev/null for the time of a `with`, and ignore broken pipes at its end.
 
-    A descriptor that was closed before the start would be the next file's, and warnings of libraries written into it.
+    The descriptor of a closed stream would be given to the next file, and library warnings written into that file.
     """
     absent = []
     for name, number in _NUMBERS.items():
@@ -60,13 +60,13 @@ def standing_streams() -> Iterator[None]:
                 try:
                     file.flush()
                 except BrokenPipeError:
-                    _let_go(file)
+                    _redirect_to_null(file)
 
 
-def _let_go(file: TextIO) -> None:
-    """Lead a stream that cannot be written nowhere, so that its buffer does not fail again when the program ends."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+def _redirect_to_null(file: TextIO) -> None:
+    """Redirect a stream to /dev/null, so that flushing its buffer does not fail again at the program's end."""
+    null = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, file.fileno())
+        os.dup2(null, file.fileno())
     finally:
-        os.close(nowhere)
+        os.close(null)
