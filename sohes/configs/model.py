@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of the model and its losses; see `sohes/configs/run.py` for the labels that say where a value comes from."""
+"""Settings of the model and its losses; `sohes/configs/run.py` explains the labels of sources."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Presets: functions that return a complete `Config`. `--preset NAME` starts from one; every field can be changed."""
+"""Presets: functions that return a complete `Config`. `--preset NAME` takes one; options change its fields."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def tiny() -> Config:
     """Drawn scenes of 128 px, a ViT of 1 M parameters: minutes on a CPU. It starts from random weights."""
     return Config(
         preset="tiny",
-        # Square patches of 8 px, as the paper's ViT-B/8 has: pixels that choose their patch would read the flat
-        # colours of drawn scenes almost perfectly, which no photo allows.
+        # Square patches of 8 px, like the paper's ViT-B/8: with snap_rounds, the flat colours of drawn scenes give
+        # almost perfect labels, unlike any photo.
         explore=ExploreConfig(start="patches", patch=8, snap_rounds=0, max_masks=100),
         model=ModelConfig(
             backbone="vit_tiny_patch16_224",
@@ -90,7 +90,7 @@ def micro() -> Config:
 
 
 def photo_labels() -> ExploreConfig:
-    """Labels of photos with what the package brings along: `sohes-micro` for what is large, colours for what is small.
+    """Labels of photos with the package alone: `sohes-micro` finds large objects, colours small ones.
 
     Chosen on 60 photos of `coco128_seg`.
     """
@@ -100,7 +100,7 @@ def photo_labels() -> ExploreConfig:
 def cpu() -> Config:
     """Real photos on a CPU, in minutes, at 160 px; nothing to download. The packaged backbone has 1.2 M parameters.
 
-    Without a GPU more pixels cost more than they bring; `--views.size` and `--infer.size` change both.
+    `--views.size` and `--infer.size` change the resolution; on a CPU a higher one costs more than it gains.
     """
     return Config(
         preset="cpu",
@@ -120,7 +120,7 @@ def cpu() -> Config:
             query_init="seeds",
             grid_size=10,
         ),
-        # Of some 80 masks a photo each needs enough points to be told from its neighbours, in matching above all.
+        # Enough points to separate neighbours among about 80 masks per photo, above all in matching.
         loss=LossConfig(
             num_points=1024, num_match_points=2048, local_ratio=0.4, importance_ratio=0.4, match_layers="last"
         ),

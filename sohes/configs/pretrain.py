@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings of `python -m sohes.pretrain`, the self-supervised training of a backbone.
 
-Labels of values: [DINO], [iBOT], [DINOv2] the value of that work, [ours] decided here.
+Labels give the source of a value: [DINO], [iBOT], [DINOv2] that work, [ours] chosen here.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class VitConfig:
 
 @dataclass
 class CropConfig:
-    """The views of a photo: large crops that teacher and student see, small ones for the student alone."""
+    """Crops of a photo: large ones for teacher and student, small ones for the student alone."""
 
     photo_side: Annotated[int, at_least(1)] = 192
     """Photos are shrunk to this long side, in pixels, before crops are cut. [ours]"""
@@ -57,7 +57,7 @@ class CropConfig:
 
 @dataclass
 class DistortConfig:
-    """How far the colours of two crops of one photo may differ."""
+    """Augmentation of a crop's colours."""
 
     jitter_probability: Annotated[float, between(0, 1)] = 0.8
     """Probability that brightness, contrast, saturation and hue of a crop change. [DINO]"""
@@ -82,7 +82,7 @@ class DistortConfig:
 
 @dataclass
 class DistillConfig:
-    """What the student learns from the teacher."""
+    """The losses between student and teacher."""
 
     prototypes: Annotated[int, at_least(1)] = 4096
     """Outputs of both heads. [ours; DINO: 65536, for 1.3 M photos]"""
@@ -196,7 +196,7 @@ def tiny_h200() -> PretrainConfig:
         half_weights=True,
         crops=CropConfig(num_locals=4),
         distill=DistillConfig(prototypes=2048),
-        # What has to be carried from one slot on a machine to the next stays below 60 MB.
+        # Checkpoints stay below 60 MB, to be copied between machines.
         engine=EngineConfig(half_checkpoints=True, keep_checkpoints=1),
         optim=OptimConfig(
             learning_rate=1.5e-3,

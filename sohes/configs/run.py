@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every setting of a run, as plain dataclasses. A run is one `Config`, stored as `config.json` in its folder.
+"""All settings of a run, as dataclasses. A run is one `Config`, stored as `config.json` in its folder.
 
-Labels say where a value comes from: [paper] the SOHES authors, [cited] said about SOHES by others, [sibling] the value
-of HASSOD or UnSAM, [ours] decided here. The docstring below a field is its text in `--help-all`, the range in
+Labels give the source of a value: [paper] the SOHES authors, [cited] others about SOHES, [sibling] HASSOD or UnSAM,
+[ours] chosen here. The docstring below a field is its text in `--help-all`, the range in
 its type is checked and shown there.
 """
 
@@ -44,7 +44,7 @@ PHASES: tuple[Phase, ...] = ("explore", "instruct", "correct")
 
 @dataclass
 class SceneConfig:
-    """The embedded data set, drawn when no `--images` are given."""
+    """The built-in data set, drawn if no `--images` are given."""
 
     num_train: Annotated[int, at_least(1)] = 200
     """Scenes to learn from. [ours]"""
@@ -183,7 +183,7 @@ class ExploreConfig:
 
 @dataclass
 class OptimConfig:
-    """Optimiser and schedule, shared by phases 2 and 3."""
+    """Optimiser and schedule of phases 2 and 3."""
 
     learning_rate: Annotated[float, above(0)] = 1e-4
     """Peak learning rate of AdamW. [sibling]"""
@@ -209,7 +209,7 @@ class OptimConfig:
 
 @dataclass
 class EngineConfig:
-    """How training is carried out and kept. Nothing here changes what is learned, so --resume may change it."""
+    """Execution and storage of training. Nothing here changes the result, so --resume may change it."""
 
     accumulate: Annotated[int, at_least(1)] = 1
     """Micro-batches in each process's share of a batch: less memory, more time, same result."""

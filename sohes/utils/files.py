@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that appear whole or not at all: written under a temporary name beside their place, then renamed."""
+"""Atomic writing of files: under a temporary name in the same folder, then renamed."""
 
 from __future__ import annotations
 
@@ -15,25 +15,24 @@ from pathlib import Path
 from typing import IO
 
 _LONGEST = 255
-"""Bytes of a file's name that file systems allow."""
-# Longer names than this are shortened in temporary names, to leave room.
-_LONGEST_STEM = 160
+"""Most bytes of a file name."""
+_LONGEST_STEM = 160  # longer names are replaced by a checksum in temporary names
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
 def whole_file(path: str | os.PathLike, mode: str = "w", encoding: str | None = "utf-8") -> Iterator[IO]:
-    """Open a file to be written; it takes its place, or that of an older one, when the block ends without an error.
+    """Open a file for writing; it appears, or replaces an older one, when the block ends without an error.
 
-    Readers never see half a file, whenever this process is killed. The temporary name holds the host and the process,
-    so that writers on several machines do not meet. Missing folders are made. A link is followed, and what is no file
-    (`/dev/null`, a pipe) is written to as it is.
+    Readers never see a partial file, even if this process is killed. The temporary name has the host and the process
+    id, so that writers on several machines do not collide. Missing folders are created. Links are followed; devices and
+    pipes (`/dev/null`) are written directly.
 
     Args:
         mode: "w" for text in `encoding`, "wb" for bytes.
 
     Raises:
-        OSError: as the system says, with `path` as its file name. IsADirectoryError: before anything is written.
+        OSError: of the system, with `path` as its file name. IsADirectoryError: before anything is written.
     """
     given, path = path, Path(path)
     encoding = None if "b" in mode else encoding
@@ -52,26 +51,24 @@ def whole_file(path: str | os.PathLike, mode: str = "w", encoding: str | None = 
             yield file
         os.replace(temporary, path)
     except OSError as error:
-        # A full disk comes without a name, and the temporary one tells nobody anything.
+        # A full disk has no file name in its error, and the temporary name means nothing to the user.
         if (error.errno in _FULL and error.filename is None) or error.filename == str(temporary):
             raise OSError(error.errno, error.strerror, os.fspath(given)) from error
         raise
     finally:
         if temporary is not None:
-            with suppress(
-                OSError
-            ):  # gone, or never made: a folder that nothing can be written to lets nothing be removed
+            with suppress(OSError):  # renamed, or never created
                 temporary.unlink()
 
 
 def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
-    """Write a file whole or not at all, text as UTF-8: of names that are none, the bytes in question as escapes."""
+    """Write a file atomically, text as UTF-8; what UTF-8 cannot encode becomes escapes."""
     with whole_file(path, "wb") as file:
         file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
 
 
 def write_whole_once(path: Path, content: str) -> bool:
-    """Write a text file whole unless there is one already. Returns whether it was written: of several at once, one."""
+    """Write a text file atomically unless it exists. Returns whether it was written, by one of several writers."""
     if path.exists():
         return False
     mine = path.with_name(f"{_stem(path.name)}.{socket.gethostname()[:40]}.{os.getpid()}.once")
@@ -90,13 +87,13 @@ def write_whole_once(path: Path, content: str) -> bool:
 
 
 def remove_left_over(path: Path) -> None:
-    """Remove what a kill while writing `path` left beside its place. Not for a file that another process may write."""
+    """Remove temporary files of killed writers of `path`. Not for a file that another process may be writing."""
     for temporary in path.parent.glob(f"{glob.escape(_stem(path.name))}.*.tmp"):
         temporary.unlink(missing_ok=True)
 
 
 def fitting_name(stem: str, suffix: str) -> str:
-    """`stem` + `suffix`, or where that is longer than file systems allow, the stem cut and told apart by a checksum."""
+    """`stem` + `suffix`; if that is longer than file systems allow, the stem is cut and gets a checksum."""
     encoded, room = os.fsencode(stem), _LONGEST - len(os.fsencode(suffix))
     if len(encoded) <= room:
         return stem + suffix
@@ -108,7 +105,7 @@ def fitting_name(stem: str, suffix: str) -> str:
 
 
 def _kind(path: Path) -> int | None:
-    """The mode of what is at `path`, links followed; None where there is nothing. Raises OSError."""
+    """The mode of the file at `path`, links followed; None if there is none. Raises OSError."""
     try:
         return os.stat(path).st_mode
     except FileNotFoundError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads a JSON file from front to back in little memory: keys of objects, elements of arrays, whole values."""
+"""Streaming JSON reader with little memory: keys of objects, elements of arrays, whole values."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-CHUNK_BYTES = 1 << 19  # it stays in the cache while it is looked through
+CHUNK_BYTES = 1 << 19  # fits in the CPU's cache
 WHITE_SPACE = b" \t\r\n"
 
 
 Element = tuple[Any, int, int]
-"""A JSON value and where in the file it is spelled: its first byte, and the one past its last."""
+"""A JSON value, and its first byte and the one past its last in the file."""
 
 
 _TOO_DEEP = "values are nested too deep"
 
 
 def parse_json(text: str | bytes) -> Any:
-    """`json.loads`, which raises nothing but ValueError."""
+    """`json.loads` that raises only ValueError."""
     try:
         return json.loads(text)
     except RecursionError as error:
@@ -29,19 +29,19 @@ def parse_json(text: str | bytes) -> Any:
 
 
 class JsonReader:
-    """Walks through a UTF-8 JSON file. Raises ValueError, with the byte, where the text is no JSON.
+    """Reads a UTF-8 JSON file from start to end. Raises ValueError, with the byte, for text that is not JSON.
 
-    The window on the file is kept as Latin-1, one character a byte, so that places in it are places in the file; the
-    characters JSON is made of are the same. A value with other than ASCII characters is decoded again as UTF-8.
+    The window of the file is decoded as Latin-1, one character per byte, so that positions in it are bytes of the file;
+    JSON's own characters are the same. A value with non-ASCII characters is decoded again as UTF-8.
 
-    offset, window, at: where in the file the window begins, its bytes, and the place in it.
+    offset: position of the window in the file. window: its bytes. at: the current position in the window.
     """
 
     def __init__(self, path: Path, chunk_bytes: int = CHUNK_BYTES) -> None:
         self._file = path.open("rb")
         self._chunk_bytes = chunk_bytes
         self.window, self.at, self.offset = b"", 0, 0
-        self._text: str | None = None  # the window, decoded when it is first needed
+        self._text: str | None = None  # the decoded window, None until needed
         self._is_whole = False  # the window reaches the end of the file
         self._scan = json.JSONDecoder().raw_decode
         self._fill()
@@ -67,12 +67,12 @@ class JsonReader:
             self._fill()
 
     def look_ahead(self, num_bytes: int) -> None:
-        """Read on unless the window holds so many bytes more, or the rest of the file."""
+        """Extend the window if it has fewer than `num_bytes` bytes left and the file has more."""
         if len(self.window) - self.at < num_bytes and not self._is_whole:
             self._fill()
 
     def value(self) -> Element:
-        """The whole value that comes next."""
+        """The next value."""
         self.peek()
         while True:
             if self._text is None:
@@ -85,7 +85,7 @@ class JsonReader:
             except RecursionError as error:
                 raise ValueError(f"{_TOO_DEEP} at byte {self.offset + self.at}") from error
             else:
-                # A number may go on beyond the window, of which it can show as much as "e+".
+                # A number may continue beyond the window, which may end with its "e+".
                 if end + 2 < len(self._text) or self._is_whole:
                     break
             self._fill()
@@ -95,12 +95,12 @@ class JsonReader:
         return value, self.offset + start, self.offset + end
 
     def elements(self) -> Iterator[Element]:
-        """Every element of the array that comes next."""
+        """Every element of the next array."""
         for _ in self.places():
             yield self.value()
 
     def places(self) -> Iterator[None]:
-        """Stands before each element of the array that comes next; whoever asks reads one or, up to ``at``, several."""
+        """Stops before elements of the next array; the caller reads one, or moves ``at`` past several."""
         self._expect("[")
         while self.peek() != "]":
             yield
@@ -109,7 +109,7 @@ class JsonReader:
         self._expect("]")
 
     def members(self) -> Iterator[str]:
-        """Every key of the object that comes next; read its value before asking for another."""
+        """Every key of the next object; read its value before the next key."""
         self._expect("{")
         while self.peek() != "}":
             key, start, _ = self.value()
@@ -128,7 +128,7 @@ class JsonReader:
         self.at += 1
 
     def _fill(self) -> None:
-        """Drop what is behind and read on; twice as far when a single value does not fit."""
+        """Drop the bytes before `at` and read on; twice as many if a single value does not fit."""
         rest = self.window[self.at :]
         more = self._file.read(max(self._chunk_bytes, len(rest)))
         self.offset += self.at
