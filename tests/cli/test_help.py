@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every command says of itself: the short help at once, the long one whole; what is wrong, in one line."""
+"""Short and long help of every command, and wrong options as one line."""
 
 import dataclasses
 import re
@@ -30,7 +30,7 @@ def run(command, arguments, capsys):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_short_help_fits_a_terminal_and_comes_without_torch(command):
+def test_the_short_help_fits_a_terminal_and_needs_no_torch(command):
     text = short_help(command)
     assert len(text.splitlines()) <= 30
     assert max(map(len, text.splitlines())) <= 80
@@ -90,7 +90,7 @@ def test_the_long_help_shows_the_defaults_of_the_preset_asked_for(capsys):
 
 
 def test_no_sentence_of_a_text_is_cut():
-    """Docstrings wrap in the source; the text is one line, in the source's own words."""
+    """Docstrings wrap in the source; the text is one line."""
     texts = field_texts(Config)
     assert texts["images"].endswith("COCO .json files (images only). None: scenes are drawn.")
     assert not any("\n" in text for text in texts.values())
@@ -201,7 +201,7 @@ def test_words_become_values_of_their_types(given, path, value):
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_every_setting_of_a_preset_can_be_given_as_it_is_shown(name):
-    """Reads back what --help-all shows as default, option by option."""
+    """Parses the default that --help-all shows, option by option."""
     preset = get_preset(name)
     words = []
     for option in list_options(preset):
@@ -215,7 +215,7 @@ def test_every_setting_of_a_preset_can_be_given_as_it_is_shown(name):
 
 
 def _without_entries(words):
-    """Entries of a dictionary need that dictionary as the default: the whole is given anyway."""
+    """Entries of a dictionary need it as the default; the whole dictionary is given anyway."""
     kept, skip = [], False
     for word in words:
         if word.startswith("--"):
@@ -274,7 +274,7 @@ def test_base_config_takes_the_last_of_each(tmp_path):
     assert base_config(["--resume", "--no-resume"], Config, tmp_path, get_preset).preset == "tiny"
 
 
-def test_a_photo_may_be_called_like_help():
+def test_a_photo_may_be_named_like_an_option():
     args = parse(segment.Arguments, ["--", "--help"], prog="python -m sohes.segment")
     assert args.photos == (Path("--help"),)
 

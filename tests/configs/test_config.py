@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Configs survive JSON, and a setting that does not exist is an error naming the nearest."""
+"""Configs survive JSON; unknown settings, wrong types and numbers out of range are errors that name them."""
 
 import dataclasses
 import inspect
@@ -63,7 +63,7 @@ def test_every_field_has_a_text_and_every_number_a_range(cls):
         (Range(ge=32, also=0), "0 or >= 32", (0, 32, 100), (1, 31, -1)),
     ],
 )
-def test_a_range_says_what_it_holds(allowed, text, inside, outside):
+def test_the_text_and_the_numbers_of_a_range(allowed, text, inside, outside):
     assert str(allowed) == text
     assert all(value in allowed for value in inside)
     assert not any(value in allowed for value in outside)
@@ -118,7 +118,7 @@ def test_unknown_setting_names_the_nearest():
         from_dict(Config, {"instruct": {"num_step": 3}})
 
 
-def test_wrong_type_is_told():
+def test_a_wrong_type_is_named():
     with pytest.raises(ConfigError, match=r"config.instruct.num_steps = 'many', expected int"):
         from_dict(Config, {"instruct": {"num_steps": "many"}})
     told = "config.optim.precision = 'bf26': did you mean bf16? expected one of bf16, fp16, fp32"
@@ -133,7 +133,7 @@ def test_unknown_preset_names_the_nearest():
         get_preset("tinny")
 
 
-def test_load_tells_what_is_wrong(tmp_path):
+def test_load_names_what_is_wrong(tmp_path):
     with pytest.raises(ConfigError, match="does not exist"):
         configuration.load(tmp_path / "config.json")
     (tmp_path / "config.json").write_text("{")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several processes of one run, forked from the test: faster than to start Python as often."""
+"""Processes of one run, forked from the test, which is faster than starting Python for each."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ def test_log_writes_both_and_appends(tmp_path, capsys):
     with RunLog(path) as log:
         log("first\nsecond – ünïcode")
         log("file only", console=False)
-        # Readable at once: a killed run keeps what it said.
+        # Flushed: a killed run keeps its log.
         assert len(path.read_text(encoding="utf-8").splitlines()) == 3
     with RunLog(path, console=False) as log:
         log("third")
@@ -171,7 +171,7 @@ def test_slow_units_are_estimated_from_several():
     assert progress.rate(clock.now) == pytest.approx(6 / 900)
 
 
-def test_lines_tell_the_phase_and_the_whole_job(capsys):
+def test_lines_show_the_phase_and_the_time_of_the_job(capsys):
     """40 steps of 2 s, then 10 that cost twice as much and 5 photos of 1: 20 steps left, 60 s more in all."""
     clock, log = Clock(), RunLog()
     parts = [Part("instruct", 40, "train", 4, 2), Part("correct", 10, "train", 8, 3), Part("score", 5, "train", 2, 3)]
@@ -194,9 +194,9 @@ def test_lines_tell_the_phase_and_the_whole_job(capsys):
 
 def test_a_job_is_estimated_once_every_kind_is_known():
     job = Job([Part("label", 10, "a", 1, 1), Part("learn", 10, "b", 1, 2), Part("score", 4, "a", 3, 2)], 2)
-    assert job.seconds_left("label", 5, 1.0) is None  # nothing is known of learning
+    assert job.seconds_left("label", 5, 1.0) is None  # no rate of training yet
     assert job.seconds_left("learn", 5, 0.5) == 10 + 4 * 3
-    assert job.seconds_left("score", 2, 0.25) is None  # nothing follows
+    assert job.seconds_left("score", 2, 0.25) is None  # the last part
     assert job.seconds_left("other", 5, 1.0) is None
     assert [job.label(title) for title in ("label", "score", "other")] == ["1/2 label", "2/2 score", "other"]
     assert Job([Part("label", 3, "a")], 1).label("label") == "label"
@@ -240,12 +240,12 @@ STATUS = Status(
         (10, "instruct 1"),
     ],
 )
-def test_a_line_fits_its_width_and_tells_what_counts_first(width, line):
+def test_a_line_fits_its_width_with_the_important_parts_first(width, line):
     assert fit(STATUS, width) == line
     assert len(line) <= width
 
 
-def test_a_wide_line_tells_everything():
+def test_a_wide_line_shows_everything():
     line = fit(STATUS, 200, "#.")
     assert line.startswith("2/3 instruct #" + 29 * "." + " 1200/20000 6% 2h 07m left, about 4h 20m in all loss 3.214")
     assert line.endswith("images/s 24.8 data 5% memory 1.2GB 3.1 steps/s")
@@ -277,7 +277,7 @@ def test_a_terminal_shows_bar_step_loss_and_time_left(monkeypatch, columns):
 
 
 @pytest.mark.parametrize("gone", [None, "closed"])
-def test_without_stderr_the_work_goes_on(monkeypatch, tmp_path, gone):
+def test_progress_works_without_stderr(monkeypatch, tmp_path, gone):
     stream = None if gone is None else io.StringIO()
     if stream is not None:
         stream.close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which device is chosen, on machines that are made up."""
+"""The device that is chosen, on simulated machines."""
 
 import sys
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ from sohes.utils.devices import DeviceError, pick_device
 
 @pytest.fixture
 def two_gpus(monkeypatch):
-    """A machine with two GPUs, the second of which is the current one; the list of those that were made current."""
+    """Simulates two GPUs, of which the second is current; returns the list of GPUs made current."""
     chosen = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -28,7 +28,7 @@ def two_gpus(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["auto", "cuda"])
-def test_a_gpu_has_its_number(two_gpus, name):
+def test_a_gpu_has_its_index(two_gpus, name):
     assert pick_device(name) == torch.device("cuda", 1)
     assert two_gpus == []
     assert [pick_device(name, rank) for rank in range(2)] == [torch.device("cuda", 0), torch.device("cuda", 1)]
@@ -49,7 +49,7 @@ def test_processes_that_see_only_their_own_gpu_take_it(two_gpus, monkeypatch, va
     assert pick_device("auto", 1) == torch.device("cuda", 1)
 
 
-def test_the_cpu_is_obeyed(two_gpus):
+def test_the_cpu_is_chosen_beside_gpus(two_gpus):
     assert pick_device("cpu") == pick_device("cpu", 5) == torch.device("cpu")
     assert two_gpus == []
 
@@ -61,7 +61,7 @@ def test_without_a_gpu(monkeypatch):
         pick_device("cuda")
 
 
-def test_features_are_made_where_they_are_asked_for(two_gpus, monkeypatch):
+def test_an_extractor_is_on_the_given_device(two_gpus, monkeypatch):
     moved = []
     monkeypatch.setattr(torch.nn.Module, "to", lambda module, device, dtype=None: moved.append(device) or module)
     config = ExploreConfig(features="vit_tiny_patch16_224", weights="random")
@@ -74,7 +74,7 @@ def test_features_are_made_where_they_are_asked_for(two_gpus, monkeypatch):
 
 @pytest.mark.parametrize(("given", "device"), [("cpu", "cpu"), ("auto", "cuda:0"), ("cuda", "cuda:0")])
 def test_the_device_of_the_command_is_that_of_phase_1(given, device, two_gpus, monkeypatch, tmp_path):
-    """--device as it reaches the network of a refiner in the threads that label photos, and the features."""
+    """--device reaches the refiner's network, in the threads that label photos, and the feature extractor."""
     seen = []
 
     class Refiner:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which process of how many: torchrun's and SLURM's variables, and the world of one."""
+"""Rank and world size from torchrun's and SLURM's variables, and the world of one process."""
 
 import pytest
 import torch
@@ -57,7 +57,7 @@ def test_variables_that_do_not_fit_are_named(env, message):
         find_world(env)
 
 
-def test_where_processes_meet():
+def test_the_address_of_the_store():
     assert rendezvous({"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}) == ("10.0.0.1", 29500)
     assert rendezvous(SLURM) == ("gpu003", 24567)
     with pytest.raises(LaunchError, match="set MASTER_ADDR and MASTER_PORT"):
@@ -115,13 +115,13 @@ def test_a_world_of_one_needs_no_special_case(joined):
     ],
 )
 def test_each_process_connects_with_its_own_device(monkeypatch, device, size, backend, bound):
-    """The group as it is asked for; there is no GPU here."""
+    """Checks the arguments of init_process_group; there is no GPU here."""
     asked, ended = [], []
     monkeypatch.setattr(dist, "init_process_group", lambda *given, **options: asked.append((given, options)))
     monkeypatch.setattr(dist, "destroy_process_group", lambda: ended.append(True))
     store = dist.HashStore()
     monkeypatch.setattr(distributed, "_common_store", lambda world, timeout: (store, store))
-    store.add("left", 1)  # the other process, gone home
+    store.add("left", 1)  # the other process has left
     with process_group(World(0, size), torch.device(device)):
         assert not ended
     (given, options) = asked[0]

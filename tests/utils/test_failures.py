@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A process that fails, and what the others of its run hear of it."""
+"""One process fails, and the others of its run end with its reason."""
 
 import os
 import pickle
@@ -28,7 +28,7 @@ def one_line(said):
 
 
 class TwoParts(SohesError):
-    """Pickles, but does not come back."""
+    """Can be pickled, but not unpickled."""
 
     def __init__(self, what, why):
         super().__init__(f"{what} {why}")
@@ -56,7 +56,7 @@ def test_whatever_stops_the_main_process_stops_the_others_with_its_reason(tmp_pa
     (first, said), (other, heard) = run_processes(work, 2, tmp_path)
     assert (first, other) == (code, 2), said + heard
     expect_reason(one_line(heard), reason)
-    assert ("Traceback" in said) == (code == 1)  # what is no fault of a person's keeps it, where it arose
+    assert ("Traceback" in said) == (code == 1)  # a bug keeps it, in its own process
 
 
 def expect_reason(line, reason):
@@ -66,7 +66,7 @@ def expect_reason(line, reason):
     assert re.search(reason, line), line
 
 
-def test_errors_for_people_are_the_same_line_everywhere(tmp_path):
+def test_user_errors_are_the_same_line_in_all_processes(tmp_path):
     def work(rank):
         on_main(lambda: raise_(TwoParts("a.png", "has no pixels")))
 
@@ -86,7 +86,7 @@ def test_a_result_that_cannot_be_sent_stops_all(tmp_path):
 
 @pytest.mark.parametrize("waits", ["in a message", "elsewhere"])
 def test_a_failure_of_any_process_reaches_those_that_wait_for_it(tmp_path, waits):
-    """Elsewhere: deaf, as a main thread is while NCCL waits."""
+    """`elsewhere`: the main thread notices nothing, as while NCCL waits."""
 
     def work(rank):
         if rank == 1:
@@ -119,16 +119,16 @@ def test_a_killed_process_stops_the_others(tmp_path, victim):
     assert "killed" in one_line(heard)
 
 
-def test_processes_that_end_well_say_nothing(tmp_path):
+def test_processes_without_errors_print_nothing(tmp_path):
     def work(rank):
         barrier()
         if rank == 1:
-            time.sleep(1.5)  # the first keeps the store for it
+            time.sleep(1.5)  # rank 0 serves the store until then
 
     assert run_processes(work, 2, tmp_path) == [(0, ""), (0, "")]
 
 
-def test_who_does_not_end_by_itself_is_ended(monkeypatch, capsys):
+def test_a_process_that_does_not_end_is_ended(monkeypatch, capsys):
     monkeypatch.setattr("sohes.utils.failures._POLL", 0.01)
     monkeypatch.setattr("sohes.utils.failures._GRACE", 0.05)
     store, ended = dist.HashStore(), []
@@ -163,6 +163,6 @@ def test_only_the_network_loses_connections():
     assert not is_lost_connection(ConnectionResetError(104, "Connection reset by peer"))
 
 
-def test_the_helper_class_is_one_that_does_not_come_back():
+def test_the_helper_class_cannot_be_unpickled():
     with pytest.raises(TypeError):
         pickle.loads(pickle.dumps(TwoParts("a", "b")))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that appear whole or stay as they were, whatever stops the writer and wherever they shall lie."""
+"""Atomic writing: complete files or unchanged ones, for any error and any kind of path."""
 
 import errno
 import os
@@ -44,7 +44,7 @@ def test_a_full_disk_leaves_the_old_file_and_names_it(tmp_path):
     assert os.listdir(tmp_path) == ["a.json"]
 
 
-def test_a_place_that_cannot_be_is_named(tmp_path):
+def test_an_impossible_path_is_named(tmp_path):
     (tmp_path / "file").write_text("content")
     (tmp_path / "folder").mkdir()
     for path, reason in (("file/a.json", "Not a directory"), ("folder", "a folder, expected a file")):
@@ -56,7 +56,7 @@ def test_a_place_that_cannot_be_is_named(tmp_path):
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="mounts a file system")
 def test_a_read_only_file_system_is_named(tmp_path):
-    """Of which the temporary file cannot be removed either."""
+    """The temporary file cannot be removed there either."""
     code = "from sohes.cli.command import fail_clearly\nfrom sohes.utils.files import write_whole\nimport sys\n"
     code += "with fail_clearly('x'): write_whole(sys.argv[1], 'new')"
     mount = 'mount -t tmpfs -o ro tmpfs "$1" || exit 77; "$2" -c "$3" "$1/a.json"'
@@ -79,7 +79,7 @@ def test_a_link_is_followed_and_stays(tmp_path):
     assert (tmp_path / "there" / "none.json").read_text() == "newer"
 
 
-def test_what_is_no_file_is_not_replaced_by_one(tmp_path):
+def test_devices_and_pipes_are_not_replaced(tmp_path):
     write_whole("/dev/null", "x")
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
     os.mkfifo(tmp_path / "pipe")
@@ -89,7 +89,7 @@ def test_what_is_no_file_is_not_replaced_by_one(tmp_path):
     os.close(reader)
 
 
-def test_text_that_is_no_utf8_is_written_as_escapes(tmp_path):
+def test_text_that_is_not_utf8_is_written_as_escapes(tmp_path):
     write_whole(tmp_path / "a.html", os.fsdecode(b"Jos\xe9 \xc3\xbc"))
     assert (tmp_path / "a.html").read_bytes() == b"Jos\\udce9 \xc3\xbc"
 
@@ -102,7 +102,7 @@ def test_names_that_fit(letter, suffix, tmp_path):
     name = fitting_name(longest, suffix)
     assert len(os.fsencode(name)) <= 255
     assert name.endswith(suffix)
-    write_whole(tmp_path / name, "x")  # a temporary name has room, too
+    write_whole(tmp_path / name, "x")  # its temporary name fits, too
     if letter != os.fsdecode(b"\xe9"):
         name.encode()  # not cut within a character
     assert fitting_name("short", suffix) == f"short{suffix}"

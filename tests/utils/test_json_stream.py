@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The JSON reader against the standard library's, through windows of a few bytes."""
+"""The JSON reader against the standard library's, with windows of a few bytes."""
 
 import json
 
@@ -56,7 +56,7 @@ def test_a_byte_order_mark_is_skipped(tmp_path):
     ],
 )
 @pytest.mark.parametrize("chunk_bytes", [1, 1 << 20])
-def test_says_where_it_is_no_json(tmp_path, text, message, chunk_bytes):
+def test_names_the_byte_that_is_not_json(tmp_path, text, message, chunk_bytes):
     path = tmp_path / "a.json"
     path.write_text(text)
     with JsonReader(path, chunk_bytes) as reader, pytest.raises(ValueError, match=message):
@@ -68,7 +68,7 @@ def read_members(reader):
 
 
 def test_what_is_nested_too_deep_is_an_error_of_the_text(tmp_path):
-    """Deeper than Python's own reader goes, be it in a window or across many."""
+    """Deeper than Python's own reader supports, within a window and across several."""
     deep = "[" * 200_000 + "]" * 200_000
     path = tmp_path / "a.json"
     path.write_text(f'{{"a": {deep}}}')

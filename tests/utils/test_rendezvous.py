@@ -31,7 +31,7 @@ def quiet(seconds=30):
     return Deadline(timedelta(seconds=seconds), None)
 
 
-def test_waiting_is_told_soon_then_now_and_then_and_ends():
+def test_a_wait_is_logged_and_ends_at_the_deadline():
     said, clock = [], Clock()
     deadline = Deadline(timedelta(minutes=5), lambda text: said.append((clock.now, text)), clock)
     while clock.now <= 300:
@@ -42,7 +42,7 @@ def test_waiting_is_told_soon_then_now_and_then_and_ends():
         deadline.check(lambda: "nobody")
 
 
-def test_the_first_process_says_who_is_missing_and_how_to_be_alone(monkeypatch):
+def test_rank_0_names_missing_ranks_and_how_to_run_alone(monkeypatch):
     monkeypatch.setattr(meeting, "_FIRST_MESSAGE", 0.3)
     said, port = [], int(free_port())
     deadline = Deadline(timedelta(seconds=1.5), said.append)
@@ -58,7 +58,7 @@ def test_the_first_process_says_who_is_missing_and_how_to_be_alone(monkeypatch):
         create_store("127.0.0.1", int(free_port()), 0, 2, quiet(0), {"RANK": "0", "WORLD_SIZE": "2"})
 
 
-def test_other_processes_say_where_they_look_and_why_nobody_answers(monkeypatch):
+def test_other_ranks_name_the_address_and_the_reason(monkeypatch):
     monkeypatch.setattr(meeting, "_FIRST_MESSAGE", 0.1)
     said, port = [], int(free_port())
     with pytest.raises(LaunchError, match=f"process 1 waits for the first process at 127.0.0.1:{port} .Connection ref"):
@@ -68,7 +68,7 @@ def test_other_processes_say_where_they_look_and_why_nobody_answers(monkeypatch)
         create_store("no.such.host.invalid", 4, 1, 2, quiet(0), {})
 
 
-def test_all_meet_whoever_comes_first():
+def test_all_connect_in_any_order():
     port = int(free_port())
     with ThreadPoolExecutor(3) as pool:
         stores = list(pool.map(lambda rank: create_store("127.0.0.1", port, rank, 3, quiet(), {}), (2, 1, 0)))
@@ -78,7 +78,7 @@ def test_all_meet_whoever_comes_first():
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0"])
 def test_a_port_in_use_is_named_with_the_variable(monkeypatch, capfd, address):
-    """By one of this machine's addresses, or all of them; torch prints nothing of its own."""
+    """In use on one address of this machine, or on all; torch prints nothing."""
     with socket.socket() as taken:
         taken.bind((address, 0))
         taken.listen(1)
@@ -98,7 +98,7 @@ def test_a_port_in_use_is_named_with_the_variable(monkeypatch, capfd, address):
 
 @pytest.mark.parametrize("answer", [b"", b"220 mail ready\r\n"])
 def test_another_program_at_the_port_is_no_process_of_the_run(monkeypatch, answer):
-    """One that talks, and one that only listens."""
+    """One that sends text, and one that only listens."""
     monkeypatch.setattr(meeting, "_STORE_TIMEOUT", timedelta(seconds=1))
     kept = []
     with socket.socket() as other:
@@ -116,7 +116,7 @@ def test_another_program_at_the_port_is_no_process_of_the_run(monkeypatch, answe
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "-5"])
-def test_ports_that_are_none(port):
+def test_invalid_ports(port):
     with pytest.raises(LaunchError, match=f"expected a port from 1 to 65535 in MASTER_PORT, got {port}"):
         rendezvous({"MASTER_ADDR": "a", "MASTER_PORT": port})
 
@@ -155,7 +155,7 @@ def proc(folder, *processes):
     ("command", "alone"),
     [("/bin/zsh -l", True), ("-bash", True), ("bash run.sh", False), ("bash -lc python", False), ("python x", False)],
 )
-def test_a_task_that_is_a_person_s_shell_makes_no_job(tmp_path, command, alone):
+def test_an_interactive_shell_as_task_is_one_process(tmp_path, command, alone):
     """Of three: this process, started from a task that is `command`, itself a child of SLURM's daemon."""
     processes = ((9, 8, "python -m sohes.train"), (8, 7, "make run"), (7, 5, command), (5, 0, "slurmstepd"))
     assert typed_in_a_shell({"SLURM_TASK_PID": "7"}, proc(tmp_path, *processes)) is alone

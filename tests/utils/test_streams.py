@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Standard streams that are closed, absent, full or no longer read; each is a process of its own."""
+"""Standard streams that are closed, absent, full or no longer read, each in a process of its own."""
 
 import os
 import subprocess
@@ -16,12 +16,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def shell(script, *arguments, cwd=ROOT):
-    """`script` in bash, where "$@" is Python with `arguments`: what it gave."""
+    """The result of `script` in bash, where "$@" is Python with `arguments`."""
     return subprocess.run(["bash", "-c", script, "x", sys.executable, *arguments], cwd=cwd, capture_output=True)
 
 
 @pytest.mark.parametrize("module", ["sohes.segment", "sohes.train", "sohes.evaluate", "sohes.pretrain", "sohes.env"])
-def test_a_reader_that_leaves_does_no_harm(module):
+def test_a_pipe_whose_reader_ends(module):
     asked = ["--help"] if module != "sohes.env" else ["--json"]
     done = shell('set -o pipefail; "$@" | head -1', "-m", module, *asked)
     assert done.returncode == 0
@@ -32,7 +32,7 @@ def test_a_reader_that_leaves_does_no_harm(module):
 LINES = "from sohes.cli.command import fail_clearly\nfrom sohes.utils.streams import say\nwith fail_clearly('x'):\n"
 
 
-def test_work_goes_on_where_nobody_reads(tmp_path):
+def test_work_continues_without_a_reader(tmp_path):
     code = LINES + " for i in range(20000): say(f'line {i}'); say(f'line {i}', 'stderr')\n open('done', 'w').close()"
     code = f"import os\nos.chdir({str(tmp_path)!r})\n{code}"
     done = shell('set -o pipefail; PYTHONPATH=$PWD "$@" 2>&1 | head -1', "-c", code)
@@ -51,7 +51,7 @@ def test_closed_streams(closed, tmp_path):
     assert (tmp_path / "f").read_bytes() == b""
 
 
-def test_a_failure_is_told_where_it_can_be(tmp_path):
+def test_an_error_is_printed_if_stderr_is_open(tmp_path):
     done = shell('"$@" >&-', "-c", LINES + " raise FileNotFoundError(2, 'No such file', 'here')")
     assert (done.returncode, done.stderr) == (2, b"x: error: here: No such file\n")
     done = shell('"$@" 2>&-', "-c", LINES + " raise FileNotFoundError(2, 'No such file', 'here')")
@@ -66,7 +66,7 @@ def test_a_full_disk_behind_stdout_is_one_line():
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_any_name_can_be_said(encoding):
+def test_any_name_can_be_printed(encoding):
     code = "import sys; from sohes.utils.streams import say; [say(sys.argv[1], s) for s in ('stdout', 'stderr')]"
     environment = os.environ | {"PYTHONIOENCODING": encoding}
     command = [sys.executable, "-c", code, b"Jos\xe9 \xc3\xbc"]
@@ -76,7 +76,7 @@ def test_any_name_can_be_said(encoding):
     assert done.stdout == done.stderr == expected
 
 
-def test_without_streams_nothing_is_said(monkeypatch):
+def test_nothing_is_printed_without_streams(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(sys, "stderr", None)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Photos side by side in threads: order, memory, threads within an operator, and the end after an error."""
+"""Worker threads: order, memory, threads of operators, and the end after an error."""
 
 import threading
 import time
