@@ -72,7 +72,7 @@ COMMANDS: dict[str, Command] = {
             "--pred": "predictions with scores: COCO JSON, or a bare list of results",
             "--gt": "ground truth: COCO JSON",
             "--dataset": "instead of --gt: a data set by name; see docs/datasets.md",
-            "--root": "the folder that --dataset lies in",
+            "--root": "the folder of --dataset",
             "--baseline": "score a classical segmenter; writes its predictions to --pred",
             "--compare": "predictions or run folders, side by side in a page",
             "--out": "write the metrics here as JSON; of --compare: the page",

@@ -82,9 +82,9 @@ class ExploreConfig:
     """With `basins` and a ViT: add the trees of colours alone, as `descriptor` grows them, to the ViT's tree. Colours
     find small objects, features large ones. [ours]"""
     feature_weight: Annotated[float, between(0, 1)] = 0.93
-    """Factor on the scores of the ViT's tree, where trees of colours stand beside it. [ours]"""
+    """With `color_trees`: factor on the scores of the ViT's tree. [ours]"""
     feature_border_weight: Annotated[float, at_least(0)] = 8.0
-    """`border_weight` of the ViT's tree, where trees of colours stand beside it. [ours]"""
+    """With `color_trees`: `border_weight` of the ViT's tree. [ours]"""
     start: Literal["basins", "patches"] = "basins"
     """Leaves of the merge tree: `basins`, pixel-sharp watershed basins with mean features, merged by features and
     border strength [ours]; or `patches` of the feature grid, merged by features alone. [paper]"""
@@ -299,7 +299,7 @@ class CorrectConfig:
 
 @dataclass
 class InferConfig:
-    """From the model's outputs to a forest."""
+    """Inference: from the model's outputs to a forest of masks."""
 
     size: Annotated[int, at_least(32)] = 512
     """Long side to which a photo is resized for the model, in pixels."""
@@ -309,8 +309,7 @@ class InferConfig:
     max_masks: Annotated[int, at_least(1)] = 1000
     """Masks per image, best scores first. [paper: AR@1000]"""
     min_score: Annotated[float, between(0, 1)] = 0.1
-    """Masks with a lower score are dropped. 0.1: a score is roughly the chance of a good mask, below one in ten.
-    [ours]"""
+    """Masks with a lower score are dropped. 0.1: those with less than one chance in ten, by the model. [ours]"""
     eval_min_score: Annotated[float, between(0, 1)] = 0.0
     """The same when a phase is scored: AR counts up to 1000 masks an image, and more masks never lower it. [ours]"""
     nms_iou: Annotated[float, between(0, 1)] = 0.9
@@ -342,7 +341,7 @@ class InferConfig:
 
 @dataclass
 class Config:
-    """A run."""
+    """All settings of a run."""
 
     preset: str = "tiny"
     """The preset that gives the other defaults; `--help` lists them."""
