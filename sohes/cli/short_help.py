@@ -97,8 +97,8 @@ COMMANDS: dict[str, Command] = {
     "env": Command(
         summary="what is installed; which backend each operator uses, and why",
         usage="[--json]",
-        text="Print what is installed, how the kernels were built, and for every operator which\n"
-        "backend runs on each device, and why the others do not.",
+        text="Print what is installed, how the kernels were built, and for every operator\n"
+        "which backend runs on each device, and why the others do not.",
         main={"--json": "print it for machines"},
     ),
 }
