@@ -23,6 +23,7 @@ Arguments = TypeVar("Arguments")
 Settings = TypeVar("Settings", Config, PretrainConfig)
 
 EXIT_INTERRUPTED = 130
+_RESUMABLE = ("sohes.train", "sohes.pretrain")
 
 
 def parse(cls: type[Arguments], given: Sequence[str], prog: str, default: Arguments | None = None) -> Arguments:
@@ -85,7 +86,8 @@ def fail_clearly(command: str) -> Iterator[None]:
             say(f"{command}: error: {error}", "stderr")
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
-            say(f"{command}: interrupted; what was written stays", "stderr")
+            hint = "; continue with --resume" if command in _RESUMABLE else ""
+            say(f"{command}: interrupted; what was written stays{hint}", "stderr")
             sys.exit(EXIT_INTERRUPTED)
         except OSError as error:
             say(f"{command}: error: {describe_os_error(error)}", "stderr")

@@ -28,6 +28,12 @@ PhaseName = Phase | Literal["pretrain"]
 CONFIG_FILE, ENV_FILE = "config.json", "env.json"
 # Results of a run. While none exist, the folder can be started again with other settings.
 _RESULT_PATTERNS = ("labels/shard-*", "checkpoints/*/step-*", "weights/*/*", "predictions/*.json", "results.json")
+# Everything a run writes into its folder. A folder with other files and no run is not a place for one.
+_RUN_NAMES = {
+    *(CONFIG_FILE, ENV_FILE, "log.txt", "metrics.jsonl", "explore.jsonl", "scoring.jsonl", "results.json"),
+    *("report.html", "features.png", "features", "labels", "checkpoints", "weights", "predictions", "scenes", "eval"),
+    "tensorboard",
+}
 # Settings that may change when a run is resumed.
 _CHANGEABLE_SETTINGS = ("phases", "engine.", "explore.max_failures", "explore.num_workers", "explore.patience")
 
@@ -80,9 +86,17 @@ class Run:
         return (self.weights(phase) / "model.safetensors").is_file()
 
     def read_results(self) -> dict[str, dict[str, float | None]]:
-        """Scores by phase, {} before the first evaluation."""
+        """Scores by phase, {} before the first evaluation. Raises RunError if the file holds something else."""
         results: dict[str, dict[str, float | None]] = {}
-        return json.loads(self.results.read_text()) if self.results.is_file() else results
+        if not self.results.is_file():
+            return results
+        try:
+            results = json.loads(self.results.read_text())
+        except ValueError as error:
+            raise RunError(f"{self.results} is not JSON: {error}") from error
+        if not isinstance(results, dict):
+            raise RunError(f"{self.results}: expected scores by phase")
+        return results
 
     def add_result(self, phase: PhaseName, scores: dict[str, Any]) -> None:
         """Add the scores of a phase, numbers or lists, to results.json; NaN becomes null."""
@@ -184,13 +198,22 @@ def check_run(path: Path, config: Config | PretrainConfig, resume: bool) -> None
     except UnicodeEncodeError as error:
         raise RunError(f"--out {path}: expected a path in UTF-8, since safetensors opens no other") from error
     stored = path / CONFIG_FILE
+    if path.is_dir() and not stored.is_file():
+        others = sorted(one.name for one in path.iterdir() if one.name not in _RUN_NAMES and one.name[0] != ".")
+        if others:
+            name = os.fsencode(others[0]).decode(errors="backslashreplace")
+            raise RunError(f"--out {path}: expected a new or empty folder, it holds {name}")
     if stored.is_file() and not resume:
         raise RunError(f"{path} already holds a run: continue it with --resume, or choose another --out")
     if resume and not stored.is_file():
         raise RunError(f"--resume: {path} holds no run (no config.json)")
     if resume:
         before, now = (_flatten(to_dict(c)) for c in (load(stored, type(config)), config))
-        changed = [key for key in now if before.get(key) != now[key] and not key.startswith(_CHANGEABLE_SETTINGS)]
+        changed = [
+            f"{key} ({before.get(key)} then, {now[key]} now)"
+            for key in now
+            if before.get(key) != now[key] and not key.startswith(_CHANGEABLE_SETTINGS)
+        ]
         if changed:
             raise RunError(f"--resume: {path} was started with other settings: {', '.join(changed)}")
 

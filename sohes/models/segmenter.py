@@ -22,6 +22,7 @@ from sohes.models.segmenter_model import SohesModel, build_model
 from sohes.models.vit_adapter import ViTAdapter
 from sohes.models.weights import CONFIG_FILE, WeightsError, find_weights, load_strictly, read_weights, save_weights
 from sohes.structures.forest import Forest
+from sohes.utils.devices import require_device
 from sohes.utils.errors import SohesError
 
 ImageInput = str | os.PathLike | Tensor | np.ndarray | Image.Image
@@ -61,7 +62,9 @@ class Segmenter:
 
         Raises:
             WeightsError: the files are missing or damaged, or the weights do not fit the settings.
+            DeviceError: a CUDA device that torch does not see.
         """
+        require_device(device)
         folder = find_weights(path_or_hub_id)
         state, model_config, infer_config = read_weights(folder)
         model = _rebuild(model_config, infer_config, state, folder)
@@ -88,7 +91,8 @@ class Segmenter:
 
         Args:
             images: one or a list of: path, uint8 tensor [3, H, W] or [1, H, W], uint8 array [H, W, 3] or [H, W],
-                PIL image.
+                PIL image. Files are turned upright by their EXIF orientation; images in memory are taken as they are
+                (for a PIL image see `PIL.ImageOps.exif_transpose`).
 
         Raises:
             UnreadableImage: a file is not an image.

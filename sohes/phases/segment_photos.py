@@ -59,6 +59,7 @@ def segment_photos(job: SegmentJob, device: torch.device) -> int:
     log = RunLog()
     if job.weights is None:
         log("no --weights: photos are clustered, as in phase 1, without a model")
+    num_masks = 0
     num_cpus = available_cpus()
     num_workers = min(num_cpus, len(photos), MODEL_WORKERS if job.weights else num_cpus)
     with (
@@ -70,7 +71,8 @@ def segment_photos(job: SegmentJob, device: torch.device) -> int:
             row = output.add(result)
             if result.reason:
                 log(f"{result.photo.path}: failed: {result.reason}")
-            progress.update(1, masks=row.get("num_masks", 0))
+            num_masks += row.get("num_masks", 0)
+            progress.update(1, masks=num_masks)
     counts = output.counts
     say(f"{len(photos)} photos: {', '.join(f'{n} {status}' for status, n in counts.items())}; see {job.out}")
     return EXIT_FAILURES if counts["failed"] > job.max_failures or counts["failed"] == len(photos) else 0

@@ -43,6 +43,13 @@ def pick_device(name: DeviceName = "auto", local_rank: int | None = None) -> tor
     return torch.device("cuda", local_rank)
 
 
+def require_device(device: torch.device | str) -> None:
+    """Raise DeviceError for a CUDA device that torch does not see."""
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and not 0 <= (chosen.index or 0) < torch.cuda.device_count():
+        raise DeviceError(f"device {chosen}: torch sees {torch.cuda.device_count()} CUDA devices")
+
+
 def _has_its_own_gpu(env: Mapping[str, str]) -> bool:
     """Whether this process finds one GPU because SLURM hides the others, not because the machine has only one."""
     by_task = "SLURM_GPUS_PER_TASK" in env or "gpu" in env.get("SLURM_TRES_PER_TASK", "")

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from sohes.configs.run import Config, EngineConfig, InstructConfig
-from sohes.engine.run import Run, RunError, open_run
+from sohes.engine.run import Run, RunError, check_run, open_run
 
 
 def rows(path):
@@ -29,7 +29,7 @@ def test_resuming_nothing_is_an_error(tmp_path):
 def test_resume_refuses_other_settings_and_names_them(tmp_path):
     open_run(tmp_path, Config(), resume=False)
     changed = Config(seed=3, instruct=InstructConfig(num_steps=7))
-    with pytest.raises(RunError, match=r"started with other settings: seed, instruct\.num_steps"):
+    with pytest.raises(RunError, match=r"with other settings: seed \(\d+ then, \d+ now\), instruct\.num_steps \("):
         open_run(tmp_path, changed, resume=True)
     changed = replace(Config(), phases=("explore",), engine=EngineConfig(accumulate=2, sharding="fsdp"))
     open_run(tmp_path, changed, resume=True)  # which phases to run, and how, may change
@@ -84,3 +84,20 @@ def test_only_the_main_process_writes(tmp_path, capsys):
         metrics.write(0, {"loss": 1.0})
     assert not (tmp_path / "run").exists()
     assert capsys.readouterr().err == ""
+
+
+def test_a_folder_with_other_files_is_no_place_for_a_run(tmp_path):
+    (tmp_path / "labels").mkdir()  # left by a run whose start failed
+    check_run(tmp_path, Config(), resume=False)
+    (tmp_path / ".DS_Store").touch()
+    check_run(tmp_path, Config(), resume=False)
+    (tmp_path / "a.jpg").touch()
+    with pytest.raises(RunError, match=r"expected a new or empty folder, it holds a\.jpg"):
+        check_run(tmp_path, Config(), resume=False)
+
+
+@pytest.mark.parametrize("text", ["mine", "[1]"])
+def test_results_that_are_none_are_named(tmp_path, text):
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(RunError, match=r"results\.json"):
+        Run(tmp_path).read_results()

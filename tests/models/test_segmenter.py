@@ -20,6 +20,7 @@ from sohes.configs.run import InferConfig
 from sohes.models.segmenter import ImageInputError, Segmenter
 from sohes.models.segmenter_model import build_model
 from sohes.models.weights import WeightsError, find_weights
+from sohes.utils.devices import DeviceError
 from sohes.utils.errors import SohesError
 
 
@@ -243,3 +244,9 @@ def test_eight_threads_share_one_segmenter(segmenter):
         assert torch.equal(ours.masks.words, theirs.masks.words)
         assert torch.equal(ours.scores, theirs.scores)
         assert torch.equal(ours.parents, theirs.parents)
+
+
+def test_a_device_that_is_not_there_is_one_line(saved, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(DeviceError, match=r"device cuda: torch sees 0 CUDA devices"):
+        Segmenter.from_pretrained(saved, device="cuda")
