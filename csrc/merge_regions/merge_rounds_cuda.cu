@@ -9,11 +9,10 @@
 //   3. every pair gets the new ids; of duplicate pairs a hash table keeps one
 //   4. one warp per pair computes the similarities of the pairs of new regions
 //
-// Time, estimated and not measured: a new region of a 60x60x768 image reads two rows of 3 kB and writes one,
-// and its 16 pairs read two rows each: 35 rows per merge, 390 MB per image. A multiprocessor reads about 60
-// to 100 GB/s: 4 to 6.5 ms for a batch of 64 images with one multiprocessor each; 90 rounds of ten barriers
-// and passes over the pairs, 15 us each, add 1.5 ms. That is about 0.1 ms per image on an H200, half of the
-// estimate for the exact order.
+// Time: 17 to 18 ms for 64 images of 60x60x768, 0.26 to 0.28 ms per image (H200, 2026-11-27, before `Batch`
+// was shared with the exact order; benchmarks/results/gpu.md). A new region reads two rows of 3 kB and writes
+// one, and its 16 pairs read two rows each: 35 rows per merge, 390 MB per image. At 60 to 100 GB/s per
+// multiprocessor that is 4 to 6.5 ms for the batch; where the rest goes has not been profiled.
 //
 // Sums are float32 and dot products float64, each in a fixed order, and atomics only select among numbers, so
 // results are bitwise repeatable.
