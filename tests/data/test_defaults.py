@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Photos, views and batches do not depend on the default device and dtype of torch."""
 
-import contextlib
 import dataclasses
 
 import numpy as np
 import pytest
 import torch
+from micro import default_dtype
 from PIL import Image
 
 from sohes.configs.pretrain import CropConfig, DistortConfig
@@ -33,16 +33,6 @@ from sohes.data.transforms import (
 
 VIEWS = ViewConfig(size=48, scale=(0.6, 1.8), cache_mb=16)
 STRONG = StrongView(jitter_probability=1.0, gray_probability=0.3, blur_probability=1.0)
-
-
-@contextlib.contextmanager
-def default_dtype(dtype):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 OTHERS = {

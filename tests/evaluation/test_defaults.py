@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from micro import default_dtype
 
 from sohes.baselines.classical import box_grid_forest, felzenszwalb_forest, slic_tree_forest
 from sohes.baselines.run import BaselineError, make_baseline
@@ -20,17 +21,6 @@ from sohes.evaluation import Evaluator, Plan, score
 from sohes.evaluation.bootstrap import Bootstrap, collect_sums
 from sohes.evaluation.protocol import Protocol
 from sohes.evaluation.tables import granularity, per_image, summarize
-
-
-@contextlib.contextmanager
-def default_dtype(dtype):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
 
 OTHERS = {
     "meta": lambda: torch.device("meta"),
