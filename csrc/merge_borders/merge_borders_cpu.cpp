@@ -2,148 +2,257 @@
 // cost(a, b) = (|mean_a - mean_b| + border_weight * strength / length) * (n_a n_b / ((n_a + n_b)
 // n))^size_exponent
 //
-// A heap has every pair with its cost when it became adjacent. A merged region gets a new id, so entries of
-// regions that no longer exist are skipped. The lists of neighbours are exact and symmetric.
+// A pair belongs to the newer of its two regions, which knows its cost, and the heap has one entry per
+// region: the best pair that belongs to it. A merge makes all pairs of the new region belong to it, so other
+// entries can only become too cheap, never too dear, and are corrected when they reach the top.
+//
+// A merged region takes the slot of the part with more neighbours, so that the neighbours of only this part
+// keep their lists; its id is new.
 #include <algorithm>
 #include <cmath>
-#include <queue>
+#include <memory>
 #include <vector>
 
+#include "distances.h"
+#include "entry_heap.h"
 #include "sohes/merge_borders.h"
 
 namespace sohes {
+namespace borders {
 namespace {
 
 struct Neighbour {
-  int32_t id;
+  uint64_t cost;  // `ordered`; only of a pair that belongs to the owner of the list
+  int32_t slot;
   float length, strength;
 };
 
-struct Pair {
-  double cost;
-  int32_t low, high;
-  // For std::priority_queue, whose top is the largest: cheaper, then lower ids, come out first.
-  bool operator<(const Pair& other) const {
-    if (cost != other.cost) return cost > other.cost;
-    return low != other.low ? low > other.low : high > other.high;
+// Lists of neighbours, given out in pieces that are never returned.
+class Arena {
+ public:
+  Neighbour* take(int64_t count) {
+    if (count > left_) {
+      left_ = std::max(count, kBlock);
+      blocks_.emplace_back(new Neighbour[left_]);
+      next_ = blocks_.back().get();
+    }
+    Neighbour* const taken = next_;
+    next_ += count;
+    left_ -= count;
+    return taken;
   }
+
+ private:
+  static constexpr int64_t kBlock = 16384;
+  std::vector<std::unique_ptr<Neighbour[]>> blocks_;
+  Neighbour* next_ = nullptr;
+  int64_t left_ = 0;
+};
+
+struct Region {
+  int32_t id;
+  int32_t count = 0, capacity = 0;  // of the list
+  bool owns_row = false;
+  Neighbour* list = nullptr;
+  const float* row;  // the mean feature
+  double size;
 };
 
 class Merger {
  public:
   Merger(const float* means, const int64_t* sizes, int64_t num_regions, int64_t channels,
          double border_weight, double size_exponent)
-      : count_(num_regions),
+      : num_regions_(num_regions),
         channels_(channels),
         border_weight_(border_weight),
         size_exponent_(size_exponent),
-        mean_(static_cast<size_t>(2 * num_regions * channels)),
-        size_(2 * num_regions),
-        is_alive_(2 * num_regions, 0),
-        neighbours_(2 * num_regions),
-        place_(2 * num_regions, -1) {
-    std::copy_n(means, num_regions * channels, mean_.begin());
-    for (int64_t i = 0; i < num_regions; ++i) {
-      size_[i] = static_cast<double>(sizes[i]);
-      total_ += size_[i];
-      is_alive_[i] = 1;
+        regions_(num_regions),
+        slot_(2 * num_regions, -1),
+        place_(num_regions, -1),
+        rows_(new float[num_regions / 2 * channels]),
+        next_row_(rows_.get()),
+        heap_(num_regions) {
+    for (int32_t i = 0; i < num_regions; ++i) {
+      regions_[i].id = slot_[i] = i;
+      regions_[i].row = means + i * channels;
+      regions_[i].size = static_cast<double>(sizes[i]);
+      total_ += regions_[i].size;
     }
   }
 
   void connect(const int32_t* edges, const float* borders, int64_t num_edges) {
-    std::vector<Pair> pairs;
-    pairs.reserve(2 * num_edges);
+    for (int64_t i = 0; i < 2 * num_edges; ++i) ++regions_[edges[i]].capacity;
+    Neighbour* next = arena_.take(2 * num_edges);
+    for (Region& region : regions_) {
+      region.list = next;
+      next += region.capacity;
+    }
     for (int64_t e = 0; e < num_edges; ++e) {
       const int32_t a = edges[2 * e], b = edges[2 * e + 1];
       const float length = borders[2 * e], strength = borders[2 * e + 1];
-      neighbours_[a].push_back({b, length, strength});
-      neighbours_[b].push_back({a, length, strength});
-      pairs.push_back({cost(a, b, length, strength), std::min(a, b), std::max(a, b)});
+      regions_[a].list[regions_[a].count++] = {0, b, length, strength};
+      regions_[b].list[regions_[b].count++] = {0, a, length, strength};
     }
-    heap_ = std::priority_queue<Pair>(std::less<Pair>(), std::move(pairs));
+    for (Region& region : regions_) {
+      // Its own pairs first, then those that belong to newer regions.
+      Neighbour* const end = std::partition(region.list, region.list + region.count,
+                                            [&](const Neighbour& other) { return other.slot < region.id; });
+      const Entry best = evaluate(region, static_cast<int32_t>(end - region.list));
+      if (end != region.list) heap_.append(best);
+    }
+    heap_.build();
   }
 
   int32_t run(int32_t* merges, float* costs, float* shared) {
     int32_t done = 0;
     while (!heap_.empty()) {
-      const Pair pair = heap_.top();
-      heap_.pop();
-      if (!is_alive_[pair.low] || !is_alive_[pair.high]) continue;
-      merges[2 * done] = pair.low;
-      merges[2 * done + 1] = pair.high;
-      costs[done] = static_cast<float>(pair.cost);
-      for (const Neighbour& other : neighbours_[pair.low])
-        if (other.id == pair.high) {
-          shared[2 * done] = other.length;
-          shared[2 * done + 1] = other.strength;
-        }
-      merge(pair.low, pair.high, static_cast<int32_t>(count_ + done++));
+      const Entry top = heap_.top();
+      const int32_t high = slot_[top.high()], low = slot_[top.low()];
+      if (high < 0) {
+        heap_.pop();
+      } else if (low < 0) {
+        replace_top(best_of(regions_[high]));
+      } else {
+        merges[2 * done] = top.low();
+        merges[2 * done + 1] = top.high();
+        costs[done] = static_cast<float>(unordered(top.cost));
+        const int32_t node = static_cast<int32_t>(num_regions_) + done;
+        const bool keep_low = regions_[low].count >= regions_[high].count;
+        Region& merged = merge(keep_low ? low : high, keep_low ? high : low, node, shared + 2 * done);
+        ++done;
+        replace_top(evaluate(merged, merged.count));
+      }
     }
     return done;
   }
 
  private:
-  double cost(int64_t a, int64_t b, float length, float strength) const {
-    const float *x = &mean_[a * channels_], *y = &mean_[b * channels_];
-    // Eight running sums, in this order whatever the instruction set: a loop that compilers turn into
-    // vectors.
-    float lanes[8] = {};
-    int64_t i = 0;
-    for (; i + 8 <= channels_; i += 8)
-      for (int lane = 0; lane < 8; ++lane) {
-        const float difference = x[i + lane] - y[i + lane];
-        lanes[lane] += difference * difference;
-      }
-    double square = 0;
-    for (const float lane : lanes) square += lane;
-    for (; i < channels_; ++i) square += static_cast<double>(x[i] - y[i]) * (x[i] - y[i]);
-    const double harmonic = size_[a] * size_[b] / (size_[a] + size_[b]) / total_;
-    const double mean_strength = static_cast<double>(strength) / length;
-    return (std::sqrt(square) + border_weight_ * mean_strength) * std::pow(harmonic, size_exponent_);
+  static constexpr Entry kNone = {UINT64_MAX, UINT64_MAX};
+
+  void replace_top(const Entry& entry) {
+    if (entry.ids == kNone.ids) return heap_.pop();
+    heap_.replace_top(entry);
   }
 
-  void merge(int32_t a, int32_t b, int32_t node) {
-    size_[node] = size_[a] + size_[b];
-    const float share_a = static_cast<float>(size_[a] / size_[node]);
-    const float share_b = static_cast<float>(size_[b] / size_[node]);
-    for (int64_t i = 0; i < channels_; ++i)
-      mean_[node * channels_ + i] = share_a * mean_[a * channels_ + i] + share_b * mean_[b * channels_ + i];
-    is_alive_[a] = is_alive_[b] = 0;
-    is_alive_[node] = 1;
-    std::vector<Neighbour>& around = neighbours_[node];
-    for (const int32_t part : {a, b}) {
-      for (const Neighbour& other : neighbours_[part]) {
-        if (other.id == a || other.id == b) continue;
-        if (place_[other.id] < 0) {
-          place_[other.id] = static_cast<int32_t>(around.size());
-          around.push_back(other);
-        } else {
-          around[place_[other.id]].length += other.length;
-          around[place_[other.id]].strength += other.strength;
-        }
+  // Sets the costs of the first `count` pairs of a region, which belong to it, and returns the best.
+  Entry evaluate(Region& region, int32_t count) {
+    Entry best = kNone;
+    const float* rows[kMaxRows];
+    double squares[kMaxRows];
+    for (int32_t begin = 0; begin < count; begin += kMaxRows) {
+      const int batch = std::min(count - begin, kMaxRows);
+      Neighbour* const others = region.list + begin;
+      for (int i = 0; i < batch; ++i) rows[i] = regions_[others[i].slot].row;
+      squared_distances(region.row, rows, batch, channels_, squares);
+      for (int i = 0; i < batch; ++i) {
+        const Region& other = regions_[others[i].slot];
+        const double harmonic = other.size * region.size / (other.size + region.size) / total_;
+        const double mean_strength = static_cast<double>(others[i].strength) / others[i].length;
+        others[i].cost = ordered((std::sqrt(squares[i]) + border_weight_ * mean_strength) *
+                                 std::pow(harmonic, size_exponent_));
+        const Entry entry = {others[i].cost, ids_of(other.id, region.id)};
+        if (comes_before(entry, best)) best = entry;
       }
-      std::vector<Neighbour>().swap(neighbours_[part]);
     }
-    for (const Neighbour& other : around) {
-      place_[other.id] = -1;
-      std::vector<Neighbour>& back = neighbours_[other.id];
-      std::erase_if(back, [=](const Neighbour& n) { return n.id == a || n.id == b; });
-      back.push_back({node, other.length, other.strength});
-      heap_.push({cost(other.id, node, other.length, other.strength), other.id, node});
-    }
+    return best;
   }
 
-  int64_t count_, channels_;
+  // The best pair that belongs to a region.
+  Entry best_of(const Region& region) const {
+    Entry best = kNone;
+    for (int32_t i = 0; i < region.count; ++i) {
+      const int32_t other = regions_[region.list[i].slot].id;
+      const Entry entry = {region.list[i].cost, ids_of(other, region.id)};
+      if (other < region.id && comes_before(entry, best)) best = entry;
+    }
+    return best;
+  }
+
+  // Makes the region `node` of those in the slots `kept` and `gone`, in slot `kept`; writes their border.
+  Region& merge(int32_t kept, int32_t gone, int32_t node, float* shared) {
+    Region &into = regions_[kept], &part = regions_[gone];
+    join_rows(into, part);
+    slot_[into.id] = slot_[part.id] = -1;
+    slot_[node] = kept;
+    into.id = node;
+    for (int32_t i = 0; i < into.count;) {
+      if (into.list[i].slot == gone) {
+        shared[0] = into.list[i].length;
+        shared[1] = into.list[i].strength;
+        into.list[i] = into.list[--into.count];
+      } else {
+        place_[into.list[i].slot] = i;
+        ++i;
+      }
+    }
+    reserve(into, into.count + part.count - 1);
+    for (int32_t i = 0; i < part.count; ++i) {
+      const Neighbour& other = part.list[i];
+      if (other.slot == kept) continue;
+      Region& around = regions_[other.slot];
+      int32_t& place = place_[other.slot];
+      Neighbour& back = find(around, gone);
+      if (place < 0) {
+        place = into.count;
+        into.list[into.count++] = other;
+        back.slot = kept;
+      } else {
+        Neighbour& joined = into.list[place];
+        joined.length += other.length;
+        joined.strength += other.strength;
+        Neighbour& forth = find(around, kept);
+        forth.length = joined.length;
+        forth.strength = joined.strength;
+        back = around.list[--around.count];
+      }
+    }
+    for (int32_t i = 0; i < into.count; ++i) place_[into.list[i].slot] = -1;
+    return into;
+  }
+
+  static Neighbour& find(Region& region, int32_t slot) {
+    Neighbour* at = region.list;
+    while (at->slot != slot) ++at;
+    return *at;
+  }
+
+  void reserve(Region& region, int32_t count) {
+    if (count <= region.capacity) return;
+    region.capacity = count + count / 2;
+    Neighbour* const list = arena_.take(region.capacity);
+    std::copy_n(region.list, region.count, list);
+    region.list = list;
+  }
+
+  // The mean of both parts. A starting region has its row in the input; merged ones, at most half as many,
+  // have one of `rows_`.
+  void join_rows(Region& into, Region& part) {
+    const double size = into.size + part.size;
+    float* row = const_cast<float*>(into.owns_row ? into.row : part.row);
+    if (!into.owns_row && !part.owns_row) {
+      row = next_row_;
+      next_row_ += channels_;
+    }
+    weighted_sum(into.row, static_cast<float>(into.size / size), part.row,
+                 static_cast<float>(part.size / size), channels_, row);
+    into.row = row;
+    into.owns_row = true;
+    into.size = size;
+  }
+
+  int64_t num_regions_, channels_;
   double border_weight_, size_exponent_, total_ = 0;
-  std::vector<float> mean_;
-  std::vector<double> size_;
-  std::vector<uint8_t> is_alive_;
-  std::vector<std::vector<Neighbour>> neighbours_;
-  std::vector<int32_t> place_;  // of a region in the list being made, -1 elsewhere
-  std::priority_queue<Pair> heap_;
+  std::vector<Region> regions_;  // by slot
+  std::vector<int32_t> slot_;    // of each id, -1 if the region is no more
+  std::vector<int32_t> place_;   // of each slot in the list being made, -1 elsewhere
+  std::unique_ptr<float[]> rows_;
+  float* next_row_;
+  Arena arena_;
+  EntryHeap heap_;
 };
 
 }  // namespace
+}  // namespace borders
 
 void merge_borders_cpu(const TensorView& means, const TensorView& sizes, const TensorView& edges,
                        const TensorView& borders, double border_weight, double size_exponent,
@@ -159,13 +268,14 @@ void merge_borders_cpu(const TensorView& means, const TensorView& sizes, const T
   require(merges.numel() == 2 * num_regions && shared.numel() == 2 * num_regions &&
               cost.numel() == num_regions && num_merges.numel() == 1,
           "merge_borders: an output has the wrong size");
-  std::fill_n(merges.as<int32_t>(), merges.numel(), -1);
-  std::fill_n(shared.as<float>(), shared.numel(), 0.0f);
-  std::fill_n(cost.as<float>(), cost.numel(), 0.0f);
-  Merger merger(means.as<float>(), sizes.as<int64_t>(), num_regions, means.shape[1], border_weight,
-                size_exponent);
+  borders::Merger merger(means.as<float>(), sizes.as<int64_t>(), num_regions, means.shape[1], border_weight,
+                         size_exponent);
   merger.connect(edges.as<int32_t>(), borders.as<float>(), num_edges);
-  *num_merges.as<int32_t>() = merger.run(merges.as<int32_t>(), cost.as<float>(), shared.as<float>());
+  const int32_t done = merger.run(merges.as<int32_t>(), cost.as<float>(), shared.as<float>());
+  std::fill(merges.as<int32_t>() + 2 * done, merges.as<int32_t>() + 2 * num_regions, -1);
+  std::fill(shared.as<float>() + 2 * done, shared.as<float>() + 2 * num_regions, 0.0f);
+  std::fill(cost.as<float>() + done, cost.as<float>() + num_regions, 0.0f);
+  *num_merges.as<int32_t>() = done;
 }
 
 }  // namespace sohes

@@ -81,6 +81,42 @@ def test_kernel_equals_reference(h, w, channels, border_weight, size_exponent):
     assert torch.equal(again.similarity, tree.similarity)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_kernel_equals_reference_with_long_lists_of_neighbours(seed):
+    """A hub beside every region of a random planar strip: its list grows and shrinks all the time."""
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.arange(1, 90)
+    pairs = [(0, int(i)) for i in index] + [(int(i), int(i) + 1) for i in index[:-1]]
+    pairs += [(int(i), int(i) + 2) for i in index[:-2:3]]
+    edges = torch.tensor(pairs)[torch.randperm(len(pairs), generator=generator)]
+    flipped = torch.rand(len(edges), generator=generator) < 0.5
+    edges[flipped] = edges[flipped].flip(1)
+    lengths = torch.randint(1, 9, (len(edges),), generator=generator).float()
+    borders = torch.stack([lengths, lengths * torch.rand(len(edges), generator=generator)], 1)
+    case = torch.randn(90, 6, generator=generator), torch.randint(1, 50, (90,), generator=generator), edges, borders
+    expected, expected_shared = merge_borders(*case, backend="reference")
+    tree, shared = run("cpp", *case)
+    assert torch.equal(tree.merges, expected.merges)
+    torch.testing.assert_close(tree.similarity, expected.similarity)
+    torch.testing.assert_close(shared, expected_shared)
+
+
+def test_many_equal_costs_take_the_lower_ids_in_both():
+    means, sizes, edges, borders = grid_case(9, 11, 4, seed=5)
+    case = means.round(), torch.ones_like(sizes), edges, borders.round().clamp(min=1)
+    expected, _ = merge_borders(*case, size_exponent=0.0, backend="reference")
+    tree, _ = run("cpp", *case, size_exponent=0.0)
+    assert torch.equal(tree.merges, expected.merges)
+
+
+def test_costs_that_are_no_numbers_come_last():
+    means, sizes, edges, borders = grid_case(5, 6, 3, seed=2)
+    means[7] = torch.nan
+    tree, _ = run("cpp", means, sizes, edges, borders)
+    assert len(tree.merges) == 29
+    assert tree.similarity.isnan().tolist() == [False] * 28 + [True]
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_pieces_stay_apart(backend):
     means, sizes = torch.zeros(4, 2), torch.ones(4, dtype=torch.int64)

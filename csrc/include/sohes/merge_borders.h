@@ -5,14 +5,15 @@
 // means         float32 [N, C]   the mean feature of each starting region
 // sizes         int64 [N]        the pixels of each region, at least 1
 // edges         int32 [E, 2]     adjacent pairs of different regions, each pair once
-// borders       float32 [E, 2]   per pair: length of the common border, and the sum of edge strength along it
-// merges        int32 [N, 2]     (lower id, higher id) of merge k, which makes region N + k; -1 after the
-// last cost          float32 [N]      of each merge; 0 after the last shared        float32 [N, 2]   borders
-// of the pair when it was merged; 0 after the last num_merges    int32 [1]
+// borders       float32 [E, 2]   per pair: length of the common border, sum of edge strength along it
+// merges        int32 [N, 2]     (lower id, higher id) of merge k, which makes region N + k; then -1
+// cost          float32 [N]      of each merge; then 0
+// shared        float32 [N, 2]   borders of the pair when it was merged; then 0
+// num_merges    int32 [1]
 //
-// Runs on one thread. Results are bitwise repeatable on one build; builds for other instruction sets may
-// round sums of products differently. Unlike the other kernels it allocates memory, because the length of the
-// lists of neighbours depends on the data.
+// Runs on one thread. A cost that is not a number comes after all others. Results are bitwise repeatable on
+// one build; builds for other instruction sets may round sums of products differently. Unlike the other
+// kernels it allocates memory, because the length of the lists of neighbours depends on the data.
 #pragma once
 
 #include "sohes/tensor_view.h"
