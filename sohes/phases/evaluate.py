@@ -15,6 +15,7 @@ from sohes.evaluation import BadInput, Plan, score
 from sohes.evaluation.datasets.base import DataSet
 from sohes.evaluation.datasets.convert import choose_evenly, convert_dataset
 from sohes.evaluation.datasets.registry import open_dataset
+from sohes.evaluation.results import EARLIER, OutputKind, is_result
 from sohes.evaluation.tables import (
     format_results,
     format_summary,
@@ -28,6 +29,8 @@ from sohes.utils.console import Progress
 from sohes.utils.distributed import World, on_main
 from sohes.utils.files import write_whole
 from sohes.utils.streams import say
+
+_KINDS: Mapping[str, OutputKind] = {"--out": "metrics", "--per-image": "table"}
 
 
 def check_options(config: EvaluateConfig, world: World) -> None:
@@ -61,12 +64,13 @@ def check_options(config: EvaluateConfig, world: World) -> None:
         others = {"--gt": config.gt, "--pred": config.pred} | {f"--compare {path}": path for path in config.compare}
         for option, path in (("--out", config.out), ("--per-image", config.per_image)):
             if path is not None:
-                check_output(option, path, others)
+                check_output(option, path, others, "page" if config.compare and option == "--out" else _KINDS[option])
                 others[option] = path
 
 
-def check_output(option: str, path: Path, others: Mapping[str, Path | None]) -> None:
-    """Raises BadInput if the file cannot be written, or is one of the ``others`` (by option). Computes nothing."""
+def check_output(option: str, path: Path, others: Mapping[str, Path | None], kind: OutputKind) -> None:
+    """Raises BadInput if the file cannot be written, is one of the ``others`` (by option), or holds something else than
+    an earlier result of this kind. Computes nothing."""
     for other, taken in others.items():
         if taken is not None and os.path.realpath(path) == os.path.realpath(taken) and not _is_special(path):
             raise BadInput(f"{option} {path}: the same file as {other}, expected another")
@@ -81,6 +85,9 @@ def check_output(option: str, path: Path, others: Mapping[str, Path | None]) -> 
             pass
     except OSError as error:
         raise BadInput(f"{option} {path}: cannot be written, {error.strerror}") from error
+    if path.exists() and not is_result(path, kind):
+        what = EARLIER[kind]
+        raise BadInput(f"{option} {path}: exists and is no {what}, so it is not replaced: give another file")
 
 
 def run_evaluation(config: EvaluateConfig, world: World) -> None:
@@ -145,7 +152,7 @@ def compare(config: EvaluateConfig) -> None:
 
     out = config.out or Path("compare.html")
     if config.out is None:
-        check_output("--out", out, {})
+        check_output("--out", out, {}, "page")
     for path in config.compare:
         find_predictions(path)
     dataset = _open_dataset(config)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sohes.configs.evaluate import CompareConfig
 from sohes.evaluation.bootstrap import MIN_PHOTOS, Bootstrap, Interval, PhotoSums, defined_metrics
+from sohes.evaluation.results import PAGE_MARK
 from sohes.report import charts
 from sohes.report.compare_photos import SIZES, Miss, PhotoSource, choose_photos, find_misses
 from sohes.report.page import html_page, photos_section
@@ -62,10 +63,8 @@ def render_comparison(
     facts = [source.name, f"{len(runs[0].sums.photos):,} photos", f"{runs[0].summary['num_images']:,.0f} annotations"]
     if runs[0].summary["num_images"] == len(runs[0].sums.photos):  # one annotator each
         facts.pop()
-    header = (
-        f'<p class="over">SOHES comparison</p><h1>{escape(title)}</h1><p class="meta">{escape(" · ".join(facts))}</p>'
-    )
-    return html_page(escape(f"{title}: SOHES comparison"), header, notes + "".join(sections), panels.photos)
+    header = f'<p class="over">{PAGE_MARK}</p><h1>{escape(title)}</h1><p class="meta">{escape(" · ".join(facts))}</p>'
+    return html_page(escape(f"{title}: {PAGE_MARK}"), header, notes + "".join(sections), panels.photos)
 
 
 def scores_section(

@@ -219,3 +219,27 @@ def test_a_damaged_description_of_shards_is_named(files, tmp_path, capsys):
         assert "evaluation.json is damaged: delete its folder" in refused(
             [*files, "--shards", str(tmp_path / "shards")], capsys
         )
+
+
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n", b'{"explore": {"AR@1000": 0.5}}', b"[1, 2]", b"image\n1\n"])
+@pytest.mark.parametrize("option", ["--out", "--per-image"])
+def test_only_earlier_results_are_replaced(files, tmp_path, capsys, option, content):
+    """A photo, the results of a training run, other JSON and text stay as they are; nothing is scored."""
+    out = tmp_path / "photo.png"
+    out.write_bytes(content)
+    what = {"--out": "result", "--per-image": "table"}[option]
+    message = f"{option} {out}: exists and is no earlier {what} of sohes.evaluate, so it is not replaced"
+    assert refused([*files, option, str(out)], capsys) == f"sohes.evaluate: error: {message}: give another file\n"
+    assert out.read_bytes() == content
+
+
+def test_earlier_results_and_empty_files_are_replaced(files, tmp_path):
+    paths = [tmp_path / name for name in ("results.json", "table.csv", "table.jsonl")]
+    for path in paths:
+        path.touch()
+    for _ in range(2):
+        assert main([*files, "--out", str(paths[0]), "--per-image", str(paths[1])]) == 0
+        assert main([*files, "--iou-type", "box", "--out", str(paths[0]), "--per-image", str(paths[2])]) == 0
+    assert "box-AR@1000" in json.loads(paths[0].read_text())
+    assert all(path.stat().st_size for path in paths)
+    assert main([*files, "--out", "/dev/null"]) == 0

@@ -105,6 +105,18 @@ def test_equal_calls_give_equal_pages(data):
     assert compare(data, *options, "--bootstrap.seed", "1") != page
 
 
+def test_a_page_replaces_a_page_and_nothing_else(data, capsys):
+    options = ["--gt", str(data / "annotations.json"), *FEW]
+    compare(data, *options)
+    compare(data, *options)
+    for content in ("<!DOCTYPE html><title>my page</title>", '{"num_images": 1, "masks_per_image": 2}'):
+        (data / "page.html").write_text(content)
+        with pytest.raises(SystemExit):
+            compare(data, *options)
+        assert "page.html: exists and is no earlier page of sohes.evaluate, so it is not" in capsys.readouterr().err
+        assert (data / "page.html").read_text() == content
+
+
 def test_published_rows_stand_beside_a_known_data_set(data):
     root = data / "coco"
     (root / "annotations").mkdir(parents=True)
