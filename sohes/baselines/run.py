@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Applies a baseline to a data set and writes its predictions as COCO JSON."""
+"""Applies a baseline that segments photos to a data set and writes its predictions as COCO JSON."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -11,38 +10,32 @@ from typing import Any, get_args
 from torch import Tensor
 
 from sohes.baselines.classical import box_grid_forest, felzenszwalb_forest, import_segmentation, slic_tree_forest
+from sohes.baselines.output import DESCRIPTION, BaselineError, check_replaceable
 from sohes.baselines.tree_oracle import tree_oracle_forest
 from sohes.configs.evaluate import BaselineConfig
-from sohes.configs.run import BaselineName, ExploreConfig
+from sohes.configs.run import ExploreConfig, PhotoBaselineName
 from sohes.data.coco import to_rle, write_coco_stream
 from sohes.data.coco_fields import has_region
 from sohes.evaluation.datasets.base import DataSet, Sample
 from sohes.labels.features import build_extractor
 from sohes.structures.forest import Forest
 from sohes.structures.masks import PackedMasks
-from sohes.utils.errors import SohesError
 from sohes.utils.nearest import nearest
 
 Baseline = Callable[[Tensor, Sample], Forest]
 """(photo uint8 [3, H, W], its sample) -> masks. Only the oracle uses the annotations."""
 
-_DESCRIPTION = "baseline"
 
-
-class BaselineError(SohesError, ValueError):
-    """A baseline cannot be applied or its predictions written; the message says why."""
-
-
-def make_baseline(name: BaselineName, config: BaselineConfig, explore: ExploreConfig) -> Baseline:
+def make_baseline(name: PhotoBaselineName, config: BaselineConfig, explore: ExploreConfig) -> Baseline:
     """The baseline of a name. explore: settings of phase 1, for the oracle's tree.
 
     Raises:
         BaselineError: unknown name. MissingDependency: scikit-image is needed and not installed.
         WeightsError: no weights for the oracle's features.
     """
-    if name not in get_args(BaselineName):
-        known = ", ".join(get_args(BaselineName))
-        raise BaselineError(f"baseline {name}: {nearest(name, get_args(BaselineName))}expected one of {known}")
+    if name not in get_args(PhotoBaselineName):
+        known = ", ".join(get_args(PhotoBaselineName))
+        raise BaselineError(f"baseline {name}: {nearest(name, get_args(PhotoBaselineName))}expected one of {known}")
     if name == "tree-oracle":
         extractor = build_extractor(explore)
         return lambda image, sample: tree_oracle_forest(image, true_masks(sample), extractor, config.max_masks)
@@ -54,7 +47,7 @@ def make_baseline(name: BaselineName, config: BaselineConfig, explore: ExploreCo
 
 def predict_dataset(
     baseline: Baseline,
-    name: BaselineName,
+    name: PhotoBaselineName,
     dataset: DataSet,
     keys: Sequence[Hashable],
     path: Path,
@@ -66,7 +59,7 @@ def predict_dataset(
         BaselineError: `path` exists and does not hold a baseline's predictions, or the size of a photo differs from
             its annotations. UnreadableImage: a photo cannot be read.
     """
-    _check_replaceable(path)
+    check_replaceable(path, f"--pred {path}")
 
     def pairs() -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
         first_id = 1
@@ -84,7 +77,7 @@ def predict_dataset(
             if on_image is not None:
                 on_image(done, len(keys))
 
-    write_coco_stream(path, pairs(), {"description": f"{_DESCRIPTION} {name}"})
+    write_coco_stream(path, pairs(), {"description": f"{DESCRIPTION} {name}"})
 
 
 def true_masks(sample: Sample) -> list[PackedMasks]:
@@ -97,17 +90,3 @@ def true_masks(sample: Sample) -> list[PackedMasks]:
         return [PackedMasks.from_rle(rles, sample.size) for rles in by_annotator.values()]
     except ValueError as error:
         raise BaselineError(f"{sample.image['file_name']}: {error}") from error
-
-
-def _check_replaceable(path: Path) -> None:
-    """Raises BaselineError if the file exists and does not hold a baseline's predictions."""
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8", errors="replace") as file:
-        first = file.readline(10_000)
-    try:
-        ours = json.loads(first.strip().removesuffix(",") + "}")["info"]["description"].startswith(_DESCRIPTION)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        ours = False
-    if not ours:
-        raise BaselineError(f"--pred {path} holds no predictions of a baseline, and is not replaced: give another file")

@@ -73,7 +73,7 @@ COMMANDS: dict[str, Command] = {
             "--gt": "ground truth: COCO JSON",
             "--dataset": "instead of --gt: a data set by name; see docs/datasets.md",
             "--root": "the folder of --dataset",
-            "--baseline": "score a classical segmenter; writes its predictions to --pred",
+            "--baseline": "score a classical segmenter, or other-annotators: humans",
             "--compare": "predictions or run folders, side by side in a page",
             "--out": "write the metrics here as JSON; of --compare: the page",
             "--per-image": "write a table with one line for each image here",

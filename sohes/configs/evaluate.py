@@ -58,7 +58,8 @@ class EvaluateConfig:
     n/a where a metric is not defined. Under torchrun or srun the processes share the images, see --shards."""
 
     pred: Path | None = None
-    """Predictions with scores: COCO JSON, or a bare list of COCO results. With --baseline they are written here."""
+    """Predictions with scores: COCO JSON, or a bare list of COCO results. With --baseline they are written here; not
+    needed for other-annotators."""
     gt: Path | None = None
     """Ground truth, COCO JSON: RLE or polygons; crowds, annotators and parents are understood."""
     dataset: DataSetName | None = None
@@ -70,7 +71,8 @@ class EvaluateConfig:
     """Use only this many images of --dataset, evenly spaced. Default: all."""
     baseline: BaselineName | None = None
     """Predict with a classical segmenter, or with the best nodes of phase 1's merge tree (an oracle that sees the
-    truth: the upper bound of phase 1), and score the result."""
+    truth: the upper bound of phase 1), and score the result. other-annotators is the human line: each annotator of a
+    photo is scored against the segments of all others; it needs annotators, in --gt or --dataset, and no photos."""
     explore: Path | None = None
     """Run folder with the phase 1 settings that tree-oracle uses. Default: phase 1's own defaults."""
     compare: tuple[Path, ...] = ()

@@ -38,7 +38,8 @@ DataSetName = Literal[
     "bsds500-val",
     "plain",
 ]
-BaselineName = Literal["felzenszwalb", "slic-tree", "box-grid", "tree-oracle"]
+PhotoBaselineName = Literal["felzenszwalb", "slic-tree", "box-grid", "tree-oracle"]
+BaselineName = Literal[PhotoBaselineName, "other-annotators"]
 PHASES: tuple[Phase, ...] = ("explore", "instruct", "correct")
 
 

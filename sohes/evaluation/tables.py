@@ -19,7 +19,13 @@ COMPARED = (
     *("AR@1000", "AR@100", "AR@10", "AR-small", "AR-medium", "AR-large"),
     *("AP", "AP50", "parent_recall", "ancestor_f1", "masks_per_image"),
 )
-COUNTS = ("num_images", "masks_per_image", "true_masks", "predicted_masks")  # not fractions
+COUNTS = {  # not fractions: their formats
+    "num_images": ".0f",
+    "masks_per_image": ".1f",
+    "true_masks": ".0f",
+    "predicted_masks": ".0f",
+    "seconds_per_photo": ".2f",
+}
 SHARED = ("image", *COUNTS)  # the same for masks and boxes
 
 Metrics = Mapping[str, float | None]
@@ -98,7 +104,7 @@ def _text(name: str, value: float | None) -> str:
     if value is None or math.isnan(value):
         return "n/a"
     if name in COUNTS:
-        return f"{value:.0f}" if name != "masks_per_image" else f"{value:.1f}"
+        return format(value, COUNTS[name])
     return f"{100 * value:.1f}"
 
 

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
 
+from sohes.baselines.other_annotators import write_others
 from sohes.configs.evaluate import BaselineConfig, EvaluateConfig
 from sohes.configs.run import ExploreConfig, load
 from sohes.evaluation import BadInput, Plan, score
@@ -39,23 +41,25 @@ def check_options(config: EvaluateConfig, world: World) -> None:
         raise BadInput(f"--max-dets: expected different numbers, got {list(config.max_dets)}")
     if world.size > 1 and config.shards is None:
         raise BadInput(f"{world.size} processes need --shards, a folder that all can reach")
-    if (config.pred is None) == (not config.compare):
+    by_others = config.baseline == "other-annotators"
+    if (config.pred is None and not by_others) == (not config.compare):
         raise BadInput("expected either --pred FILE or --compare RUN RUN ...")
     has_truth = config.gt is not None or config.dataset is not None or config.compare
     if (config.gt is not None and config.dataset is not None) or not has_truth:
         raise BadInput("expected either --gt FILE or --dataset NAME --root FOLDER")
     is_oracle = True if config.baseline == "tree-oracle" else None
+    scored = config.pred or by_others or None
     for option, value, other, needed in (
         ("--root", config.root, "--dataset", config.dataset),
         ("--dataset", config.dataset, "--root, the folder it lies in", config.root),
         ("--num-images", config.num_images, "--dataset", config.dataset),
-        ("--baseline", config.baseline, "--dataset", config.dataset),
+        ("--baseline", None if by_others else config.baseline, "--dataset", config.dataset),
         ("--explore", config.explore, "--baseline tree-oracle", is_oracle),
-        ("--baseline", config.baseline, "--pred", config.pred),
-        ("--per-image", config.per_image, "--pred", config.pred),
+        ("--baseline", config.baseline, "--pred", scored),
+        ("--per-image", config.per_image, "--pred", scored),
         ("--shards", config.shards, "--pred", config.pred),
-        ("--iou-type", None if config.iou_type == "mask" else config.iou_type, "--pred", config.pred),
-        ("--class-aware", config.class_aware or None, "--pred", config.pred),
+        ("--iou-type", None if config.iou_type == "mask" else config.iou_type, "--pred", scored),
+        ("--class-aware", config.class_aware or None, "--pred", scored),
         ("a launch of several processes", True if world.size > 1 else None, "--pred", config.pred),
     ):
         if value is not None and needed is None:
@@ -92,15 +96,18 @@ def check_output(option: str, path: Path, others: Mapping[str, Path | None], kin
 
 def run_evaluation(config: EvaluateConfig, world: World) -> None:
     """Evaluate or compare with options that ``check_options`` accepts."""
-    if config.pred is not None:
-        evaluate(config, config.pred, world)
-    else:
+    if config.compare:
         compare(config)
+    elif config.pred is not None:
+        evaluate(config, config.pred, world)
+    else:  # of the baseline other-annotators, see check_options
+        with TemporaryDirectory(prefix="sohes-evaluate-") as folder:
+            evaluate(config, Path(folder) / "others.json", world)
 
 
 def evaluate(config: EvaluateConfig, pred: Path, world: World) -> None:
     """Score the predictions, print the metrics, write the requested files. Raises BadInput."""
-    truth = on_main(lambda: find_truth(config, pred))
+    truth, measured = on_main(lambda: find_truth(config, pred))
     plan = Plan(
         max_dets=config.max_dets,
         iou_types=("mask", "box") if config.iou_type == "both" else (config.iou_type,),
@@ -114,7 +121,7 @@ def evaluate(config: EvaluateConfig, pred: Path, world: World) -> None:
         evaluations = score(truth, pred, plan, on_image if world.is_main else None)
     if not world.is_main:
         return
-    results = summarize(evaluations)
+    results = summarize(evaluations) | measured
     try:
         say(format_summary(results))
     finally:  # the files are written even if the output stream is closed
@@ -124,25 +131,43 @@ def evaluate(config: EvaluateConfig, pred: Path, world: World) -> None:
             write_rows(config.per_image, per_image(evaluations))
 
 
-def find_truth(config: EvaluateConfig, pred: Path) -> Path:
-    """The ground truth as COCO JSON. Converts the data set and runs the baseline, if these are given."""
+def find_truth(config: EvaluateConfig, pred: Path) -> tuple[Path, dict[str, float]]:
+    """The ground truth as COCO JSON, and what was measured of the baseline. Converts the data set and runs the
+    baseline, if these are given."""
+    if config.baseline == "other-annotators":
+        return predict_others(config, pred)
     dataset = _open_dataset(config)
     if dataset is None:
         assert config.gt is not None  # see check_options
-        return config.gt
+        return config.gt, {}
     if config.baseline is None and not pred.is_file():  # before a long conversion
         raise BadInput(f"{pred}: no such file")
     truth = _convert(config, dataset, pred)
-    if config.baseline is not None:
-        # Imported here, as phase 1's features take seconds to import.
-        from sohes.baselines.run import make_baseline, predict_dataset
+    if config.baseline is None:
+        return truth, {}
+    # Imported here, as phase 1's features take seconds to import.
+    from sohes.baselines.run import make_baseline, predict_dataset
 
-        explore = ExploreConfig() if config.explore is None else load(config.explore / "config.json").explore
-        baseline = make_baseline(config.baseline, BaselineConfig(), explore)
-        keys = choose_evenly(dataset.keys(), config.num_images)
-        with _progress(config.baseline) as on_image:
-            predict_dataset(baseline, config.baseline, dataset, keys, pred, on_image)
-    return truth
+    explore = ExploreConfig() if config.explore is None else load(config.explore / "config.json").explore
+    baseline = make_baseline(config.baseline, BaselineConfig(), explore)
+    keys = choose_evenly(dataset.keys(), config.num_images)
+    started = time.monotonic()
+    with _progress(config.baseline) as on_image:
+        predict_dataset(baseline, config.baseline, dataset, keys, pred, on_image)
+    return truth, _seconds(started, len(keys))
+
+
+def predict_others(config: EvaluateConfig, pred: Path) -> tuple[Path, dict[str, float]]:
+    """Write the segments of each annotator's colleagues to ``pred``; see ``find_truth``."""
+    if config.gt is not None and not config.gt.exists():
+        raise BadInput(f"{config.gt}: no such file")
+    dataset = _open_dataset(config) or open_dataset("plain", config.gt or Path())
+    keys = choose_evenly(dataset.keys(), config.num_images)
+    truth = pred.with_name(f"{pred.stem}.annotators.json")
+    started = time.monotonic()
+    with _progress("other-annotators") as on_image:
+        num_photos = write_others(dataset, keys, pred, truth, BaselineConfig(), on_image)
+    return truth, _seconds(started, num_photos)
 
 
 def compare(config: EvaluateConfig) -> None:
@@ -165,6 +190,11 @@ def compare(config: EvaluateConfig) -> None:
     runs = compare_runs(config.compare, truth, out, config.dataset, read_photo, plan, _progress, config.bootstrap)
     say(format_results({run.name: run.summary for run in runs}))
     say(f"comparison: {out}")
+
+
+def _seconds(started: float, num_photos: int) -> dict[str, float]:
+    """The metric of a baseline's speed: wall time, files included."""
+    return {"seconds_per_photo": (time.monotonic() - started) / num_photos if num_photos else float("nan")}
 
 
 def _open_dataset(config: EvaluateConfig) -> DataSet | None:
