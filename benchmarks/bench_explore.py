@@ -33,11 +33,11 @@ from sohes.data.scenes import draw_scene
 from sohes.evaluation import Evaluator
 from sohes.labels.basin_candidates import find_basin_candidates
 from sohes.labels.basins import find_basins
-from sohes.labels.draw import draw_candidates, make_forest, select_masks
+from sohes.labels.draw import draw_candidates, make_forest, node_table, select_masks
 from sohes.labels.features import build_extractor
 from sohes.labels.pipeline import label_image
 from sohes.labels.refine import refine_masks
-from sohes.ops import merge_borders
+from sohes.ops import mask_from_nodes, merge_borders
 from sohes.structures.forest import Forest
 from sohes.structures.masks import PackedMasks
 
@@ -101,6 +101,24 @@ def test_merge_borders(benchmark, backend):
     benchmark.extra_info["basins"] = len(basins.sizes)
     args = (basins.means, basins.sizes, basins.edges, basins.borders)
     benchmark.pedantic(lambda: merge_borders(*args, backend=backend), rounds=3, warmup_rounds=1)
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_mask_from_nodes(benchmark, backend):
+    """The nodes of all trees of a scene of 480 px, 1000 masks at most, holes filled, on one thread."""
+    config = ExploreConfig(max_masks=1000)
+    view = build_extractor(config).view(draw_scene(0, 480).image)
+    basins = find_basins(view, None, config)
+    candidates = find_basin_candidates(basins, view.photo_size, config)
+    args = node_table([one.tree for one in candidates], [one.ids for one in candidates])
+    benchmark.extra_info["masks"] = len(args[1])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    rounds = 9 if backend == "cpp" else 3
+    benchmark.pedantic(
+        lambda: mask_from_nodes(basins.labels, *args, True, backend=backend), rounds=rounds, warmup_rounds=1
+    )
+    torch.set_num_threads(threads)
 
 
 Segment = Callable[[Tensor, list[PackedMasks]], Forest]  # photo, true masks by annotator -> forest

@@ -75,6 +75,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("merge_regions_graph", &sohes::merge_regions_graph_cpu, ReleaseGil());
   m.def("merge_tree_layout", &sohes::merge_tree_layout, ReleaseGil());
   m.def("merge_tree_cuts", &sohes::merge_tree_cuts, ReleaseGil());
+  m.def("merge_tree_distinct", &sohes::merge_tree_distinct, ReleaseGil());
 #ifdef SOHES_WITH_CUDA
   m.def("merge_regions_cuda_table", &sohes::merge_regions_cuda_table);
   m.def("merge_regions_cuda", &sohes::merge_regions_cuda, ReleaseGil());
@@ -87,6 +88,7 @@ PYBIND11_MODULE(_C, m) {
   // --- mask_ops ---
   m.def("mask_pack", &sohes::mask_pack, ReleaseGil());
   m.def("mask_from_index", &sohes::mask_from_index, ReleaseGil());
+  m.def("mask_from_nodes", &sohes::mask_from_nodes, ReleaseGil());
   m.def("mask_unpack", &sohes::mask_unpack, ReleaseGil());
   m.def("mask_pack_logits_scratch", &sohes::mask_pack_logits_scratch);
   m.def("mask_pack_logits", &sohes::mask_pack_logits, ReleaseGil());

@@ -46,6 +46,9 @@ def ops_of_masks():
         "mask_stats": lambda b: ops.mask_stats(words, SIZE, b),
         "mask_pack_logits": lambda b: ops.mask_pack_logits(logits, SIZE, 0.1, b),
         "mask_from_index": lambda b: ops.mask_from_index(index, 3, b),
+        "mask_from_nodes": lambda b: ops.mask_from_nodes(
+            index + 1, torch.tensor([[2, 0, 1, 3]], device="cpu"), torch.tensor([[0, 1, 3]], device="cpu"), True, b
+        ),
         "mask_overlap": lambda b: ops.mask_overlap(masks, masks, b),
         "mask_nms": lambda b: ops.mask_nms(words, areas, boxes, order, 0.5, SIZE[0], b),
         "mask_parents": lambda b: ops.mask_parents(words, areas, boxes, order, 0.7, SIZE[0], b),

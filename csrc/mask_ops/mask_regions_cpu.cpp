@@ -6,67 +6,13 @@
 #include "bits.h"
 #include "huge_pages.h"
 #include "parallel.h"
+#include "regions.h"
 #include "rows.h"
 #include "sohes/mask_ops.h"
 
 namespace sohes {
 namespace mask_ops {
 namespace {
-
-// The runs of one mask's columns as a union-find forest. A root is the first run of its component.
-class Regions {
- public:
-  // Runs of bits equal to `value`; `reach` is 1 if runs that touch at a corner are connected, else 0.
-  Regions(const uint64_t* words, int64_t height, int64_t width, bool value, int64_t reach, int64_t* scratch,
-          int64_t capacity)
-      : start_(scratch), stop_(start_ + capacity), parent_(stop_ + capacity), size_(parent_ + capacity) {
-    int64_t before = 0, before_end = 0;  // the runs of the column before
-    for (int64_t x = 0; x < width; ++x) {
-      const int64_t begin = count_;
-      for_each_run(words, x * height, (x + 1) * height, value, [&](int64_t start, int64_t stop) {
-        const int64_t run = count_++;
-        start_[run] = start;
-        stop_[run] = stop;
-        parent_[run] = run;
-        size_[run] = stop - start;
-        // Both columns are in order: runs that end above this one end above all that follow.
-        while (before < before_end && stop_[before] + height + reach <= start) ++before;
-        for (int64_t k = before; k < before_end && start_[k] + height < stop + reach; ++k) unite(k, run);
-      });
-      before = begin;
-      before_end = count_;
-    }
-  }
-
-  int64_t count() const { return count_; }
-  int64_t start(int64_t run) const { return start_[run]; }
-  int64_t stop(int64_t run) const { return stop_[run]; }
-  int64_t size(int64_t root) const { return size_[root]; }
-  int64_t& slot(int64_t root) {
-    return size_[root];
-  }  // a number for each root, once its size is no longer needed
-
-  int64_t root(int64_t run) {
-    while (parent_[run] != run) run = parent_[run] = parent_[parent_[run]];
-    return run;
-  }
-
- private:
-  void unite(int64_t a, int64_t b) {
-    a = root(a);
-    b = root(b);
-    if (a == b) return;
-    if (b < a) std::swap(a, b);
-    parent_[b] = a;
-    size_[a] += size_[b];
-  }
-
-  int64_t *start_, *stop_, *parent_, *size_;
-  int64_t count_ = 0;
-};
-
-constexpr int64_t kCorners = 1;  // reach of the foreground: 8 neighbours
-constexpr int64_t kSides = 0;    // reach of the background: 4 neighbours
 
 // f(n, words of mask n, scratch, capacity) for every mask.
 template <typename F>
@@ -88,7 +34,7 @@ void mask_count_components(const TensorView& words, int64_t height, int64_t widt
                            const TensorView& counts, int num_threads) {
   for_each_mask(words, height * width, scratch, num_threads,
                 [&](int64_t n, const uint64_t* mask, int64_t* memory, int64_t capacity) {
-                  Regions regions(mask, height, width, true, kCorners, memory, capacity);
+                  Regions regions(mask, height, 0, width, true, kCorners, memory, capacity);
                   int64_t roots = 0;
                   for (int64_t run = 0; run < regions.count(); ++run) roots += regions.root(run) == run;
                   counts.as<int64_t>()[n] = roots;
@@ -100,7 +46,7 @@ void mask_components(const TensorView& words, int64_t height, int64_t width, con
   choose_pages(out);
   for_each_mask(words, height * width, scratch, num_threads,
                 [&](int64_t n, const uint64_t* mask, int64_t* memory, int64_t capacity) {
-                  Regions regions(mask, height, width, true, kCorners, memory, capacity);
+                  Regions regions(mask, height, 0, width, true, kCorners, memory, capacity);
                   int64_t next = first.as<int64_t>()[n];
                   for (int64_t run = 0; run < regions.count(); ++run) {
                     const int64_t root = regions.root(run);
@@ -117,7 +63,7 @@ void mask_largest_component(const TensorView& words, int64_t height, int64_t wid
   choose_pages(out);
   for_each_mask(words, height * width, scratch, num_threads,
                 [&](int64_t n, const uint64_t* mask, int64_t* memory, int64_t capacity) {
-                  Regions regions(mask, height, width, true, kCorners, memory, capacity);
+                  Regions regions(mask, height, 0, width, true, kCorners, memory, capacity);
                   uint64_t* kept = row(out, n);
                   int64_t best = -1;
                   for (int64_t run = 0; run < regions.count(); ++run) {
@@ -135,21 +81,11 @@ void mask_fill_holes(const TensorView& words, int64_t height, int64_t width, con
   choose_pages(out);
   for_each_mask(words, height * width, scratch, num_threads,
                 [&](int64_t n, const uint64_t* mask, int64_t* memory, int64_t capacity) {
-                  Regions regions(mask, height, width, false, kSides, memory, capacity);
-                  uint64_t* filled = row(out, n);
-                  std::copy(mask, mask + words.shape[1], filled);
-                  for (int64_t run = 0; run < regions.count(); ++run)
-                    regions.slot(run) = 1;  // 1: not seen at the border
-                  for (int64_t run = 0; run < regions.count(); ++run) {
-                    const int64_t start = regions.start(run), stop = regions.stop(run);
-                    const bool at_side = start < height || start >= (width - 1) * height;
-                    if (at_side || start % height == 0 || stop % height == 0)
-                      regions.slot(regions.root(run)) = 0;
-                  }
-                  for (int64_t run = 0; run < regions.count(); ++run) {
-                    if (regions.slot(regions.root(run)))
-                      fill_bits(filled, regions.start(run), regions.stop(run));
-                  }
+                  std::copy(mask, mask + words.shape[1], row(out, n));
+                  const int64_t pixels = height * width, first = find_bit(mask, 0, pixels, true);
+                  if (first == pixels) return;
+                  const int64_t last = find_last_set(mask, first, pixels);
+                  fill_holes(row(out, n), height, first / height, last / height + 1, memory, capacity);
                 });
 }
 

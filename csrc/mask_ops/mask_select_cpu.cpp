@@ -42,7 +42,10 @@ bool duplicates(const Masks& masks, int64_t i, int64_t j, double threshold) {
   const auto over = [&](int64_t shared) {
     return static_cast<double>(shared) > threshold * static_cast<double>(total - shared);
   };
-  const int64_t most = std::min({masks.shared_box(i, j), masks.areas[i], masks.areas[j]});
+  // Areas first: they alone rule out most pairs.
+  const int64_t smaller = std::min(masks.areas[i], masks.areas[j]);
+  if (!over(smaller)) return false;
+  const int64_t most = std::min(masks.shared_box(i, j), smaller);
   if (!over(most)) return false;
   return over(most > 0 ? masks.shared(i, j) : 0);
 }
@@ -59,7 +62,8 @@ void mask_nms(const TensorView& words, const TensorView& areas, const TensorView
   const Masks masks = {words, areas.as<int64_t>(), boxes.as<int64_t>(), height};
   int64_t* const best = kept.as<int64_t>();
   int64_t count = 0;
-  for (int64_t k = 0; k < words.shape[0]; ++k) {
+  std::fill_n(keep.as<bool>(), words.shape[0], false);
+  for (int64_t k = 0; k < order.numel(); ++k) {
     const int64_t i = order.as<int64_t>()[k];
     const bool alive =
         std::none_of(best, best + count, [&](int64_t j) { return duplicates(masks, i, j, threshold); });

@@ -92,4 +92,44 @@ void merge_tree_cuts(const TensorView& similarity, const TensorView& counts, con
   }
 }
 
+int64_t merge_tree_distinct(const TensorView& merges, const TensorView& parents, const TensorView& areas,
+                            const TensorView& ids, double iou, int64_t limit, const TensorView& dropped,
+                            const TensorView& kept) {
+  const int64_t num_nodes = parents.numel(), num_leaves = num_nodes - merges.shape[0];
+  require(merges.is_contiguous() && merges.dtype == DType::kInt32 && parents.is_contiguous() &&
+              parents.dtype == DType::kInt32 && areas.is_contiguous() && areas.numel() == num_nodes,
+          "merge_tree_distinct: expected int32 merges and parents, int64 areas");
+  require(dropped.numel() == num_nodes && kept.numel() >= std::min(limit, ids.numel()),
+          "merge_tree_distinct: an output has the wrong size");
+  const int32_t *pair = merges.as<int32_t>(), *parent = parents.as<int32_t>();
+  const int64_t *area = areas.as<int64_t>(), *id = ids.as<int64_t>();
+  bool* is_dropped = dropped.as<bool>();
+  int64_t* out = kept.as<int64_t>();
+  const auto is_similar = [&](int64_t inner, int64_t outer) {
+    return static_cast<double>(area[inner]) > iou * static_cast<double>(area[outer]);
+  };
+  std::vector<int64_t> stack;
+  int64_t count = 0;
+  for (int64_t i = 0; i < ids.numel() && count < limit; ++i) {
+    const int64_t node = id[i];
+    if (is_dropped[node]) continue;
+    out[count++] = node;
+    for (int64_t above = parent[node]; above >= 0 && is_similar(node, above); above = parent[above]) {
+      is_dropped[above] = true;
+    }
+    stack.assign(1, node);
+    while (!stack.empty()) {
+      const int64_t below = stack.back() - num_leaves;
+      stack.pop_back();
+      for (int side = 0; side < 2 && below >= 0; ++side) {
+        const int64_t child = pair[2 * below + side];
+        if (!is_similar(child, node)) continue;
+        is_dropped[child] = true;
+        stack.push_back(child);
+      }
+    }
+  }
+  return count;
+}
+
 }  // namespace sohes

@@ -58,35 +58,5 @@ def best_candidates(tree: MergeTree, ids: np.ndarray, scores: np.ndarray, config
     scores: float64 [R], of all nodes; of equal ones the lower id is first.
     """
     ids = ids[np.argsort(-scores[ids], kind="stable")]
-    kept = drop_nested_duplicates(tree, ids, config.nms_iou, limit=num_drawn(config))
+    kept = tree.distinct(ids, config.nms_iou, limit=num_drawn(config))
     return Candidates(tree, torch.from_numpy(kept), torch.from_numpy(scores[kept].astype(np.float32)))
-
-
-def drop_nested_duplicates(tree: MergeTree, ids: np.ndarray, iou: float, limit: int | None = None) -> np.ndarray:
-    """The first `limit` of `ids` [n], best first, whose IoU with every better one is at most `iou`.
-
-    Two nodes of a tree are nested or disjoint, and the IoU of nested ones is the ratio of their areas. So only the
-    ancestors and descendants of a kept node with a similar area can be its duplicates.
-    """
-    areas, parents = tree.areas.tolist(), tree.parents.tolist()
-    children, num_leaves = tree.merges.tolist(), tree.num_leaves
-    dropped = bytearray(tree.num_nodes)
-    kept: list[int] = []
-    for node in ids.tolist():
-        if dropped[node]:
-            continue
-        if len(kept) == limit:
-            break
-        kept.append(node)
-        above = parents[node]
-        while above >= 0 and areas[node] > iou * areas[above]:
-            dropped[above] = True
-            above = parents[above]
-        stack = [node]
-        while stack:
-            below = stack.pop()
-            for child in children[below - num_leaves] if below >= num_leaves else ():
-                if areas[child] > iou * areas[node]:
-                    dropped[child] = True
-                    stack.append(child)
-    return np.asarray(kept, dtype=np.int64)

@@ -74,7 +74,7 @@ def label_images(
         with clock("masks"):
             # Masks from crops may be smaller than those of the whole photo.
             finer = replace(config, min_area=config.min_area / config.local_min_area)
-            found = [select_masks(masks, scores, masks.size, finer) for masks, scores in found]
+            found = [select_masks(masks.fill_holes(), scores, masks.size, finer) for masks, scores in found]
     with clock("forest"):
         return [make_forest(masks, scores, config) for masks, scores in found]
 
@@ -93,7 +93,8 @@ def find_masks(
         if config.refiner != "none":
             with clock("refine"):
                 masks, is_kept = refine_masks(masks, view, config, extractor.device)
-                masks, scores = select_masks(masks[is_kept], scores[is_kept], view.photo_size, config)
+                refined = masks[is_kept].fill_holes()
+                masks, scores = select_masks(refined, scores[is_kept], view.photo_size, config)
         found.append(ScoredMasks(masks, scores))
     return found
 

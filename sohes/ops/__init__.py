@@ -3,7 +3,7 @@
 
 Each operator has a PyTorch reference that defines its result, and faster backends that agree with it.
 
-- Packed masks: `mask_pack`, `mask_unpack`, `mask_pack_logits`, `mask_from_index`, `mask_stats`.
+- Packed masks: `mask_pack`, `mask_unpack`, `mask_pack_logits`, `mask_from_index`, `mask_from_nodes`, `mask_stats`.
 - Shape of masks: `mask_fill_holes`, `mask_largest_component`, `mask_components`, `mask_boundary`, `mask_resize`.
 - Pairs of masks: `mask_overlap`, `mask_nms`, `mask_parents`.
 - COCO RLE: `encode_rle`, `decode_rle`.
@@ -15,6 +15,7 @@ Each operator has a PyTorch reference that defines its result, and faster backen
 """
 
 from sohes.ops._library import BackendUnavailable
+from sohes.ops.mask_nodes import mask_from_nodes
 from sohes.ops.mask_overlap import mask_overlap
 from sohes.ops.mask_pack import mask_from_index, mask_pack, mask_pack_logits, mask_stats, mask_unpack
 from sohes.ops.mask_regions import mask_boundary, mask_components, mask_fill_holes, mask_largest_component, mask_resize
@@ -35,6 +36,7 @@ __all__ = [
     "mask_components",
     "mask_fill_holes",
     "mask_from_index",
+    "mask_from_nodes",
     "mask_largest_component",
     "mask_nms",
     "mask_overlap",

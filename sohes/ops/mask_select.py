@@ -23,7 +23,7 @@ _SCHEMA = (
 def _nms_cpp(words: Tensor, areas: Tensor, boxes: Tensor, order: Tensor, threshold: float, height: int) -> Tensor:
     keep = torch.empty(len(words), dtype=torch.bool, device="cpu")
     inputs = (t.contiguous() for t in (words, areas, boxes, order))
-    require_binary().mask_nms(*inputs, threshold, height, torch.empty_like(areas), keep)
+    require_binary().mask_nms(*inputs, threshold, height, torch.empty_like(order), keep)
     return keep
 
 
@@ -35,6 +35,11 @@ def _parents_cpp(words: Tensor, areas: Tensor, boxes: Tensor, order: Tensor, the
 
 
 def _nms_cuda(words: Tensor, areas: Tensor, boxes: Tensor, order: Tensor, threshold: float, height: int) -> Tensor:
+    if len(order) < len(words):
+        keep = torch.zeros_like(areas, dtype=torch.bool)
+        ranks = torch.arange(len(order), device=order.device)
+        keep[order] = _nms_cuda(words[order], areas[order], boxes[order], ranks, threshold, height)
+        return keep
     num_words = (len(words) + 63) // 64
     duplicates = words.new_empty((len(words), num_words))  # [N, ceil(N / 64)], one bit per pair
     areas, order, rank = areas.contiguous(), order.contiguous(), _ranks(order)
@@ -73,7 +78,7 @@ def mask_nms(
 
     Args:
         words, areas, boxes: int64 [N, V], [N] and [N, 4], as of PackedMasks.
-        order: int64 [N], indices of the masks, best first.
+        order: int64 [K], indices of different masks, best first; masks that are not in it are not kept.
         threshold: a mask is dropped if its IoU with a better kept mask is above this.
         height: of the masks in pixels.
     """
@@ -86,7 +91,7 @@ def mask_parents(
     """Parent of each mask by coverage, int64 [N], -1 for none; `structures.forest.build_forest` takes PackedMasks.
 
     Args as `mask_nms`, except:
-        order: int64 [N], indices of the masks, smallest area first.
+        order: int64 [N], indices of all masks, smallest area first.
         theta: least share of a mask that lies in its parent.
     """
     return _parents(words, areas, boxes, order, float(theta), height, backend)

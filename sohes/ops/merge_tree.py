@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sohes.ops._binary import find_binary
-from sohes.ops.reference.merge_tree import TreeLayout, cut_labels, tree_layout
+from sohes.ops.reference.merge_tree import TreeLayout, cut_labels, distinct_nodes, tree_layout
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -156,6 +156,25 @@ class MergeTree:
         start, end = self._starts[out], self._starts[out] + self._counts[out]
         inner_end = self._starts[inn] + self._counts[inn]
         return torch.from_numpy((start[:, None] <= self._starts[inn]) & (inner_end <= end[:, None]))
+
+    def distinct(self, ids: np.ndarray, iou: float, limit: int | None = None) -> np.ndarray:
+        """The first `limit` of the nodes `ids` [n], best first, whose IoU with every better one is at most `iou`.
+
+        IoU is that of `areas`; no limit means all. int64 [kept].
+
+        Raises:
+            ValueError: ids are not a vector of nodes.
+        """
+        kernels, areas, nodes = find_binary().module, self.areas, self._check_ids(ids)
+        limit = len(ids) if limit is None else min(limit, len(ids))
+        if kernels is None:
+            return distinct_nodes(self.merges.numpy(), self._parents, areas.numpy(), nodes, iou, limit)
+        dropped = torch.zeros(self.num_nodes, dtype=torch.bool, device="cpu")
+        kept = torch.empty(limit, dtype=torch.int64, device="cpu")
+        parents = self._layout_tensors[2]
+        order = torch.from_numpy(nodes).contiguous()
+        args = (self.merges.contiguous(), parents, areas.contiguous(), order, iou, limit, dropped, kept)
+        return kept[: kernels.merge_tree_distinct(*args)].numpy()
 
     def _labels_after(self, num_merges: int) -> Tensor:
         """Label map after `num_merges` merges, without regard to leaf_mask: int32 [h, w] ([N] without a grid)."""

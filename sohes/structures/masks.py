@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sohes.ops import mask_regions, mask_rle
+from sohes.ops.mask_nodes import mask_from_nodes
 from sohes.ops.mask_overlap import mask_overlap
 from sohes.ops.mask_pack import (
     mask_from_index,
@@ -92,6 +93,12 @@ class PackedMasks:
         index = torch.where(distinct[index] == labels, index, -1)  # [H, W]
         masks = cls(mask_from_index(index, len(distinct)), size)
         return masks if torch.equal(place, torch.arange(len(distinct), device=place.device)) else masks[place]
+
+    @classmethod
+    def from_nodes(cls, leaves: Tensor, orders: Tensor, nodes: Tensor, fill_holes: bool = False) -> PackedMasks:
+        """Masks of nodes of merge trees: arguments and errors of `sohes.ops.mask_from_nodes`."""
+        packed = mask_from_nodes(leaves, orders, nodes, fill_holes)
+        return _with_stats(cls(packed[0], (leaves.shape[0], leaves.shape[1])), *packed[1:])
 
     @classmethod
     def from_rle(cls, rles: Sequence[Mapping], size: Size | None = None) -> PackedMasks:
@@ -286,15 +293,22 @@ def nms_masks(
     iou_threshold: float = 0.9,
     scores: Tensor | np.ndarray | Sequence[float] | None = None,
     backend: str = "auto",
+    *,
+    among: Tensor | None = None,
 ) -> Tensor:
     """Indices int64 [kept] of the masks kept by greedy non-maximum suppression, best first.
 
     Masks are ordered by score, or by area if `scores` is None; of equal ones the lower index is better. A mask is
-    dropped if its IoU with a better kept mask is above `iou_threshold`. Two empty masks have IoU 0.
+    dropped if its IoU with a better kept mask is above `iou_threshold`. Two empty masks have IoU 0. With `among`, bool
+    [N], the other masks are left out: neither kept nor compared with.
     """
     rank = masks.areas if scores is None else torch.as_tensor(scores, device=getattr(scores, "device", "cpu"))
     if rank.shape != (len(masks),):
         raise ValueError(f"nms_masks: expected scores [{len(masks)}], got {list(rank.shape)}")
     order = rank.argsort(descending=True, stable=True).to(masks.device)  # [N]
+    if among is not None:
+        if among.shape != (len(masks),) or among.dtype != torch.bool:
+            raise ValueError(f"nms_masks: expected among bool [{len(masks)}], got {among.dtype} {list(among.shape)}")
+        order = order[among.to(order.device)[order]]  # [K]
     keep = mask_nms(masks.words, masks.areas, masks.boxes, order, float(iou_threshold), masks.size[0], backend)  # [N]
     return order[keep[order]]

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
 from sohes.configs.run import ExploreConfig
-from sohes.labels.candidates import area_limits, drop_nested_duplicates
+from sohes.labels.candidates import area_limits
 from sohes.labels.draw import draw_candidates, draw_nodes, select_masks
 from sohes.labels.features import build_extractor
 from sohes.labels.node_statistics import node_statistics
@@ -41,19 +40,6 @@ def test_statistics_equal_those_of_drawn_masks(h, w):
     for merge, (left, right) in enumerate(tree.merges.tolist()):
         expected = min(1, max(0, 1 - tree.similarity[merge].item()))
         assert statistics.separation[[left, right]] == pytest.approx(expected, abs=1e-6)
-
-
-def test_duplicates_by_tree_equal_duplicates_by_pixels():
-    tree = random_tree(9, 11, seed=3)
-    order = np.random.default_rng(0).permutation(tree.num_nodes)
-    kept = drop_nested_duplicates(tree, order, iou=0.7)
-    masks = PackedMasks.from_dense(tree.node_masks(torch.arange(tree.num_nodes)))
-    iou = mask_iou(masks, masks)
-    expected = []
-    for node in order:
-        if all(iou[node, other] <= 0.7 for other in expected):
-            expected.append(int(node))
-    assert kept.tolist() == expected
 
 
 def test_adaptive_thresholds_do_not_depend_on_the_scale_of_similarities():

@@ -29,6 +29,18 @@ def test_forward(operator, value, size):
 
 
 @pytest.mark.parametrize("backend", ["reference", pytest.param("cpp", marks=needs_binary)])
+@pytest.mark.parametrize("size", SIZES)
+def test_nms_of_some(size, backend):
+    """Masks that are not in the order count for nothing: as if they were not in the set."""
+    words, areas, boxes, order, *rest = inputs(size, 0.5)
+    some = order[::3]
+    keep = mask_nms(words, areas, boxes, some, *rest, backend)
+    alone = mask_nms(words[some], areas[some], boxes[some], torch.arange(len(some)), *rest, backend)
+    assert torch.equal(keep[some], alone)
+    assert int(keep.sum()) == int(alone.sum()) > 0
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpp", marks=needs_binary)])
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_opcheck(operator, backend):
     function = getattr(torch.ops.sohes, operator.__name__).default

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """MergeTree: cuts, candidates, areas, boxes, masks and nesting, against a replay of the merges on pixels."""
 
+from dataclasses import replace
 from math import inf
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from sohes.ops.merge_regions import merge_regions
 from sohes.ops.merge_tree import MergeTree
 from sohes.ops.reference.merge_regions import grid_edges, merge_regions_heap
+from sohes.ops.reference.merge_tree import distinct_nodes
 
 THRESHOLDS = (0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 
@@ -172,3 +174,33 @@ def test_thin_grids(grid):
     assert tree.cut(-1.0).unique().tolist() == [tree.num_nodes - 1]
     assert tree.areas[-1] == grid[0] * grid[1]
     assert tree.boxes[-1].tolist() == [0, 0, grid[1], grid[0]]
+
+
+@pytest.mark.parametrize("iou", [0.0, 0.5, 0.7, 1.0])
+def test_distinct_nodes_are_those_by_pixels(iou):
+    tree = random_tree(3)
+    order = np.random.default_rng(0).permutation(tree.num_nodes)
+    masks = tree.node_masks(torch.arange(tree.num_nodes)).flatten(1).double()
+    shared = masks @ masks.T
+    ratio = shared / (masks.sum(1)[:, None] + masks.sum(1) - shared)
+    expected = []
+    for node in order:
+        if all(ratio[node, other] <= iou for other in expected):
+            expected.append(int(node))
+    kept = tree.distinct(order, iou)
+    assert kept.dtype == np.int64
+    assert kept.tolist() == expected
+    assert tree.distinct(order, iou, limit=3).tolist() == expected[:3]
+    assert tree.distinct(order[:0], iou).tolist() == []
+
+
+def test_distinct_nodes_equal_those_of_the_reference():
+    for seed in range(4):
+        tree = replace(random_tree(seed, 12, 13), leaf_sizes=torch.randint(1, 40, (156,)))
+        order = np.random.default_rng(seed).permutation(tree.num_nodes)[: 100 * (seed + 1)]
+        arrays = (tree.merges.numpy(), tree.parents.numpy(), tree.areas.numpy())
+        for limit in (0, 1, 20, len(order)):
+            expected = distinct_nodes(*arrays, order, 0.8, limit)
+            assert tree.distinct(order, 0.8, limit).tolist() == expected.tolist()
+    with pytest.raises(ValueError, match=r"^ids must be a vector of node ids in \[0, 311\), got \[311\]$"):
+        tree.distinct(np.array([311]), 0.8)

@@ -243,6 +243,44 @@ void check_masks(int64_t height, int64_t width) {
   }
   sohes::mask_boundary(words.view(), height, width, changed.view(), kThreads);
 
+  constexpr int64_t kLeaves = 7;
+  Ints leaves({width, height}), nodes({kMasks, 3}), trees({2, kLeaves});
+  for (int64_t& leaf : leaves.data) leaf = below(kLeaves - 1);
+  for (int64_t i = 0; i < kLeaves; ++i) {
+    trees.data[i] = i;
+    trees.data[kLeaves + i] = kLeaves - 1 - i;
+  }
+  for (int64_t n = 0; n < kMasks; ++n) {
+    int64_t* node = &nodes.data[3 * n];
+    node[0] = n % 2;
+    node[1] = below(kLeaves + 1);
+    node[2] = node[1] + below(kLeaves + 1 - node[1]);
+  }
+  Ints runs_of_leaves({2 * height * width + 5 * kLeaves + 1}), holes({kThreads, 2 * width * (height + 1)});
+  Ints drawn({kMasks, words.shape[1]}), filled({kMasks, words.shape[1]});
+  sohes::mask_from_nodes(leaves.view(), trees.view(), nodes.view(), false, runs_of_leaves.view(), none.view(),
+                         drawn.view(), areas.view(), boxes.view(), kThreads);
+  sohes::mask_stats(drawn.view(), height, width, areas_again.view(), boxes_again.view(), kThreads);
+  expect(areas.data == areas_again.data && boxes.data == boxes_again.data, "stats of nodes", height, width);
+  for (int64_t n = 0; n < kMasks; ++n) {
+    const int64_t* node = &nodes.data[3 * n];
+    const std::vector<uint8_t> mask = pixels(drawn, n, height, width);
+    bool same = true;
+    for (int64_t i = 0; i < height * width; ++i) {
+      const int64_t leaf = leaves.data[(i % width) * height + i / width];
+      const int64_t place = node[0] ? kLeaves - 1 - leaf : leaf;
+      same = same && mask[i] == (place >= node[1] && place < node[2]);
+    }
+    expect(same, "nodes", height, width);
+  }
+  sohes::mask_from_nodes(leaves.view(), trees.view(), nodes.view(), true, runs_of_leaves.view(), holes.view(),
+                         filled.view(), areas.view(), boxes.view(), kThreads);
+  Ints room({kThreads, 2 * width * (height + 3)});
+  sohes::mask_fill_holes(drawn.view(), height, width, room.view(), changed.view(), kThreads);
+  sohes::mask_stats(changed.view(), height, width, areas_again.view(), boxes_again.view(), kThreads);
+  expect(filled.data == changed.data && areas.data == areas_again.data && boxes.data == boxes_again.data,
+         "filled nodes", height, width);
+
   Ints index({width, height});
   for (int64_t& mask : index.data) mask = below(kMasks + 1) - 1;
   std::fill(changed.data.begin(), changed.data.end(), 0);

@@ -84,6 +84,18 @@ void check_tree(Outputs& out, int64_t start, int64_t num_leaves, int32_t num_mer
     expect(both[num_leaves + i] == i, "the cut before any merge", seed);
   for (int64_t i = 0; i < num_leaves; ++i) expect(labels[i] >= 0 && parents[labels[i]] < 0, "a label", seed);
   for (int64_t i = 0; i < num_leaves; ++i) expect(order[starts[i]] == i, "the order of the leaves", seed);
+
+  // Of all nodes, the first one is kept, and with an IoU of 1 as the limit every one.
+  std::vector<int64_t> ids(num_nodes), kept(num_nodes);
+  for (int64_t i = 0; i < num_nodes; ++i) ids[i] = num_nodes - 1 - i;
+  for (const double iou : {0.0, 0.6, 1.0}) {
+    std::vector<uint8_t> dropped(num_nodes, 0);
+    const int64_t found = sohes::merge_tree_distinct(
+        view(merges, {num_merges, 2}, DType::kInt32), vector(parents),
+        view(counts, {num_nodes}, DType::kInt64), view(ids, {num_nodes}, DType::kInt64), iou, num_nodes,
+        view(dropped, {num_nodes}, DType::kBool), view(kept, {num_nodes}, DType::kInt64));
+    expect(kept[0] == ids[0] && (iou < 1 || found == num_nodes), "the distinct nodes", seed);
+  }
 }
 
 std::vector<float> random_features(std::mt19937& random, int64_t count) {

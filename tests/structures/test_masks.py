@@ -135,6 +135,11 @@ def test_nms_of_duplicates():
     assert nms_masks(masks, 0.9).tolist() == [3, 1, 0, 4]  # 8 / 9 < 0.9
     assert nms_masks(masks, 0.8).tolist() == [3, 0, 4]
     assert nms_masks(masks, 0.8, torch.tensor([0.0, 0.2, 0.9, 0.3, 0.5])).tolist() == [2, 4, 0]
+    among = torch.tensor([True, True, True, False, False])
+    assert nms_masks(masks, 0.8, among=among).tolist() == [1, 0]  # the one dropped by 3 before
+    assert nms_masks(masks, 0.8, among=~among).tolist() == [3, 4]
+    with pytest.raises(ValueError, match=r"^nms_masks: expected among bool \[5\], got torch.int64 \[5\]$"):
+        nms_masks(masks, 0.9, among=among.long())
     with pytest.raises(ValueError, match=r"^nms_masks: expected scores \[5\], got \[4\]$"):
         nms_masks(masks, 0.9, torch.ones(4))
 

@@ -23,6 +23,16 @@ void mask_pack(const TensorView& dense, const TensorView& scratch, const TensorV
 // index int64 [W, H] of the mask at each pixel, or -1 -> words (zeroed).
 void mask_from_index(const TensorView& index, const TensorView& words);
 
+// leaves int64 [W, H]: the leaf of each pixel, 0..L - 1. orders int64 [T, L]: the leaves of each of T trees,
+// depth first. nodes int64 [N, 3]: mask n has the pixels of leaves orders[tree, start .. stop - 1], for
+// (tree, start, stop) = nodes[n], and with `fill` its holes filled. -> words (zeroed), areas [N], boxes. runs
+// int64 [2 * H * W + 5
+// * L + 1] and holes int64 [num_threads, 2 * W * (H + 1)] (empty without `fill`) are scratch, of which no
+// more is touched than the data need.
+void mask_from_nodes(const TensorView& leaves, const TensorView& orders, const TensorView& nodes, bool fill,
+                     const TensorView& runs, const TensorView& holes, const TensorView& words,
+                     const TensorView& areas, const TensorView& boxes, int num_threads);
+
 // words -> dense bool [N, H, W].
 void mask_unpack(const TensorView& words, const TensorView& dense, int num_threads);
 
@@ -56,8 +66,8 @@ void mask_overlap(const TensorView& words_a, const TensorView& boxes_a, const Te
                   const TensorView& boxes_b, int64_t height, const TensorView& scratch, const TensorView& out,
                   int num_threads);
 
-// keep[i] (bool [N]): no mask kept before i in `order` (int64 [N], best first) has an IoU above `threshold`
-// with i. kept int64 [N] is scratch.
+// keep[i] (bool [N]): i is in `order` (int64 [K], distinct, best first), and no mask kept before it has an
+// IoU above `threshold` with i. kept int64 [K] is scratch.
 void mask_nms(const TensorView& words, const TensorView& areas, const TensorView& boxes,
               const TensorView& order, double threshold, int64_t height, const TensorView& kept,
               const TensorView& keep);

@@ -57,6 +57,14 @@ void merge_tree_cuts(const TensorView& similarity, const TensorView& counts, con
                      const TensorView& parents, const TensorView& order, const std::vector<float>& thresholds,
                      const TensorView& labels);
 
+// The first `limit` of ids (int64 [n], best first) whose IoU with every better one is at most `iou`, to kept
+// (int64 [min(limit, n)]); returns their number. Two nodes are nested or disjoint, so only ancestors and
+// descendants of a similar area (int64 [R], no node larger than its parent) are visited. dropped bool [R],
+// zeroed, is scratch.
+int64_t merge_tree_distinct(const TensorView& merges, const TensorView& parents, const TensorView& areas,
+                            const TensorView& ids, double iou, int64_t limit, const TensorView& dropped,
+                            const TensorView& kept);
+
 #ifdef SOHES_WITH_CUDA
 // Table of the images for merge_regions_cuda, int64 [B, 4] to be copied to the device (first row, h, w,
 // offset in the scratch), followed by the bytes of scratch. num_edges: of a general graph, -1 for grids.

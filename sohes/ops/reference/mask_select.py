@@ -13,18 +13,19 @@ from sohes.ops.reference.mask_pack import chunks
 def mask_nms(words: Tensor, areas: Tensor, boxes: Tensor, order: Tensor, threshold: float, height: int) -> Tensor:
     """Masks that are kept, bool [N], from words int64 [N, V], areas int64 [N] and boxes int64 [N, 4].
 
-    In `order` (int64 [N], best first) a mask is dropped if `shared > threshold * union` with a mask kept before it.
+    In `order` (int64 [K], distinct, best first) a mask is dropped if `shared > threshold * union` with a mask kept
+    before it. Masks that are not in `order` are not kept.
     """
+    keep = torch.zeros(len(words), dtype=torch.bool, device=words.device)  # [N]
     words, areas, boxes = words[order], areas[order], boxes[order]
-    alive = torch.ones(len(words), dtype=torch.bool, device="cpu")  # [N], in order
+    alive = torch.ones(len(words), dtype=torch.bool, device="cpu")  # [K], in order
     for chunk in chunks(len(words), len(words)):
-        shared = torch.ops.sohes.mask_overlap(words[chunk], boxes[chunk], words, boxes, height)  # [n, N]
-        union = areas[chunk, None] + areas - shared  # [n, N]
-        duplicate = (shared > threshold * union.double()).cpu()  # [n, N]
+        shared = torch.ops.sohes.mask_overlap(words[chunk], boxes[chunk], words, boxes, height)  # [n, K]
+        union = areas[chunk, None] + areas - shared  # [n, K]
+        duplicate = (shared > threshold * union.double()).cpu()  # [n, K]
         for index in range(chunk.start, chunk.stop):
             if alive[index]:
                 alive[index + 1 :] &= ~duplicate[index - chunk.start, index + 1 :]
-    keep = torch.empty_like(alive, device=words.device)  # [N]
     keep[order] = alive.to(words.device)
     return keep
 

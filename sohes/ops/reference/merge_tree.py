@@ -78,3 +78,38 @@ def cut_labels(layout: TreeLayout, end: int) -> np.ndarray:
     labels = np.empty(len(layout.order), dtype=np.int32)
     labels[layout.order] = np.repeat(alive, layout.counts[alive])
     return labels
+
+
+def distinct_nodes(
+    merges: np.ndarray, parents: np.ndarray, areas: np.ndarray, ids: np.ndarray, iou: float, limit: int
+) -> np.ndarray:
+    """The first `limit` of `ids` [n], best first, whose IoU with every better one is at most `iou`; int64 [kept].
+
+    Two nodes of a tree are nested or disjoint, and the IoU of nested ones is the ratio of their areas. So only the
+    ancestors and descendants of a kept node with a similar area can be its duplicates.
+
+    Args:
+        merges: int32 [M, 2]. parents: int32 [R]. areas: int64 [R], none larger than that of its parent.
+    """
+    area, parent, children = areas.tolist(), parents.tolist(), merges.tolist()
+    num_leaves = len(area) - len(children)
+    dropped = bytearray(len(area))
+    kept: list[int] = []
+    for node in ids.tolist():
+        if dropped[node]:
+            continue
+        if len(kept) == limit:
+            break
+        kept.append(node)
+        above = parent[node]
+        while above >= 0 and area[node] > iou * area[above]:
+            dropped[above] = True
+            above = parent[above]
+        stack = [node]
+        while stack:
+            below = stack.pop()
+            for child in children[below - num_leaves] if below >= num_leaves else ():
+                if area[child] > iou * area[node]:
+                    dropped[child] = True
+                    stack.append(child)
+    return np.asarray(kept, dtype=np.int64)
