@@ -34,7 +34,8 @@ def find_basin_candidates(basins: Basins, photo_size: tuple[int, int], config: E
     settings.append((basins, config.border_weight, config.size_exponent, 1.0))
     if config.ward_weight > 0:
         settings.append((basins, 0.0, _WARD, config.ward_weight))
-    found = [_best_nodes(*setting, photo_size, config) for setting in settings]
+    leaves = sum_pixels(basins)
+    found = [_best_nodes(*setting, leaves, photo_size, config) for setting in settings]
     scores = torch.cat([part.scores for part in found])
     limit = num_drawn(config)
     if len(scores) <= limit:
@@ -65,19 +66,21 @@ def _best_nodes(
     border_weight: float,
     size_exponent: float,
     weight: float,
+    leaves: np.ndarray,
     photo_size: tuple[int, int],
     config: ExploreConfig,
 ) -> Candidates:
-    """The best nodes of one tree of the basins; `weight` scales their scores."""
+    """The best nodes of one tree of the basins; `weight` scales their scores, `leaves` are of `sum_pixels`."""
     tree, shared = grow_tree(basins, border_weight, size_exponent)
     size = (basins.labels.shape[0], basins.labels.shape[1])
-    scores = weight * score_nodes(tree, shared, basins)
     ids = np.flatnonzero(has_allowed_area(tree.areas.numpy(), size, photo_size, config))
+    scores = np.zeros(tree.num_nodes)
+    scores[ids] = weight * score_nodes(tree, shared, leaves, ids)
     return best_candidates(tree, ids, scores, config)
 
 
-def score_nodes(tree: MergeTree, shared: Tensor, basins: Basins) -> np.ndarray:
-    """Score in (0, 1] of every node, float64 [R]: a weighted geometric mean of these factors, each in 0..1.
+def score_nodes(tree: MergeTree, shared: Tensor, leaves: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Score in (0, 1] of the nodes `ids` [n], float64 [n]: a weighted geometric mean of these factors, each in 0..1.
 
     - contrast: mean edge strength along the border.
     - rank: 1 - log(regions left when the node was merged into its parent) / log(all).
@@ -87,30 +90,26 @@ def score_nodes(tree: MergeTree, shared: Tensor, basins: Basins) -> np.ndarray:
     - inside: the share of the perimeter that is not the edge of the image.
     - variety: variance of Lab inside the node, so that parts can differ.
     - sibling: area of the sibling as a share of the parent's: low where the sibling is a speck of the node.
-    """
-    num_leaves = tree.num_leaves
-    length, strength = border_sums(tree, shared, basins)  # [R], [R]
-    frame = _sum_over_nodes(tree, _frame_sides(basins.labels))  # [R]
-    pixels = tree.areas.numpy()
-    highest = np.maximum.accumulate(-tree.similarity.double().numpy())  # [M], as costs may fall again
-    parents = tree.parents.numpy()
-    has_parent = parents >= 0
-    born, died = np.zeros(tree.num_nodes), np.full(tree.num_nodes, highest[-1] if len(highest) else 1.0)
-    born[num_leaves:] = highest
-    died[has_parent] = highest[parents[has_parent] - num_leaves]
-    left = np.ones(tree.num_nodes)  # regions in the image after the merge that ended the node
-    left[has_parent] = 2 * num_leaves - 1 - parents[has_parent]
 
-    sibling = np.where(has_parent, pixels[parents] - pixels, 0)  # [R], pixels of the sibling
-    colors = basins.colors.numpy() * basins.sizes.numpy()[:, None]  # [N, 4]
-    *lab, squared = (_sum_over_nodes(tree, channel) / pixels for channel in colors.T)
+    shared: float32 [M, 2], the border each merge removed. leaves: float64 [7, N], of `sum_pixels`.
+    """
+    num_leaves, areas = tree.num_leaves, tree.areas.numpy()
+    length, strength, frame, *colors = sum_nodes(tree, shared, leaves, ids)  # [n] each
+    pixels, parents = areas[ids], tree.parents.numpy()[ids]
+    has_parent = parents >= 0
+    highest = np.maximum.accumulate(-tree.similarity.double().numpy())  # [M], as costs may fall again
+    cost = np.concatenate([np.zeros(num_leaves), highest])  # [R], of the merge that made each node
+    born, died = cost[ids], np.where(has_parent, cost[parents], highest[-1] if len(highest) else 1.0)
+    left = np.where(has_parent, 2 * num_leaves - 1 - parents, 1)  # regions after the merge that ended the node
+    sibling = np.where(has_parent, areas[parents] - pixels, 0)  # pixels of the sibling
+    *lab, squared = (channel / pixels for channel in colors)
     variance = np.maximum(squared - sum(mean**2 for mean in lab), 0)  # of Lab inside the node
 
     perimeter = np.maximum(length + frame, 1)
     factors = (
         strength / np.maximum(length, 1),
         1 - np.log(left) / np.log(num_leaves + 1),
-        pixels / basins.labels.numel(),
+        pixels / areas[:num_leaves].sum(),
         4 * np.pi * pixels / perimeter**2,
         1 - born / np.maximum(died, 1e-9),
         1 - frame / perimeter,
@@ -120,32 +119,38 @@ def score_nodes(tree: MergeTree, shared: Tensor, basins: Basins) -> np.ndarray:
     return geometric_mean(factors, _EXPONENTS)
 
 
-def border_sums(tree: MergeTree, shared: Tensor, basins: Basins) -> tuple[np.ndarray, np.ndarray]:
-    """Length of every node's border inside the image, and edge strength summed along it; float64 [R] each.
+def sum_nodes(tree: MergeTree, shared: Tensor, leaves: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Sums over the pixels of the nodes `ids` [n], float64 [7, n], rows as in `sum_pixels`.
 
-    The sum of the borders of the leaves inside, minus twice those between two of them: the borders that the merges
-    below the node removed.
+    The border of a node is the sum of the borders of the leaves inside, minus twice those between two of them: the
+    borders that the merges below the node removed.
     """
-    starts, counts, _ = (array.numpy() for array in tree.intervals)
-    separator = starts[tree.merges.numpy()].max(1)  # [M], where the right child begins: inside no node below the merge
-    sums = []
-    for column in (0, 1):
-        weights = basins.borders[:, column].numpy()
-        a, b = (np.bincount(basins.edges[:, side], weights, tree.num_leaves) for side in (0, 1))
-        inner = np.bincount(separator, shared[:, column].numpy(), tree.num_leaves)
-        below = np.concatenate([[0.0], np.cumsum(inner)])
-        sums.append(_sum_over_nodes(tree, a + b) - 2 * (below[starts + counts] - below[starts + 1]))
-    return np.maximum(sums[0], 0), np.maximum(sums[1], 0)
-
-
-def _sum_over_nodes(tree: MergeTree, leaves: np.ndarray) -> np.ndarray:
-    """Sum over each node of a value of the leaves [N], float64 [R]."""
     starts, counts, order = (array.numpy() for array in tree.intervals)
-    total = np.concatenate([[0.0], np.cumsum(leaves[order])])
-    return total[starts + counts] - total[starts]
+    first = starts[ids].astype(np.int64)
+    last = first + counts[ids]
+    separator = starts[tree.merges.numpy()].max(1)  # [M], where the right child begins: inside no node below the merge
+    order = order.astype(np.int64)
+    total = np.zeros(tree.num_leaves + 1)
+    sums = np.empty((len(leaves), len(ids)))
+    for row, values in zip(sums, leaves, strict=True):
+        np.cumsum(values[order], out=total[1:])
+        np.subtract(total[last], total[first], out=row)
+    for row, removed in zip(sums[:2], shared.numpy().T, strict=True):
+        np.cumsum(np.bincount(separator, removed, tree.num_leaves), out=total[1:])
+        row -= 2 * (total[last] - total[first + 1])
+    np.maximum(sums[:2], 0, out=sums[:2])
+    return sums
 
 
-def _frame_sides(labels: Tensor) -> np.ndarray:
-    """Pixel sides of each basin on the edge of the image, float64 [N]."""
-    frame = torch.cat([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
-    return torch.bincount(frame, minlength=int(labels.max()) + 1).double().numpy()
+def sum_pixels(basins: Basins) -> np.ndarray:
+    """Sums over the pixels of every basin, float64 [7, N].
+
+    The rows: length of its border inside the image, edge strength along it, pixel sides on the edge of the image, the
+    three channels of Lab, and the squared length of Lab.
+    """
+    num_basins, labels = len(basins.sizes), basins.labels
+    sides = basins.edges.T.flatten().numpy()  # [2E]
+    borders = [np.bincount(sides, np.tile(values, 2), num_basins) for values in basins.borders.numpy().T]
+    edge = torch.cat([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
+    frame = torch.bincount(edge, minlength=num_basins).numpy()
+    return np.stack([*borders, frame, *(basins.colors * basins.sizes[:, None]).T.numpy()])

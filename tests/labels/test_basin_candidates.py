@@ -7,7 +7,7 @@ import torch
 from scipy import ndimage
 
 from sohes.configs.run import ExploreConfig
-from sohes.labels.basin_candidates import border_sums, find_basin_candidates, grow_tree, score_nodes
+from sohes.labels.basin_candidates import find_basin_candidates, grow_tree, score_nodes, sum_nodes, sum_pixels
 from sohes.labels.basins import blur, catchment_basins, find_basins, pool_features, region_borders
 from sohes.labels.draw import draw_candidates, draw_nodes, select_masks
 from sohes.labels.features import build_extractor
@@ -22,6 +22,10 @@ def random_image(h, w, seed=0):
 def basins_of(image, config=None):
     config = config or ExploreConfig()
     return find_basins(build_extractor(config).view(image), None, config)
+
+
+def score_all(tree, shared, basins):
+    return score_nodes(tree, shared, sum_pixels(basins), np.arange(tree.num_nodes))
 
 
 def test_basins_by_hand():
@@ -82,7 +86,7 @@ def test_of_two_equal_discs_the_varied_one_scores_more():
     image[:, discs[1] & (y < 32)] = torch.tensor([20, 20, 200], dtype=torch.uint8)[:, None]
     basins = basins_of(image)
     tree, shared = grow_tree(basins, 3.0, 0.3)
-    scores = score_nodes(tree, shared, basins)
+    scores = score_all(tree, shared, basins)
     masks = PackedMasks.from_dense(tree.node_masks(torch.arange(tree.num_nodes))[:, basins.labels])
     flat, varied = mask_iou(PackedMasks.from_dense(torch.stack(discs)), masks).argmax(1).tolist()
     assert scores[varied] > scores[flat]
@@ -97,22 +101,36 @@ def test_drawn_intervals_are_unions_of_their_basins():
     assert len(draw_nodes(tree, ids[:0], basins.labels)) == 0
 
 
-def test_border_sums_equal_those_of_drawn_masks():
+def test_sums_equal_those_of_drawn_masks():
     basins = basins_of(random_image(21, 26))
     tree, shared = grow_tree(basins, 3.0, 0.3)
-    length, strength = border_sums(tree, shared, basins)
-    masks = tree.node_masks(torch.arange(tree.num_nodes))  # [R, N]
+    ids = torch.arange(tree.num_nodes)
+    length, strength, frame, *lab, squared = sum_nodes(tree, shared, sum_pixels(basins), ids.numpy())
+    masks = tree.node_masks(ids)  # [R, N]
     a, b = basins.edges.T
     crossing = (masks[:, a] != masks[:, b]).float()  # [R, E]
     np.testing.assert_allclose(length, crossing @ basins.borders[:, 0], atol=1e-3)
     np.testing.assert_allclose(strength, crossing @ basins.borders[:, 1], atol=1e-3)
+    pixels = masks[:, basins.labels]  # [R, H, W]
+    np.testing.assert_array_equal(frame, sum(pixels[:, y].sum(1) + pixels[:, :, y].sum(1) for y in (0, -1)))
+    colors = masks.double() @ (basins.colors * basins.sizes[:, None])  # [R, 4]
+    np.testing.assert_allclose([*lab, squared], colors.T, rtol=1e-9, atol=1e-6)
+
+
+def test_nodes_are_scored_one_by_one():
+    basins = basins_of(random_image(21, 26))
+    tree, shared = grow_tree(basins, 3.0, 0.3)
+    some = np.array([tree.num_nodes - 1, 0, tree.num_leaves, tree.num_leaves + 7])
+    expected = score_all(tree, shared, basins)[some]
+    np.testing.assert_array_equal(score_nodes(tree, shared, sum_pixels(basins), some), expected)
+    assert len(score_nodes(tree, shared, sum_pixels(basins), some[:0])) == 0
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (3, 3), (30, 41)])
 def test_scores_are_in_range_for_any_size(size):
     basins = basins_of(random_image(*size))
     tree, shared = grow_tree(basins, 3.0, 0.3)
-    scores = score_nodes(tree, shared, basins)
+    scores = score_all(tree, shared, basins)
     assert scores.shape == (tree.num_nodes,)
     assert ((scores > 0) & (scores <= 1)).all()
 
