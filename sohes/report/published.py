@@ -11,6 +11,15 @@ RECALL: tuple[tuple[str, str, tuple[float, ...]], ...] = (
     ("MoSA", "R50, 0.1 M images", (43.5, 42.2, 38.4, 41.1, 48.2, 52.7, 28.4, 42.1)),
 )
 
+# Mask AR at 10, 100 and 1000 masks a photo, in per cent, of older segment proposals on COCO val2014, as published; and
+# what of each was learned from human labels.
+PROPOSALS: tuple[tuple[str, str, tuple[float, float, float]], ...] = (
+    ("Selective Search", "none", (2.5, 9.5, 23.0)),
+    ("GOP", "contours, seeds", (2.3, 12.3, 25.3)),
+    ("MCG", "contours, ranking", (7.7, 18.6, 29.9)),
+    ("DeepMask", "masks", (12.6, 24.5, 33.1)),
+)
+
 # The column for each data set of sohes.evaluate.
 COLUMN_OF = {
     "coco": "COCO",

@@ -292,19 +292,27 @@ def granularity_chart(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def reference_table() -> str:
-    """Table of published results, folded."""
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("method", "", *published.DATA_SETS))
-    rows = "".join(
-        f'<tr><th scope="row">{escape(method)}</th><td class="text none">{escape(scale)}</td>'
-        f"{''.join(f'<td>{value:.1f}</td>' for value in values)}</tr>"
-        for method, scale, values in published.RECALL
-    )
+    """Tables of published results, folded."""
     return (
         '<details class="reference"><summary>Published numbers, for orientation only</summary>'
         '<p class="note">Mask AR@1000 in per cent as the papers report it. The photos and the scale differ from this '
         "run's: these numbers cannot be compared with those above.</p>"
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></details>'
+        f"{_reference_rows(('method', '', *published.DATA_SETS), published.RECALL)}"
+        '<p class="note">Older segment proposals on COCO val2014, other photos again, by the number of masks that '
+        "count per photo, and what of each was learned from human labels.</p>"
+        f"{_reference_rows(('method', 'human labels', 'AR@10', 'AR@100', 'AR@1000'), published.PROPOSALS)}</details>"
     )
+
+
+def _reference_rows(columns: Sequence[str], rows: Sequence[tuple[str, str, Sequence[float]]]) -> str:
+    """A table of (method, remark, figures in per cent)."""
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
+    body = "".join(
+        f'<tr><th scope="row">{escape(method)}</th><td class="text none">{escape(remark)}</td>'
+        f"{''.join(f'<td>{value:.1f}</td>' for value in values)}</tr>"
+        for method, remark, values in rows
+    )
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _curve(

@@ -105,6 +105,12 @@ def test_equal_calls_give_equal_pages(data):
     assert compare(data, *options, "--bootstrap.seed", "1") != page
 
 
+def test_published_proposals_stand_folded_below_other_sets(data):
+    html = compare(data, "--gt", str(data / "annotations.json"), *FEW)
+    row = re.search(r">MCG</th>(.*?)</tr>", html)[1]
+    assert re.findall(r">([^<>]+)</td>", row) == ["contours, ranking", "7.7", "18.6", "29.9"]
+
+
 def test_a_page_replaces_a_page_and_nothing_else(data, capsys):
     options = ["--gt", str(data / "annotations.json"), *FEW]
     compare(data, *options)
