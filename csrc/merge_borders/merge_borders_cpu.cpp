@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "distances.h"
@@ -49,10 +50,9 @@ class Arena {
   int64_t left_ = 0;
 };
 
-struct Region {
+struct alignas(32) Region {  // alignment: half a cache line each
   int32_t id;
-  int32_t count = 0, capacity = 0;  // of the list
-  bool owns_row = false;
+  int32_t count = 0;  // of the list
   Neighbour* list = nullptr;
   const float* row;  // the mean feature
   double size;
@@ -69,6 +69,7 @@ class Merger {
         regions_(num_regions),
         slot_(2 * num_regions, -1),
         place_(num_regions, -1),
+        capacity_(num_regions, 0),
         rows_(new float[num_regions / 2 * channels]),
         next_row_(rows_.get()),
         heap_(num_regions) {
@@ -81,11 +82,11 @@ class Merger {
   }
 
   void connect(const int32_t* edges, const float* borders, int64_t num_edges) {
-    for (int64_t i = 0; i < 2 * num_edges; ++i) ++regions_[edges[i]].capacity;
+    for (int64_t i = 0; i < 2 * num_edges; ++i) ++capacity_[edges[i]];
     Neighbour* next = arena_.take(2 * num_edges);
-    for (Region& region : regions_) {
-      region.list = next;
-      next += region.capacity;
+    for (int64_t i = 0; i < num_regions_; ++i) {
+      regions_[i].list = next;
+      next += capacity_[i];
     }
     for (int64_t e = 0; e < num_edges; ++e) {
       const int32_t a = edges[2 * e], b = edges[2 * e + 1];
@@ -138,19 +139,22 @@ class Merger {
   Entry evaluate(Region& region, int32_t count) {
     Entry best = kNone;
     const float* rows[kMaxRows];
-    double squares[kMaxRows];
+    double values[kMaxRows], harmonics[kMaxRows];
     for (int32_t begin = 0; begin < count; begin += kMaxRows) {
       const int batch = std::min(count - begin, kMaxRows);
       Neighbour* const others = region.list + begin;
       for (int i = 0; i < batch; ++i) rows[i] = regions_[others[i].slot].row;
-      squared_distances(region.row, rows, batch, channels_, squares);
+      squared_distances(region.row, rows, batch, channels_, values);
       for (int i = 0; i < batch; ++i) {
         const Region& other = regions_[others[i].slot];
-        const double harmonic = other.size * region.size / (other.size + region.size) / total_;
+        harmonics[i] = other.size * region.size / (other.size + region.size) / total_;
         const double mean_strength = static_cast<double>(others[i].strength) / others[i].length;
-        others[i].cost = ordered((std::sqrt(squares[i]) + border_weight_ * mean_strength) *
-                                 std::pow(harmonic, size_exponent_));
-        const Entry entry = {others[i].cost, ids_of(other.id, region.id)};
+        values[i] = std::sqrt(values[i]) + border_weight_ * mean_strength;
+      }
+      for (int i = 0; i < batch; ++i) values[i] *= std::pow(harmonics[i], size_exponent_);
+      for (int i = 0; i < batch; ++i) {
+        others[i].cost = ordered(values[i]);
+        const Entry entry = {others[i].cost, ids_of(regions_[others[i].slot].id, region.id)};
         if (comes_before(entry, best)) best = entry;
       }
     }
@@ -182,10 +186,12 @@ class Merger {
         into.list[i] = into.list[--into.count];
       } else {
         place_[into.list[i].slot] = i;
+        fetch_row(regions_[into.list[i].slot].row, channels_);
         ++i;
       }
     }
-    reserve(into, into.count + part.count - 1);
+    for (int32_t i = 0; i < part.count; ++i) __builtin_prefetch(regions_[part.list[i].slot].list);
+    reserve(kept, into.count + part.count - 1);
     for (int32_t i = 0; i < part.count; ++i) {
       const Neighbour& other = part.list[i];
       if (other.slot == kept) continue;
@@ -194,6 +200,7 @@ class Merger {
       Neighbour& back = find(around, gone);
       if (place < 0) {
         place = into.count;
+        fetch_row(around.row, channels_);
         into.list[into.count++] = other;
         back.slot = kept;
       } else {
@@ -216,35 +223,40 @@ class Merger {
     return *at;
   }
 
-  void reserve(Region& region, int32_t count) {
-    if (count <= region.capacity) return;
-    region.capacity = count + count / 2;
-    Neighbour* const list = arena_.take(region.capacity);
+  // Room for `count` neighbours of the region in a slot.
+  void reserve(int32_t slot, int32_t count) {
+    if (count <= capacity_[slot]) return;
+    capacity_[slot] = count + count / 2;
+    Region& region = regions_[slot];
+    Neighbour* const list = arena_.take(capacity_[slot]);
     std::copy_n(region.list, region.count, list);
     region.list = list;
   }
 
-  // The mean of both parts. A starting region has its row in the input; merged ones, at most half as many,
-  // have one of `rows_`.
-  void join_rows(Region& into, Region& part) {
-    const double size = into.size + part.size;
-    float* row = const_cast<float*>(into.owns_row ? into.row : part.row);
-    if (!into.owns_row && !part.owns_row) {
+  // The mean of both parts. Starting regions have their rows in the input; merged ones, at most half as many
+  // at a time, have one of `rows_` each.
+  void join_rows(Region& into, const Region& part) {
+    float* row = nullptr;
+    for (const Region* region : {&part, &std::as_const(into)}) {
+      if (region->id >= num_regions_) row = const_cast<float*>(region->row);
+    }
+    if (row == nullptr) {
       row = next_row_;
       next_row_ += channels_;
     }
+    const double size = into.size + part.size;
     weighted_sum(into.row, static_cast<float>(into.size / size), part.row,
                  static_cast<float>(part.size / size), channels_, row);
     into.row = row;
-    into.owns_row = true;
     into.size = size;
   }
 
   int64_t num_regions_, channels_;
   double border_weight_, size_exponent_, total_ = 0;
-  std::vector<Region> regions_;  // by slot
-  std::vector<int32_t> slot_;    // of each id, -1 if the region is no more
-  std::vector<int32_t> place_;   // of each slot in the list being made, -1 elsewhere
+  std::vector<Region> regions_;    // by slot
+  std::vector<int32_t> slot_;      // of each id, -1 if the region is no more
+  std::vector<int32_t> place_;     // of each slot in the list being made, -1 elsewhere
+  std::vector<int32_t> capacity_;  // of the list of each slot
   std::unique_ptr<float[]> rows_;
   float* next_row_;
   Arena arena_;
