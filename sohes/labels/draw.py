@@ -25,13 +25,14 @@ class ScoredMasks(NamedTuple):
 
 def draw_nodes(tree: MergeTree, ids: Tensor, leaves: Tensor) -> PackedMasks:
     """Masks of the nodes `ids` [n] of a tree, at the size of `leaves` int64 [H, W], the leaf of every pixel."""
-    return PackedMasks.from_nodes(leaves, *(table.to(leaves.device) for table in node_table([tree], [ids])))
+    orders, nodes = node_table([tree], [ids])
+    return PackedMasks.from_nodes(leaves, orders.to(leaves.device), nodes.to(leaves.device))
 
 
 def draw_candidates(candidates: Sequence[Candidates], leaves: Tensor) -> ScoredMasks:
     """Masks of the candidates of all trees, holes filled, at the size of `leaves` int64 [H, W] (`draw_nodes`)."""
-    tables = node_table([one.tree for one in candidates], [one.ids for one in candidates])
-    masks = PackedMasks.from_nodes(leaves, *(table.to(leaves.device) for table in tables), fill_holes=True)
+    orders, nodes = node_table([one.tree for one in candidates], [one.ids for one in candidates])
+    masks = PackedMasks.from_nodes(leaves, orders.to(leaves.device), nodes.to(leaves.device), fill_holes=True)
     return ScoredMasks(masks, torch.cat([one.scores for one in candidates]))
 
 

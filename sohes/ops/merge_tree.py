@@ -230,7 +230,7 @@ class MergeTree:
     def _leaf_shape(self) -> tuple[int, ...]:
         return self.grid if self.grid is not None else (self.num_leaves,)
 
-    def _check_ids(self, ids: Tensor) -> np.ndarray:
+    def _check_ids(self, ids: Tensor | np.ndarray) -> np.ndarray:
         nodes = torch.as_tensor(ids, dtype=torch.int64, device="cpu").cpu().numpy()
         if nodes.ndim != 1 or (len(nodes) and (nodes.min() < 0 or nodes.max() >= self.num_nodes)):
             raise ValueError(f"ids must be a vector of node ids in [0, {self.num_nodes}), got {nodes}")
