@@ -1,15 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-// Nodes of merge trees drawn as packed masks. The runs of the columns of every leaf are listed once; a node
-// then sets the runs of its leaves, so the time depends on the number of runs and not on the number of
-// pixels.
+// Nodes of merge trees drawn as packed masks. The runs of the columns of every leaf are listed once. A node
+// copies the nodes inside it that are drawn already and sets the runs of its other leaves; one thread makes
+// all words of a node, and both ways give the same pixels.
 #include <algorithm>
 #include <array>
+#include <atomic>
+#include <memory>
+#include <numeric>
+#include <tuple>
+#include <vector>
 
 #include "bits.h"
 #include "huge_pages.h"
 #include "parallel.h"
 #include "regions.h"
 #include "rows.h"
+#include "simd.h"
 #include "sohes/mask_ops.h"
 
 namespace sohes {
@@ -69,6 +75,31 @@ struct Leaves {
   }
 };
 
+// The nodes inside each node that are not inside another one of it, as a linked list from first[n] by next,
+// in the order of their starts; -1 ends it.
+struct Inner {
+  std::vector<int64_t> first, next;
+
+  explicit Inner(const TensorView& nodes, const std::vector<int64_t>& by_start)
+      : first(by_start.size(), -1), next(by_start.size(), -1) {
+    std::vector<int64_t> around, last(by_start.size(), -1);  // around: nodes, each inside the one before
+    for (const int64_t n : by_start) {
+      const int64_t* node = nodes.as<int64_t>() + 3 * n;
+      const auto contains = [&](int64_t outer) {
+        const int64_t* other = nodes.as<int64_t>() + 3 * outer;
+        return other[0] == node[0] && node[1] < other[2] && node[2] <= other[2];
+      };
+      while (!around.empty() && !contains(around.back())) around.pop_back();
+      if (!around.empty()) {
+        const int64_t outer = around.back();
+        (last[outer] < 0 ? first[outer] : next[last[outer]]) = n;
+        last[outer] = n;
+      }
+      around.push_back(n);
+    }
+  }
+};
+
 }  // namespace
 }  // namespace mask_ops
 
@@ -90,28 +121,55 @@ void mask_from_nodes(const TensorView& leaves, const TensorView& orders, const T
           "mask_from_nodes: scratch for holes is too small");
   choose_pages(words);
   const Leaves parts(leaves.as<int64_t>(), height, width, num_leaves, runs.as<int64_t>());
-  parallel_for(nodes.shape[0], 4, num_threads, [&](int thread, int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n) {
-      const int64_t* node = nodes.as<int64_t>() + 3 * n;
-      const int64_t* order = orders.as<int64_t>() + node[0] * num_leaves;
-      uint64_t* mask = row(words, n);
-      int64_t area = 0;
-      Box box = kNoBox;
-      for (const int64_t* leaf = order + node[1]; leaf != order + node[2]; ++leaf) {
-        join(box, parts.boxes[*leaf]);
-        for (int64_t k = parts.first[*leaf]; k < parts.first[*leaf + 1]; ++k) {
-          fill_bits(mask, parts.runs[k].start, parts.runs[k].stop);
-          area += parts.runs[k].stop - parts.runs[k].start;
-        }
+  const int64_t num = nodes.shape[0];
+  const auto node_of = [&](int64_t n) { return nodes.as<int64_t>() + 3 * n; };
+  std::vector<int64_t> order(num);
+  std::iota(order.begin(), order.end(), int64_t{0});
+  std::sort(order.begin(), order.end(), [&](int64_t i, int64_t j) {
+    const int64_t *a = node_of(i), *b = node_of(j);
+    return std::tuple(a[0], a[1], -a[2], i) < std::tuple(b[0], b[1], -b[2], j);
+  });
+  const Inner inner(nodes, order);
+  std::sort(order.begin(), order.end(), [&](int64_t i, int64_t j) {
+    return std::pair(node_of(i)[2] - node_of(i)[1], i) < std::pair(node_of(j)[2] - node_of(j)[1], j);
+  });
+  const std::unique_ptr<std::atomic<bool>[]> is_drawn(new std::atomic<bool>[num]());
+  parallel_for(num, 1, num_threads, [&](int thread, int64_t k, int64_t) {
+    const int64_t n = order[k], *leaf = orders.as<int64_t>() + node_of(n)[0] * num_leaves;
+    int64_t* box = boxes.as<int64_t>() + 4 * n;
+    uint64_t* mask = row(words, n);
+    Box found = kNoBox;
+    const auto draw_leaves = [&](int64_t start, int64_t stop) {
+      for (int64_t at = start; at < stop; ++at) {
+        join(found, parts.boxes[leaf[at]]);
+        for (int64_t r = parts.first[leaf[at]]; r < parts.first[leaf[at] + 1]; ++r)
+          fill_bits(mask, parts.runs[r].start, parts.runs[r].stop);
       }
-      if (fill && area > 0) {
-        const int64_t capacity = holes.shape[1] / 4;
-        area +=
-            fill_holes(mask, height, box[0], box[2], holes.as<int64_t>() + thread * holes.shape[1], capacity);
-      }
-      areas.as<int64_t>()[n] = area;
-      std::copy_n((area > 0 ? box : Box{}).begin(), 4, boxes.as<int64_t>() + 4 * n);
+    };
+    // Smaller nodes come first, so the inner ones are drawn, or another thread is about to: then leaf by
+    // leaf.
+    int64_t at = node_of(n)[1];
+    for (int64_t i = inner.first[n]; i >= 0; i = inner.next[i]) {
+      if (!is_drawn[i].load(std::memory_order_acquire) || areas.as<int64_t>()[i] == 0) continue;
+      draw_leaves(at, node_of(i)[1]);
+      at = std::max(at, node_of(i)[2]);
+      const int64_t* part = boxes.as<int64_t>() + 4 * i;
+      const Span span = span_of(part, height);
+      const uint64_t* from = row(words, i);
+      for (int64_t word = span.begin; word < span.end; ++word) mask[word] |= from[word];
+      join(found, {part[0], part[1], part[2], part[3]});
     }
+    draw_leaves(at, node_of(n)[2]);
+    const bool is_empty = found[0] >= found[2];
+    std::copy_n((is_empty ? Box{} : found).begin(), 4, box);
+    // An inner node may have its holes filled: they are holes or pixels of this node too.
+    if (fill && !is_empty)
+      fill_holes(mask, height, box[0], box[2], holes.as<int64_t>() + thread * holes.shape[1],
+                 holes.shape[1] / 4);
+    const Span span = span_of(box, height);
+    areas.as<int64_t>()[n] =
+        simd().and_popcount(mask + span.begin, 0, mask + span.begin, 0, span.end - span.begin, 1);
+    is_drawn[n].store(true, std::memory_order_release);
   });
 }
 

@@ -82,6 +82,14 @@ def test_selection(operator, value, size):
 
 
 @pytest.mark.parametrize("size", SIZES)
+def test_nms_of_some(size):
+    masks = PackedMasks.from_dense(mixed(0, *size, 6))
+    args = (masks.words, masks.areas, masks.boxes, masks.areas.argsort(stable=True)[::3])
+    got = mask_nms(*(t.cuda() for t in args), 0.5, size[0], "cuda")
+    assert equal([got], [mask_nms(*args, 0.5, size[0], "reference")])
+
+
+@pytest.mark.parametrize("size", SIZES)
 def test_rle(size, monkeypatch):
     words = reference.mask_pack(mixed(1, *size))[0]
     expected = rle_reference.encode_rle(words, size[0] * size[1])

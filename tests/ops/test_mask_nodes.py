@@ -5,7 +5,7 @@ import pytest
 import torch
 from mask_cases import SIZES
 
-from sohes.ops import mask_from_nodes, mask_stats, mask_unpack
+from sohes.ops import mask_from_nodes, mask_stats, mask_unpack, merge_regions
 from sohes.ops._binary import find_binary
 from sohes.ops._library import OPERATORS
 from sohes.ops.mask_regions import mask_fill_holes
@@ -74,6 +74,25 @@ def test_properties(backend):
     assert torch.equal(filled, mask_fill_holes(words, (33, 40)))
     assert not torch.equal(filled, words)
     for got, wanted in zip((areas, boxes), mask_stats(filled, (33, 40)), strict=True):
+        assert torch.equal(got, wanted)
+
+
+@needs_binary
+@pytest.mark.parametrize("fill_holes", [False, True])
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_nodes_of_a_tree_inside_each_other(fill_holes, num_threads):
+    """All nodes of a tree, some of them twice, in any order: the kernel makes large nodes of small ones."""
+    (tree,) = merge_regions(torch.randn(7, 9, 4, generator=torch.Generator().manual_seed(0)))
+    starts, counts, order = (array.long() for array in tree.intervals)
+    nodes = torch.stack([torch.zeros_like(starts), starts, starts + counts], 1)
+    nodes = torch.cat([nodes, nodes[::5]])[torch.randperm(126 - 1 + 25, generator=torch.Generator().manual_seed(1))]
+    leaves = torch.arange(63).view(7, 9).repeat_interleave(3, 0).repeat_interleave(4, 1)
+    leaves[torch.rand(leaves.shape, generator=torch.Generator().manual_seed(2)) < 0.2] = 5
+    threads = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    result = mask_from_nodes(leaves, order[None], nodes, fill_holes, "cpp")
+    torch.set_num_threads(threads)
+    for got, wanted in zip(result, mask_from_nodes(leaves, order[None], nodes, fill_holes, "reference"), strict=True):
         assert torch.equal(got, wanted)
 
 

@@ -25,10 +25,10 @@ void mask_from_index(const TensorView& index, const TensorView& words);
 
 // leaves int64 [W, H]: the leaf of each pixel, 0..L - 1. orders int64 [T, L]: the leaves of each of T trees,
 // depth first. nodes int64 [N, 3]: mask n has the pixels of leaves orders[tree, start .. stop - 1], for
-// (tree, start, stop) = nodes[n], and with `fill` its holes filled. -> words (zeroed), areas [N], boxes. runs
-// int64 [2 * H * W + 5
-// * L + 1] and holes int64 [num_threads, 2 * W * (H + 1)] (empty without `fill`) are scratch, of which no
-// more is touched than the data need.
+// (tree, start, stop) = nodes[n], and with `fill` its holes filled. -> words (zeroed), areas [N], boxes.
+// Scratch, of which no more is touched than the data need: runs int64 [2 * H * W + 5 * L + 1], and with
+// `fill` holes int64 [num_threads, 2 * W * (H + 1)]. Allocates a few lists of N integers, unlike the other
+// functions.
 void mask_from_nodes(const TensorView& leaves, const TensorView& orders, const TensorView& nodes, bool fill,
                      const TensorView& runs, const TensorView& holes, const TensorView& words,
                      const TensorView& areas, const TensorView& boxes, int num_threads);
