@@ -144,6 +144,12 @@ void turn(int64_t* pairs) {
   }
 }
 
+// Whether both sides are one set of masks: not if one has only the first masks of the other.
+bool is_one_set(const TensorView& words_a, const TensorView& boxes_a, const TensorView& words_b,
+                const TensorView& boxes_b) {
+  return words_a.data == words_b.data && boxes_a.data == boxes_b.data && words_a.shape[0] == words_b.shape[0];
+}
+
 // Pixels that two crops which meet there share within the bands [first, last).
 int64_t shared(const Crop& a, const Crop& b, int64_t first, int64_t last) {
   const int64_t from = std::max(a.x0, b.x0), to = std::min(a.x1, b.x1);
@@ -158,8 +164,10 @@ int64_t shared(const Crop& a, const Crop& b, int64_t first, int64_t last) {
 
 using namespace mask_ops;
 
-int64_t mask_overlap_scratch(const TensorView& boxes_a, const TensorView& boxes_b, int64_t height) {
-  return ints_of(boxes_a, height) + (boxes_a.data == boxes_b.data ? 0 : ints_of(boxes_b, height));
+int64_t mask_overlap_scratch(const TensorView& words_a, const TensorView& boxes_a, const TensorView& words_b,
+                             const TensorView& boxes_b, int64_t height) {
+  const bool same = is_one_set(words_a, boxes_a, words_b, boxes_b);
+  return ints_of(boxes_a, height) + (same ? 0 : ints_of(boxes_b, height));
 }
 
 void mask_overlap(const TensorView& words_a, const TensorView& boxes_a, const TensorView& words_b,
@@ -169,8 +177,8 @@ void mask_overlap(const TensorView& words_a, const TensorView& boxes_a, const Te
   require(words_a.is_contiguous() && words_b.is_contiguous() && boxes_a.is_contiguous() &&
               boxes_b.is_contiguous() && out.is_contiguous() && words_a.shape[1] == words_b.shape[1],
           "mask_overlap: expected contiguous words of one size");
-  const bool same = words_a.data == words_b.data && boxes_a.data == boxes_b.data && num_a == num_b;
-  require(scratch.numel() >= mask_overlap_scratch(boxes_a, boxes_b, height),
+  const bool same = is_one_set(words_a, boxes_a, words_b, boxes_b);
+  require(scratch.numel() >= mask_overlap_scratch(words_a, boxes_a, words_b, boxes_b, height),
           "mask_overlap: scratch is too small");
   choose_pages(scratch);
   int64_t* const memory = scratch.as<int64_t>();

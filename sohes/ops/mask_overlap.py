@@ -37,7 +37,7 @@ def _run_cpp(words_a: Tensor, boxes_a: Tensor, words_b: Tensor, boxes_b: Tensor,
     out = words_a.new_empty((len(words_a), len(words_b)))
     words_a, boxes_a, words_b, boxes_b = (t.contiguous() for t in (words_a, boxes_a, words_b, boxes_b))
     binary = require_binary()
-    scratch = out.new_empty(binary.mask_overlap_scratch(boxes_a, boxes_b, height))
+    scratch = out.new_empty(binary.mask_overlap_scratch(words_a, boxes_a, words_b, boxes_b, height))
     binary.mask_overlap(words_a, boxes_a, words_b, boxes_b, height, scratch, out, torch.get_num_threads())
     return out
 

@@ -58,7 +58,8 @@ struct Set {
 
 void check_overlap(Set& a, Set& b, bool same) {
   Ints out({a.num, b.num}), expected({a.num, b.num});
-  Ints scratch({sohes::mask_overlap_scratch(a.boxes.view(), b.boxes.view(), a.height)});
+  Ints scratch({sohes::mask_overlap_scratch(a.words.view(), a.boxes.view(), b.words.view(), b.boxes.view(),
+                                            a.height)});
   sohes::mask_overlap(a.words.view(), a.boxes.view(), b.words.view(), b.boxes.view(), a.height,
                       scratch.view(), expected.view(), 1);
   sohes::mask_overlap_cuda(a.words.view(), a.boxes.view(), a.order.view(), b.words.view(), b.boxes.view(),
@@ -70,7 +71,9 @@ void check_selection(Set& set, double threshold) {
   const int64_t num = set.num, num_words = (num + 63) / 64;
   std::stable_sort(set.order.data.begin(), set.order.data.end(),
                    [&](int64_t i, int64_t j) { return set.areas.data[i] < set.areas.data[j]; });
-  Ints rank({num}), scratch({sohes::mask_overlap_scratch(set.boxes.view(), set.boxes.view(), set.height)}),
+  Ints rank({num}),
+      scratch({sohes::mask_overlap_scratch(set.words.view(), set.boxes.view(), set.words.view(),
+                                           set.boxes.view(), set.height)}),
       shared({num, num}), kept({num}), duplicates({num, num_words}), dropped({num_words}), parents({num}),
       expected({num});
   Bytes keep({num}), expected_keep({num});

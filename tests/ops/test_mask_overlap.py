@@ -74,6 +74,16 @@ def test_strided_words(backend):
     assert torch.equal(mask_overlap(half, masks, backend).cpu(), brute_force(dense, dense))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_first_masks_with_all(backend):
+    """Both sides begin at the same memory, but are not one set."""
+    dense = mixed(6, 40, 50)
+    masks = PackedMasks.from_dense(dense).to(device_for(backend))
+    words, boxes = masks.words, masks.boxes
+    assert torch.equal(_overlap(words[:5], boxes[:5], words, boxes, 40, backend).cpu(), brute_force(dense[:5], dense))
+    assert torch.equal(_overlap(words, boxes, words[:5], boxes[:5], 40, backend).cpu(), brute_force(dense, dense[:5]))
+
+
 # 2. Pinned by hand.
 
 

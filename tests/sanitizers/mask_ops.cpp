@@ -155,12 +155,21 @@ void check_masks(int64_t height, int64_t width) {
   }
 
   Ints overlap({kMasks, kMasks}, -1), crossed({kMasks, kMasks}, -1);
-  Ints half({sohes::mask_overlap_scratch(boxes.view(), boxes.view(), height)});
-  Ints whole({sohes::mask_overlap_scratch(boxes.view(), boxes_again.view(), height)});
+  Ints half({sohes::mask_overlap_scratch(words.view(), boxes.view(), words.view(), boxes.view(), height)});
+  Ints whole(
+      {sohes::mask_overlap_scratch(words.view(), boxes.view(), again.view(), boxes_again.view(), height)});
   sohes::mask_overlap(words.view(), boxes.view(), words.view(), boxes.view(), height, half.view(),
                       overlap.view(), kThreads);
   sohes::mask_overlap(words.view(), boxes.view(), again.view(), boxes_again.view(), height, whole.view(),
                       crossed.view(), kThreads);
+  TensorView few_words = words.view(), few_boxes = boxes.view();  // the first masks, in the memory of all
+  few_words.shape[0] = few_boxes.shape[0] = 2;
+  Ints some({sohes::mask_overlap_scratch(few_words, few_boxes, words.view(), boxes.view(), height)});
+  Ints first({2, kMasks}, -1);
+  sohes::mask_overlap(few_words, few_boxes, words.view(), boxes.view(), height, some.view(), first.view(),
+                      kThreads);
+  expect(std::equal(first.data.begin(), first.data.end(), overlap.data.begin()), "overlap of the first masks",
+         height, width);
   Ints order({kMasks}), kept({kMasks}), parents({kMasks});
   for (int64_t i = 0; i < kMasks; ++i) {
     order.data[i] = i;

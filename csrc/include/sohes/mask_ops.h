@@ -61,7 +61,8 @@ void mask_stats(const TensorView& words, int64_t height, int64_t width, const Te
 // out[i, j] = sum_v popcount(a[i, v] & b[j, v]), int64 [N, M]. The time of a pair is proportional
 // to the intersection of its boxes; one set with itself takes half the time. scratch int64
 // [mask_overlap_scratch].
-int64_t mask_overlap_scratch(const TensorView& boxes_a, const TensorView& boxes_b, int64_t height);
+int64_t mask_overlap_scratch(const TensorView& words_a, const TensorView& boxes_a, const TensorView& words_b,
+                             const TensorView& boxes_b, int64_t height);
 void mask_overlap(const TensorView& words_a, const TensorView& boxes_a, const TensorView& words_b,
                   const TensorView& boxes_b, int64_t height, const TensorView& scratch, const TensorView& out,
                   int num_threads);
