@@ -6,6 +6,7 @@
 #include <pybind11/stl.h>
 
 #include "sohes/evaluation.h"
+#include "sohes/facility_location.h"
 #include "sohes/mask_ops.h"
 #include "sohes/merge_borders.h"
 #include "sohes/merge_regions.h"
@@ -68,6 +69,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("coco_image", &sohes::coco_image, ReleaseGil());
   m.def("count_precision", &sohes::count_precision, ReleaseGil());
 
+  // --- facility_location ---
+  m.def("facility_location_scratch", &sohes::facility_location_scratch);
+  m.def("facility_location", &sohes::facility_location_cpu, ReleaseGil());
+
   // --- merge_regions ---
   m.def("merge_regions_loops", &sohes::merge_regions_loops);
   m.def("merge_regions_scratch", &sohes::merge_regions_scratch);
@@ -98,6 +103,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("mask_overlap", &sohes::mask_overlap, ReleaseGil());
   m.def("mask_nms", &sohes::mask_nms, ReleaseGil());
   m.def("mask_parents", &sohes::mask_parents, ReleaseGil());
+  m.def("mask_pairs_scratch", &sohes::mask_pairs_scratch);
+  m.def("mask_find_pairs", &sohes::mask_find_pairs, ReleaseGil());
+  m.def("mask_sort_pairs", &sohes::mask_sort_pairs, ReleaseGil());
   m.def("mask_num_runs", &sohes::mask_num_runs, ReleaseGil());
   m.def("rle_encode", &sohes::rle_encode, ReleaseGil());
   m.def("rle_decode", &sohes::rle_decode, ReleaseGil());

@@ -3,41 +3,16 @@
 // intersection of two masks, so that it is computed only where it can matter.
 #include <algorithm>
 
+#include "boxed_masks.h"
 #include "parallel.h"
-#include "rows.h"
-#include "simd.h"
 #include "sohes/mask_ops.h"
 
 namespace sohes {
 namespace mask_ops {
 namespace {
 
-struct Masks {
-  const TensorView& words;
-  const int64_t* areas;
-  const int64_t* boxes;
-  int64_t height;
-
-  // Upper bound of the intersection of two masks: that of their boxes.
-  int64_t shared_box(int64_t i, int64_t j) const {
-    const int64_t *a = boxes + 4 * i, *b = boxes + 4 * j;
-    const int64_t w = std::min(a[2], b[2]) - std::max(a[0], b[0]);
-    const int64_t h = std::min(a[3], b[3]) - std::max(a[1], b[1]);
-    return w > 0 && h > 0 ? w * h : 0;
-  }
-
-  // The intersection of two masks that are not empty and whose boxes intersect, over their common columns.
-  int64_t shared(int64_t i, int64_t j) const {
-    const int64_t *a = boxes + 4 * i, *b = boxes + 4 * j;
-    const int64_t x0 = std::max(a[0], b[0]), x1 = std::min(a[2], b[2]);
-    const int64_t y0 = std::max(a[1], b[1]), y1 = std::min(a[3], b[3]);
-    const int64_t from = (x0 * height + y0) >> 6, to = (((x1 - 1) * height + y1 - 1) >> 6) + 1;
-    return simd().and_popcount(row(words, i) + from, 0, row(words, j) + from, 0, to - from, 1);
-  }
-};
-
 // IoU over the threshold. All bounds err on the side of counting: rounding keeps their order.
-bool duplicates(const Masks& masks, int64_t i, int64_t j, double threshold) {
+bool duplicates(const BoxedMasks& masks, int64_t i, int64_t j, double threshold) {
   const int64_t total = masks.areas[i] + masks.areas[j];
   const auto over = [&](int64_t shared) {
     return static_cast<double>(shared) > threshold * static_cast<double>(total - shared);
@@ -59,7 +34,7 @@ void mask_nms(const TensorView& words, const TensorView& areas, const TensorView
               const TensorView& order, double threshold, int64_t height, const TensorView& kept,
               const TensorView& keep) {
   require(words.is_contiguous() && boxes.is_contiguous(), "mask_nms: expected contiguous words and boxes");
-  const Masks masks = {words, areas.as<int64_t>(), boxes.as<int64_t>(), height};
+  const BoxedMasks masks = {words, areas.as<int64_t>(), boxes.as<int64_t>(), height};
   int64_t* const best = kept.as<int64_t>();
   int64_t count = 0;
   std::fill_n(keep.as<bool>(), words.shape[0], false);
@@ -77,7 +52,7 @@ void mask_parents(const TensorView& words, const TensorView& areas, const Tensor
                   int num_threads) {
   require(words.is_contiguous() && boxes.is_contiguous(),
           "mask_parents: expected contiguous words and boxes");
-  const Masks masks = {words, areas.as<int64_t>(), boxes.as<int64_t>(), height};
+  const BoxedMasks masks = {words, areas.as<int64_t>(), boxes.as<int64_t>(), height};
   const int64_t num = words.shape[0];
   parallel_for(num, 16, num_threads, [&](int, int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) {

@@ -5,7 +5,8 @@ Each operator has a PyTorch reference that defines its result, and faster backen
 
 - Packed masks: `mask_pack`, `mask_unpack`, `mask_pack_logits`, `mask_from_index`, `mask_from_nodes`, `mask_stats`.
 - Shape of masks: `mask_fill_holes`, `mask_largest_component`, `mask_components`, `mask_boundary`, `mask_resize`.
-- Pairs of masks: `mask_overlap`, `mask_nms`, `mask_parents`.
+- Pairs of masks: `mask_overlap`, `mask_pairs`, `mask_nms`, `mask_parents`.
+- Choosing masks that cover others: `facility_location`.
 - COCO RLE: `encode_rle`, `decode_rle`.
 - Merge trees: `merge_regions`, `merge_rounds`, `merge_regions_graph`, `merge_borders`, which return a `MergeTree`.
 - Attention: `ms_deform_attn`, `ms_deform_attn_fused`.
@@ -15,9 +16,11 @@ Each operator has a PyTorch reference that defines its result, and faster backen
 """
 
 from sohes.ops._library import BackendUnavailable
+from sohes.ops.facility_location import facility_location
 from sohes.ops.mask_nodes import mask_from_nodes
 from sohes.ops.mask_overlap import mask_overlap
 from sohes.ops.mask_pack import mask_from_index, mask_pack, mask_pack_logits, mask_stats, mask_unpack
+from sohes.ops.mask_pairs import mask_pairs
 from sohes.ops.mask_regions import mask_boundary, mask_components, mask_fill_holes, mask_largest_component, mask_resize
 from sohes.ops.mask_rle import decode_rle, encode_rle
 from sohes.ops.mask_select import mask_nms, mask_parents
@@ -32,6 +35,7 @@ __all__ = [
     "MergeTree",
     "decode_rle",
     "encode_rle",
+    "facility_location",
     "mask_boundary",
     "mask_components",
     "mask_fill_holes",
@@ -42,6 +46,7 @@ __all__ = [
     "mask_overlap",
     "mask_pack",
     "mask_pack_logits",
+    "mask_pairs",
     "mask_parents",
     "mask_resize",
     "mask_stats",

@@ -27,13 +27,15 @@ Size = tuple[int, int]
 class PackedLike(Protocol):
     """Interface of packed masks as operators use them, implemented by `sohes.structures.masks.PackedMasks`.
 
-    words: int64 [N, V]. size: (H, W). boxes: int64 [N, 4].
+    words: int64 [N, V]. size: (H, W). areas: int64 [N]. boxes: int64 [N, 4].
     """
 
     @property
     def words(self) -> Tensor: ...
     @property
     def size(self) -> Size: ...
+    @property
+    def areas(self) -> Tensor: ...
     @property
     def boxes(self) -> Tensor: ...
 

@@ -79,6 +79,18 @@ void mask_parents(const TensorView& words, const TensorView& areas, const Tensor
                   const TensorView& order, double theta, int64_t height, const TensorView& parents,
                   int num_threads);
 
+// Pairs i < j with |i & j| >= min_iou * |i | j| > 0, in two steps. The first writes (i, j, |i & j|) to rows
+// of found, int64 [capacity, 3], in any order, and returns the number of pairs; those beyond the capacity are
+// counted, not written. order int64 [N]: smallest area first. scratch int64 [mask_pairs_scratch]. The second
+// sorts all of them into pairs int64 [E, 2], by (i, j), with iou float32 [E]. starts int64 [N + 1] is
+// scratch.
+int64_t mask_pairs_scratch(int64_t num_masks);
+int64_t mask_find_pairs(const TensorView& words, const TensorView& areas, const TensorView& boxes,
+                        const TensorView& order, double min_iou, int64_t height, const TensorView& scratch,
+                        const TensorView& found, int num_threads);
+void mask_sort_pairs(const TensorView& found, const TensorView& areas, const TensorView& starts,
+                     const TensorView& pairs, const TensorView& iou, int num_threads);
+
 // Number of runs of each mask in COCO RLE (the first may have length 0), int64 [N]. With boxes (or an empty
 // tensor) only words inside the boxes are read.
 void mask_num_runs(const TensorView& words, int64_t num_pixels, const TensorView& boxes, int64_t height,
