@@ -54,8 +54,8 @@ def steps():
     basins = find_basins(view, None, config)
     candidates = find_basin_candidates(basins, view.photo_size, config)
     drawn = draw_candidates(candidates, basins.labels)
-    masks, scores = select_masks(*drawn, view.photo_size, config)
-    forest = make_forest(masks, scores, config)
+    found = select_masks(drawn, view.photo_size, config)
+    forest = make_forest(found, config)
     patches = ExploreConfig(start="patches")
     sharp = build_extractor(patches)
     calls = {
@@ -63,8 +63,8 @@ def steps():
         "basins": lambda: find_basins(view, None, config),
         "trees": lambda: find_basin_candidates(basins, view.photo_size, config),
         "draw": lambda: draw_candidates(candidates, basins.labels),
-        "select": lambda: select_masks(*drawn, view.photo_size, config),
-        "forest": lambda: make_forest(masks, scores, config),
+        "select": lambda: select_masks(drawn, view.photo_size, config),
+        "forest": lambda: make_forest(found, config),
         "encode": lambda: forest.to_coco(1),
         "all": lambda: label_image(image, extractor, config),
         "all-patches": lambda: label_image(image, sharp, patches),
@@ -72,11 +72,11 @@ def steps():
     # 480 x 640 pixels, as they are: an area of 554 squared is not shrunk.
     wide = build_extractor(ExploreConfig(side=555)).view(draw_scene(0, 640).image[:, :480])
     assert wide.lab.shape[1:] == (480, 640)
-    some = masks[:50].resize((480, 640))
+    some = found.masks[:50].resize((480, 640))
     for refiner in ("snap", "guided", "crf"):
         chosen = ExploreConfig(refiner=refiner)
         calls[f"refine-{refiner}-50"] = lambda chosen=chosen: refine_masks(some, wide, chosen)
-    return calls, len(masks)
+    return calls, len(found.masks)
 
 
 STAGES = ("view", "basins", "trees", "draw", "select", "forest", "encode", "all", "all-patches")

@@ -38,6 +38,7 @@ DataSetName = Literal[
     "bsds500-val",
     "plain",
 ]
+LookName = Literal["full", "half", "third", "faded", "vivid"]
 PhotoBaselineName = Literal["felzenszwalb", "slic-tree", "box-grid", "tree-oracle"]
 BaselineName = Literal[PhotoBaselineName, "other-annotators"]
 PHASES: tuple[Phase, ...] = ("explore", "instruct", "correct")
@@ -86,6 +87,12 @@ class ExploreConfig:
     """With `color_trees`: factor on the scores of the ViT's tree. [ours]"""
     feature_border_weight: Annotated[float, at_least(0)] = 8.0
     """With `color_trees`: `border_weight` of the ViT's tree. [ours]"""
+    looks: tuple[LookName, ...] = ("full",)
+    """Looks at a photo that are clustered one by one: `full`; `half` and `third` of the working size (0.5 and 0.35 of
+    each side); `faded` and `vivid` colours. The masks of several looks are joined by consensus: what more looks find
+    ranks higher. [ours]"""
+    vote_iou: Annotated[float, Range(ge=0.5, le=1)] = 0.7
+    """With several looks: a look votes for a mask if it has a mask of at least this IoU with it. [ours]"""
     start: Literal["basins", "patches"] = "basins"
     """Leaves of the merge tree: `basins`, pixel-sharp watershed basins with mean features, merged by features and
     border strength [ours]; or `patches` of the feature grid, merged by features alone. [paper]"""

@@ -47,8 +47,8 @@ def check_image(image: Mapping[str, Any]) -> None:
 def check_annotation(annotation: Mapping[str, Any]) -> None:
     """Raises ValueError for the first invalid field of an annotation, except its segmentation.
 
-    Checked if given: id, category_id, parent, annotator, iscrowd, score, area, bbox; and `level`, which is only copied
-    and may be any value of JSON.
+    Checked if given: id, category_id, parent, annotator, iscrowd, score, votes, area, bbox; and `level`, which is only
+    copied and may be any value of JSON.
     """
     for key in ("id", "category_id", "parent", "annotator"):
         value = annotation.get(key)
@@ -58,6 +58,8 @@ def check_annotation(annotation: Mapping[str, Any]) -> None:
         raise _invalid(annotation, "iscrowd", "0 or 1")
     if annotation.get("score") is not None and not is_number(annotation["score"], -_LARGEST, _LARGEST):
         raise _invalid(annotation, "score", "a finite number")
+    if annotation.get("votes") is not None and not is_number(annotation["votes"], 0, 1):
+        raise _invalid(annotation, "votes", "a number from 0 to 1")
     if annotation.get("area") is not None and not is_number(annotation["area"], 0, MOST_PIXELS):
         raise _invalid(annotation, "area", "a number of pixels from 0 to 1e10")
     if type(annotation.get("level")) is float and not math.isfinite(annotation["level"]):

@@ -25,7 +25,7 @@ from sohes.data.coco_fields import (
 )
 from sohes.data.errors import DataError
 from sohes.data.polygons import draw_polygons
-from sohes.structures.forest import Forest
+from sohes.structures.forest import Forest, read_votes
 from sohes.structures.masks import PackedMasks
 
 _LARGEST_SCORE = float(np.finfo(np.float32).max)
@@ -103,6 +103,7 @@ def _read_forest(annotations: Sequence[Mapping[str, Any]], has_mask: list[bool],
         PackedMasks.from_rle([to_rle(one, size) for one in with_mask], size),
         torch.tensor(scores, dtype=torch.float32, device="cpu"),
         torch.tensor([kept.get(parent, -1) for parent in parents], dtype=torch.int64, device="cpu"),
+        read_votes(with_mask),
     )
 
 

@@ -13,14 +13,31 @@ from sohes.configs.run import ExploreConfig
 from sohes.labels.candidates import Candidates, area_limits
 from sohes.ops.merge_tree import MergeTree
 from sohes.structures.forest import Forest, build_forest
-from sohes.structures.masks import PackedMasks, nms_masks
+from sohes.structures.masks import PackedMasks, Size, nms_masks
 
 
 class ScoredMasks(NamedTuple):
-    """N masks of one image and their scores in (0, 1], float32 [N]."""
+    """N masks of one image.
+
+    scores: float32 [N] in (0, 1]. votes: float32 [N], the share of looks at the photo that have a mask like this one;
+    None with one look.
+    """
 
     masks: PackedMasks
     scores: Tensor
+    votes: Tensor | None = None
+
+    def take(self, index: Tensor) -> ScoredMasks:
+        """Some of the masks, by indices or a bool for each."""
+        return ScoredMasks(self.masks[index], self.scores[index], None if self.votes is None else self.votes[index])
+
+    def fill_holes(self) -> ScoredMasks:
+        """The same masks without holes."""
+        return self._replace(masks=self.masks.fill_holes())
+
+    def resize(self, size: Size) -> ScoredMasks:
+        """The same masks at another size (H, W)."""
+        return self if self.masks.size == size else self._replace(masks=self.masks.resize(size))
 
 
 def draw_nodes(tree: MergeTree, ids: Tensor, leaves: Tensor) -> PackedMasks:
@@ -48,19 +65,20 @@ def node_table(trees: Sequence[MergeTree], ids: Sequence[Tensor]) -> tuple[Tenso
     return torch.stack(orders), torch.cat(nodes)
 
 
-def select_masks(masks: PackedMasks, scores: Tensor, photo_size: tuple[int, int], config: ExploreConfig) -> ScoredMasks:
+def select_masks(found: ScoredMasks, photo_size: Size, config: ExploreConfig) -> ScoredMasks:
     """The best `max_masks` masks, best first: of allowed area and corners, without duplicates.
 
     The masks have no holes (`PackedMasks.fill_holes`). They may be smaller than the photo; area limits are those of the
     photo.
     """
     smallest, largest = area_limits(photo_size, config)
+    masks = found.masks
     areas = masks.areas * (photo_size[0] * photo_size[1] / (masks.size[0] * masks.size[1]))
     is_allowed = (areas >= smallest) & (areas <= largest) & (masks.num_corners() <= config.max_corners)
-    kept = nms_masks(masks, config.nms_iou, scores, among=is_allowed)[: config.max_masks]
-    return ScoredMasks(masks[kept], scores[kept])
+    return found.take(nms_masks(masks, config.nms_iou, found.scores, among=is_allowed)[: config.max_masks])
 
 
-def make_forest(masks: PackedMasks, scores: Tensor, config: ExploreConfig) -> Forest:
+def make_forest(found: ScoredMasks, config: ExploreConfig) -> Forest:
     """The forest of masks: the parent of each is the smallest mask that covers `theta_cover` of it."""
-    return Forest(masks, scores.to(torch.float32), build_forest(masks, config.theta_cover))
+    parents = build_forest(found.masks, config.theta_cover)
+    return Forest(found.masks, found.scores.to(torch.float32), parents, found.votes)

@@ -45,8 +45,8 @@ class FeatureExtractor(Protocol):
     config: ExploreConfig
     device: torch.device
 
-    def view(self, image: Tensor) -> View:
-        """A photo uint8 [3, H, W] at working size, aspect ratio kept."""
+    def view(self, image: Tensor, scale: float = 1.0) -> View:
+        """A photo uint8 [3, H, W] at working size times `scale`, aspect ratio kept."""
         ...
 
     def __call__(self, views: Sequence[View]) -> list[Tensor]:
@@ -59,15 +59,21 @@ def snap_rounds(config: ExploreConfig) -> int:
     return config.snap_rounds if config.start == "patches" else 0
 
 
+def reduced_size(photo_size: tuple[int, int], side: int, scale: float) -> tuple[int, int]:
+    """(H, W) of a photo that is shrunk to at most side^2 pixels, times `scale`."""
+    area = min(photo_size[0] * photo_size[1], side**2)
+    return fit_area(photo_size, scale**2 * area, 1, enlarge=False)
+
+
 class DescriptorExtractor:
     """The descriptor of `sohes.labels.descriptor`. Photos are reduced to the working area, never enlarged."""
 
     def __init__(self, config: ExploreConfig, device: torch.device) -> None:
         self.config, self.device = config, device
 
-    def view(self, image: Tensor) -> View:
+    def view(self, image: Tensor, scale: float = 1.0) -> View:
         config = self.config
-        size = fit_area((image.shape[1], image.shape[2]), config.side**2, 1, enlarge=False)
+        size = reduced_size((image.shape[1], image.shape[2]), config.side, scale)
         grid = (max(1, round(size[0] / config.patch)), max(1, round(size[1] / config.patch)))
         return make_view(image, size, grid, snap_rounds(config), config.compactness)
 
@@ -97,15 +103,16 @@ class ViTExtractor:
             for name in ("mean", "std")
         )  # [3, 1, 1] each
 
-    def view(self, image: Tensor) -> View:
+    def view(self, image: Tensor, scale: float = 1.0) -> View:
         config = self.config
         photo_size = (image.shape[1], image.shape[2])
+        side = scale * config.side
         if config.feature_side == 0:
-            size = fit_area(photo_size, config.side**2, self.patch, enlarge=True)
+            size = fit_area(photo_size, side**2, self.patch, enlarge=True)
             grid = (size[0] // self.patch, size[1] // self.patch)
         else:
-            size = fit_area(photo_size, config.side**2, 1, enlarge=False)
-            input_size = fit_area(photo_size, config.feature_side**2, self.patch, enlarge=True)
+            size = reduced_size(photo_size, config.side, scale)
+            input_size = fit_area(photo_size, min(config.feature_side, side) ** 2, self.patch, enlarge=True)
             grid = (min(input_size[0] // self.patch, size[0]), min(input_size[1] // self.patch, size[1]))
         return make_view(image, size, grid, snap_rounds(config), config.compactness)
 

@@ -6,8 +6,10 @@
    candidates, the best of which are drawn as masks (`basins`, `basin_candidates`, `patch_candidates`, `draw`).
 3. refinement: masks are sharpened to the pixel (`refine`), and those of bad size or shape removed.
 4. duplicates: of two masks that overlap too much the better one stays (`draw.select_masks`).
-5. local re-clustering: steps 1 to 4 again in enlarged crops around small masks (`recluster`).
-6. hierarchy: the parent of a mask is the smallest mask that covers it (`draw.make_forest`).
+5. consensus: steps 1 to 4 for several looks at the photo, at other scales and with other colours, whose masks are
+   joined: what more looks find ranks higher (`looks`, `consensus`).
+6. local re-clustering: steps 1 to 4 again in enlarged crops around small masks (`recluster`).
+7. hierarchy: the parent of a mask is the smallest mask that covers it (`draw.make_forest`).
 """
 
 from __future__ import annotations
@@ -23,8 +25,10 @@ from torch import Tensor
 from sohes.configs.run import ExploreConfig
 from sohes.labels.basin_candidates import find_basin_candidates
 from sohes.labels.basins import find_basins
+from sohes.labels.consensus import join_looks
 from sohes.labels.draw import ScoredMasks, draw_candidates, make_forest, select_masks
 from sohes.labels.features import FeatureExtractor
+from sohes.labels.looks import largest_size, make_looks
 from sohes.labels.patch_candidates import find_patch_candidates
 from sohes.labels.recluster import recluster_small_masks
 from sohes.labels.refine import refine_masks
@@ -63,7 +67,7 @@ def label_images(
     clock = clock or StageClock()
     found = find_masks(images, extractor, config, clock)
     with clock("masks"):
-        found = [_at_size(one, (image.shape[1], image.shape[2])) for one, image in zip(found, images, strict=True)]
+        found = [one.resize((image.shape[1], image.shape[2])) for one, image in zip(found, images, strict=True)]
     if config.theta_small > 0:
         with clock("local"):  # everything done for crops counts as local
 
@@ -74,29 +78,37 @@ def label_images(
         with clock("masks"):
             # Masks from crops may be smaller than those of the whole photo.
             finer = replace(config, min_area=config.min_area / config.local_min_area)
-            found = [select_masks(masks.fill_holes(), scores, masks.size, finer) for masks, scores in found]
+            found = [select_masks(one.fill_holes(), one.masks.size, finer) for one in found]
     with clock("forest"):
-        return [make_forest(masks, scores, config) for masks, scores in found]
+        return [make_forest(one, config) for one in found]
 
 
 def find_masks(
     images: Sequence[Tensor], extractor: FeatureExtractor, config: ExploreConfig, clock: StageClock
 ) -> list[ScoredMasks]:
-    """Steps 1 to 4: the masks of each image uint8 [3, H, W] at its working size, best first."""
+    """Steps 1 to 5: the masks of each image uint8 [3, H, W] at its working size, best first.
+
+    The views of all images and looks go through the network in one batch per grid.
+    """
     with clock("features"):
-        views = [extractor.view(image) for image in images]
+        views = [view for image in images for view in make_looks(image, extractor, config.looks)]
         needs_features = config.start == "patches" or config.features != "descriptor"  # basins have their own colours
         features: Sequence[Tensor | None] = extractor(views) if needs_features else [None] * len(views)
     found = []
     for view, feature in zip(views, features, strict=True):
-        masks, scores = _cluster(view, feature, config, clock)
+        one = _cluster(view, feature, config, clock)
         if config.refiner != "none":
             with clock("refine"):
-                masks, is_kept = refine_masks(masks, view, config, extractor.device)
-                refined = masks[is_kept].fill_holes()
-                masks, scores = select_masks(refined, scores[is_kept], view.photo_size, config)
-        found.append(ScoredMasks(masks, scores))
-    return found
+                masks, is_kept = refine_masks(one.masks, view, config, extractor.device)
+                refined = one._replace(masks=masks).take(is_kept).fill_holes()
+                one = select_masks(refined, view.photo_size, config)
+        found.append(one)
+    looks = len(config.looks)
+    if looks == 1:
+        return found
+    with clock("consensus"):
+        groups = [(views[i : i + looks], found[i : i + looks]) for i in range(0, len(views), looks)]
+        return [join_looks(masks, largest_size(seen), config) for seen, masks in groups]
 
 
 def _cluster(view: View, features: Tensor | None, config: ExploreConfig, clock: StageClock) -> ScoredMasks:
@@ -110,8 +122,4 @@ def _cluster(view: View, features: Tensor | None, config: ExploreConfig, clock: 
             (tree,) = merge_regions(features, schedule=config.schedule)
             candidates, leaves = [find_patch_candidates(tree, view, config)], view.patches
     with clock("masks"):
-        return select_masks(*draw_candidates(candidates, leaves), view.photo_size, config)
-
-
-def _at_size(found: ScoredMasks, size: tuple[int, int]) -> ScoredMasks:
-    return found if found.masks.size == size else ScoredMasks(found.masks.resize(size), found.scores)
+        return select_masks(draw_candidates(candidates, leaves), view.photo_size, config)

@@ -44,8 +44,10 @@ def recluster_small_masks(
         found: masks of each photo at its size, best first.
         find_masks: called once, with the crops of all photos.
     """
-    crops = [make_crops(image, masks, config) for image, (masks, _) in zip(images, found, strict=True)]
-    crop_config = replace(config, max_masks=config.local_masks, min_area=config.min_area * config.local_min_area)
+    crops = [make_crops(image, one.masks, config) for image, one in zip(images, found, strict=True)]
+    crop_config = replace(
+        config, looks=("full",), max_masks=config.local_masks, min_area=config.min_area * config.local_min_area
+    )
     found_in_crops = iter(find_masks([crop.image for own in crops for crop in own], crop_config))
     return [
         _add_crops(one, own, list(islice(found_in_crops, len(own))), config)
@@ -61,9 +63,9 @@ def _add_crops(
     Scores of different images are not comparable. So the best mask of a crop gets the score of the crop's mask, and the
     others less, in proportion to their own scores.
     """
-    masks, scores = found
+    masks, scores, votes = found
     all_masks, all_scores = [masks], [scores]
-    for crop, (crop_masks, crop_scores) in zip(crops, found_in_crops, strict=True):
+    for crop, (crop_masks, crop_scores, _) in zip(crops, found_in_crops, strict=True):
         y0, x0, y1, x1 = crop.box
         dense = crop_masks.resize((y1 - y0, x1 - x0)).to_dense()  # [n, h, w]
         placed = PackedMasks.from_dense(F.pad(dense, (x0, masks.size[1] - x1, y0, masks.size[0] - y1)))
@@ -71,7 +73,10 @@ def _add_crops(
         all_masks.append(placed[is_inside])
         share = crop_scores / crop_scores.max() if len(crop_scores) else crop_scores
         all_scores.append(share[is_inside] * scores[crop.index])
-    return ScoredMasks(PackedMasks.cat(all_masks), torch.cat(all_scores))
+    joined = torch.cat(all_scores)
+    if votes is not None:  # crops are looked at once
+        votes = torch.cat([votes, votes.new_full((len(joined) - len(votes),), 1 / len(config.looks))])
+    return ScoredMasks(PackedMasks.cat(all_masks), joined, votes)
 
 
 def make_crops(image: Tensor, masks: PackedMasks, config: ExploreConfig) -> list[Crop]:

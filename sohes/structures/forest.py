@@ -22,6 +22,8 @@ class Forest:
     masks: N masks of one size.
     scores: float32 [N].
     parents: int64 [N], the index of each mask's parent, -1 for a root. No cycles.
+    votes: float32 [N] in 0..1, of labels from several looks at the photo the share of looks that have a mask like this
+        one; None where there are no votes.
 
     The level of a mask is the number of its ancestors in this forest: 0 for a root, 1 for its children, and so on.
     JSON, visualizations, the report and `--depth` use this level. `select` returns a smaller forest with new levels;
@@ -31,10 +33,14 @@ class Forest:
     masks: PackedMasks
     scores: Tensor
     parents: Tensor
+    votes: Tensor | None = None
 
     def __post_init__(self) -> None:
         count = len(self.masks)
-        for name, values, dtype in (("scores", self.scores, torch.float32), ("parents", self.parents, torch.int64)):
+        fields = [("scores", self.scores, torch.float32), ("parents", self.parents, torch.int64)]
+        if self.votes is not None:
+            fields.append(("votes", self.votes, torch.float32))
+        for name, values, dtype in fields:
             if not isinstance(values, Tensor):
                 raise TypeError(f"Forest: expected {name} {dtype} [{count}], got {type(values).__name__}")
             if values.shape != (count,) or values.dtype != dtype:
@@ -92,10 +98,14 @@ class Forest:
         while (gone := (above >= 0) & (place[above] < 0)).any():
             above = torch.where(gone, self.parents[above], above)
         parents = torch.where(above >= 0, place[above], above)  # [kept]
-        return Forest(self.masks[indices], self.scores[indices], parents)
+        votes = None if self.votes is None else self.votes[indices]
+        return Forest(self.masks[indices], self.scores[indices], parents, votes)
 
     def to_coco(self, image_id: int | str, first_id: int = 1) -> list[dict]:
-        """COCO annotations with ids from `first_id` on; `parent` is an annotation id or None, `bbox` is x, y, w, h."""
+        """COCO annotations with ids from `first_id` on; `parent` is an annotation id or None, `bbox` is x, y, w, h.
+
+        `votes` only if the forest has votes.
+        """
         if isinstance(image_id, np.generic):
             image_id = image_id.item()
         first_id = int(first_id)
@@ -109,6 +119,7 @@ class Forest:
             self.parents.tolist(),
             strict=True,
         )
+        votes = [{}] * len(self) if self.votes is None else [{"votes": vote} for vote in self.votes.tolist()]
         return [
             {
                 "id": first_id + index,
@@ -119,6 +130,7 @@ class Forest:
                 "bbox": box,
                 "iscrowd": 0,
                 "score": score,
+                **votes[index],
                 "level": level,
                 "parent": None if parent < 0 else first_id + parent,
             }
@@ -129,7 +141,8 @@ class Forest:
     def from_coco(cls, annotations: Sequence[Mapping], size: Size) -> Forest:
         """The forest of one image's annotations (RLE segmentations).
 
-        A missing score is 1. A mask is a root if it has no parent, or if the parent is not among the annotations.
+        A missing score is 1; votes are read if every annotation has them. A mask is a root if it has no parent, or if
+        the parent is not among the annotations.
         """
         masks = PackedMasks.from_rle([annotation["segmentation"] for annotation in annotations], size)
         index_of = {annotation["id"]: index for index, annotation in enumerate(annotations) if "id" in annotation}
@@ -137,7 +150,8 @@ class Forest:
             [annotation.get("score", 1.0) for annotation in annotations], dtype=torch.float32, device="cpu"
         )
         parents = [index_of.get(annotation.get("parent"), -1) for annotation in annotations]
-        return cls(masks, scores, torch.tensor(parents, dtype=torch.int64, device="cpu"))
+        votes = read_votes(annotations)
+        return cls(masks, scores, torch.tensor(parents, dtype=torch.int64, device="cpu"), votes)
 
     def to_label_map(self, depth: int | None = None) -> Tensor:
         """Index of the deepest mask at each pixel, int64 [H, W], -1 for none.
@@ -189,6 +203,14 @@ class Forest:
         scores = torch.tensor([record["predicted_iou"] for record in records], dtype=torch.float32, device="cpu")
         parents = [-1 if record.get("parent") is None else record["parent"] for record in records]
         return cls(PackedMasks.cat(masks), scores, torch.tensor(parents, dtype=torch.int64, device="cpu"))
+
+
+def read_votes(annotations: Sequence[Mapping]) -> Tensor | None:
+    """The votes of COCO annotations, float32 [N]; None unless every annotation has them."""
+    votes = [annotation.get("votes") for annotation in annotations]
+    if not votes or None in votes:
+        return None
+    return torch.tensor(votes, dtype=torch.float32, device="cpu")
 
 
 def build_forest(masks: PackedMasks, theta_cover: float = 0.9, backend: str = "auto") -> Tensor:

@@ -131,10 +131,11 @@ def resize_image(image: Tensor, long_side: int) -> Tensor:
 
 
 def resize_forest(forest: Forest, size: tuple[int, int]) -> Forest:
-    """The forest with masks of another size (h, w), sampled at the pixel centres. Scores and parents stay."""
+    """The forest with masks of another size (h, w), sampled at the pixel centres. All else stays."""
     if size == forest.masks.size:
         return forest
-    return Forest(resize_masks(forest.masks, size), forest.scores.cpu(), forest.parents.cpu())
+    votes = None if forest.votes is None else forest.votes.cpu()
+    return Forest(resize_masks(forest.masks, size), forest.scores.cpu(), forest.parents.cpu(), votes)
 
 
 def resize_masks(masks: PackedMasks, size: tuple[int, int]) -> PackedMasks:

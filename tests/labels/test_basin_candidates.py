@@ -142,7 +142,7 @@ def test_finds_a_whole_and_its_part(two_discs, ward_weight):
     basins = basins_of(image, config)
     candidates = find_basin_candidates(basins, (64, 96), config)
     assert len(candidates) == 1 + (ward_weight > 0)
-    masks, scores = select_masks(*draw_candidates(candidates, basins.labels), (64, 96), config)
+    masks, scores, _ = select_masks(draw_candidates(candidates, basins.labels), (64, 96), config)
     assert 2 <= len(masks) <= 10
     assert (scores[:-1] >= scores[1:]).all()
     iou = mask_iou(PackedMasks.from_dense(torch.stack([outer, inner])), masks)
@@ -194,7 +194,7 @@ def test_trees_of_colors_stand_beside_that_of_a_network(two_discs):
     torch.testing.assert_close(less[0].scores[:1], candidates[0].scores[:1] * 0.5 / 0.93)
     other = find_basin_candidates(basins, (64, 96), replace(config, feature_border_weight=0.0))
     assert not torch.equal(other[0].tree.merges, candidates[0].tree.merges)
-    masks, _ = draw_candidates(candidates, basins.labels)
+    masks = draw_candidates(candidates, basins.labels).masks
     iou = mask_iou(PackedMasks.from_dense(torch.stack([outer, inner])), masks)
     assert iou.max(1).values.min() > 0.9
     assert len(find_basin_candidates(basins, (64, 96), replace(config, color_trees=False))) == 2

@@ -77,7 +77,7 @@ def test_finds_a_whole_and_its_part(two_discs):
     candidates = find_patch_candidates(tree, view, config)
     assert (candidates.scores[:-1] >= candidates.scores[1:]).all()
     assert ((candidates.scores > 0) & (candidates.scores <= 1)).all()
-    masks, scores = select_masks(*draw_candidates([candidates], view.patches), view.photo_size, config)
+    masks, scores, _ = select_masks(draw_candidates([candidates], view.patches), view.photo_size, config)
     assert 2 <= len(masks) <= 10
     assert len(scores) == len(masks)
     iou = mask_iou(PackedMasks.from_dense(torch.stack([outer, inner])), masks)

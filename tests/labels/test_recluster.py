@@ -26,21 +26,23 @@ def test_crops_surround_small_candidates_only(two_discs):
 def test_masks_of_a_crop_are_placed_and_filtered(two_discs):
     image, _, inner = two_discs
     masks, scores = PackedMasks.from_dense(inner[None]), torch.tensor([0.5])
-    config = ExploreConfig(theta_small=0.2, local_side=128)
+    config = ExploreConfig(theta_small=0.2, local_side=128, looks=("half", "vivid"))
     (crop,) = make_crops(image, masks, config)
     y0, x0, y1, x1 = crop.box
 
     def find_masks(images, inner_config):
-        assert inner_config.max_masks == config.local_masks
+        assert (inner_config.max_masks, inner_config.looks) == (config.local_masks, ("full",))
         size = (images[0].shape[1], images[0].shape[2])
         upper = inner.clone()
         upper[32:] = False
         local = PackedMasks.from_dense(torch.stack([upper, ~inner])[:, y0:y1, x0:x1]).resize(size)
-        return [(local, torch.tensor([0.8, 0.9]))]
+        return [ScoredMasks(local, torch.tensor([0.8, 0.9]))]
 
-    ((joined, joined_scores),) = recluster_small_masks([image], [(masks, scores)], find_masks, config)
+    found = [ScoredMasks(masks, scores, torch.tensor([0.6]))]
+    ((joined, joined_scores, votes),) = recluster_small_masks([image], found, find_masks, config)
     # The best mask of the crop lies outside of the small mask and is dropped; it would have scored 0.5.
     torch.testing.assert_close(joined_scores, torch.tensor([0.5, 0.5 * 0.8 / 0.9]))
+    torch.testing.assert_close(votes, torch.tensor([0.6, 0.5]))  # a crop is seen by one of the two looks
     upper = inner.clone()
     upper[32:] = False
     assert mask_iou(joined[1:], PackedMasks.from_dense(upper[None])) > 0.9
@@ -55,20 +57,22 @@ def test_crops_of_several_photos_are_one_call(two_discs):
         ScoredMasks(PackedMasks.from_dense(torch.stack(masks)), torch.tensor([0.5, 0.25])[: len(masks)])
         for masks in ([whole, inner], [whole], [outer & ~inner, inner.flip(1)])
     ]
-    numbers = [len(make_crops(photo, masks, config)) for photo, (masks, _) in zip(photos, found, strict=True)]
+    numbers = [len(make_crops(photo, masks, config)) for photo, (masks, *_) in zip(photos, found, strict=True)]
     assert numbers == [1, 0, 1]
     calls = []
 
     def find_masks(images, _):
         calls.append(len(images))
         return [
-            (PackedMasks.from_dense(torch.ones(1, *crop.shape[1:], dtype=torch.bool)), torch.tensor([0.25 * (i + 1)]))
+            ScoredMasks(
+                PackedMasks.from_dense(torch.ones(1, *crop.shape[1:], dtype=torch.bool)), torch.tensor([0.25 * (i + 1)])
+            )
             for i, crop in enumerate(images)
         ]
 
     joined = recluster_small_masks(photos, found, find_masks, replace(config, local_cover=0.0))
     assert calls == [sum(numbers)]
-    assert [len(masks) for masks, _ in joined] == [3, 1, 3]
+    assert [len(one.masks) for one in joined] == [3, 1, 3]
     torch.testing.assert_close(joined[0][1], torch.tensor([0.5, 0.25, 0.25]))
     torch.testing.assert_close(joined[2][1], torch.tensor([0.5, 0.25, 0.25]))
 

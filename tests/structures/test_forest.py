@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mask_cases import mixed, object_logits
 
+from sohes.data.coco import labelled_image
 from sohes.ops._binary import find_binary
 from sohes.structures.forest import Forest, build_forest
 from sohes.structures.masks import PackedMasks, mask_coverage, nms_masks
@@ -166,6 +167,31 @@ def test_coco_and_back():
     assert torch.equal(again.masks.words, forest.masks.words)
     assert torch.equal(again.scores, forest.scores)
     assert torch.equal(again.parents, forest.parents)
+
+
+def test_votes_travel():
+    """Votes are kept by select, written to COCO records and read back; nothing is written without them."""
+    plain = nested()
+    forest = Forest(plain.masks, plain.scores, plain.parents, torch.tensor([1.0, 0.8, 0.6, 0.4, 0.25]))
+    torch.testing.assert_close(forest.select([3, 0]).votes, torch.tensor([0.4, 1.0]))
+    records = json.loads(json.dumps(forest.to_coco(1)))
+    torch.testing.assert_close(Forest.from_coco(records, forest.masks.size).votes, forest.votes)
+    labelled = labelled_image({"id": 1, "height": 4, "width": 4, "file_name": "a.jpg"}, records, Path("a.jpg"))
+    torch.testing.assert_close(labelled.forest.votes, forest.votes)
+    assert plain.votes is None
+    assert plain.select([0]).votes is None
+    assert "votes" not in plain.to_coco(1)[0]
+    del records[2]["votes"]
+    assert Forest.from_coco(records, forest.masks.size).votes is None
+    records[0]["votes"] = 1.5
+    with pytest.raises(ValueError, match="expected a number from 0 to 1 as votes"):
+        labelled_image({"id": 1, "height": 4, "width": 4, "file_name": "a.jpg"}, records, Path("a.jpg"))
+
+
+def test_wrong_votes():
+    plain = nested()
+    with pytest.raises(ValueError, match=r"Forest: expected votes torch.float32 \[5\], got torch.float64 \[5\]"):
+        Forest(plain.masks, plain.scores, plain.parents, torch.ones(5, dtype=torch.float64))
 
 
 def test_plain_coco():
