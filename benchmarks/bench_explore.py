@@ -5,6 +5,8 @@
     python benchmarks/bench_explore.py SETS/bsds_val --images 20 --baselines --set max_masks=1000
 
 The second form prints one row per method: recall in percent at several numbers of masks, seconds per image on the CPU.
+`--intervals` adds the difference of each row to the first one of its set, with the 95 % interval of a paired bootstrap
+over photos.
 The baselines are those of `python -m sohes.evaluate --baseline`; each row of settings gets its own oracle.
 """
 
@@ -31,6 +33,7 @@ from sohes.data.coco import LabelledImage, LabelSet
 from sohes.data.images import read_annotated
 from sohes.data.scenes import draw_scene
 from sohes.evaluation import Evaluator
+from sohes.evaluation.bootstrap import Bootstrap, collect_sums
 from sohes.labels.basin_candidates import find_basin_candidates
 from sohes.labels.basins import find_basins
 from sohes.labels.draw import draw_candidates, make_forest, node_table, select_masks
@@ -164,11 +167,11 @@ def chosen_images(folder: Path, num_images: int) -> Iterator[tuple[LabelledImage
         yield truth, read_annotated(truth.path)
 
 
-def measure_quality(folder: Path, num_images: int, segment: Segment) -> dict[str, float]:
+def measure_quality(folder: Path, num_images: int, segment: Segment) -> Quality:
     quality = Quality()
     for truth, image in chosen_images(folder, num_images):
         quality.add(truth, image, segment)
-    return quality.summary()
+    return quality
 
 
 def print_header() -> None:
@@ -180,12 +183,27 @@ def print_row(name: str, result: dict[str, float]) -> None:
     print(f"{name:44s} {values} {result['masks_per_image']:7.0f} {result['seconds']:7.2f}", flush=True)
 
 
+def print_differences(results: dict[str, Quality]) -> None:
+    """The differences to the first row, with intervals of a paired bootstrap over photos."""
+    sums = {name: collect_sums(quality.evaluator) for name, quality in results.items()}
+    (_, base), *others = sums.items()
+    resamples = Bootstrap(len(base.photos), 1000, 0.95, seed=0)
+    for name, run in others:
+        texts = []
+        for metric in COLUMNS:
+            if metric != "AP" and metric in run.sums:
+                value = resamples.difference(run, base, metric)
+                texts.append(f"{metric} {100 * value.value:+.1f} [{100 * value.low:+.1f}, {100 * value.high:+.1f}]")
+        print(f"  {name} - first: {', '.join(texts)}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, help="label sets: annotations.json and images/")
     parser.add_argument("--images", type=int, default=20, help="images per set")
     parser.add_argument("--baselines", action="store_true", help="also the floors, and the oracle of each tree")
     parser.add_argument("--set", nargs="*", action="append", metavar="FIELD=VALUE", help="a row with these settings")
+    parser.add_argument("--intervals", action="store_true", help="also differences to the first row, with intervals")
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows = {}
@@ -201,8 +219,12 @@ def main() -> None:
         rows |= {name: lambda image, _, floor=floor: floor(image, BaselineConfig()) for name, floor in floors.items()}
     print_header()
     for folder in args.folders:
+        results = {}
         for name, segment in rows.items():
-            print_row(f"{folder.name}: {name}"[:44], measure_quality(folder, args.images, segment))
+            results[name] = measure_quality(folder, args.images, segment)
+            print_row(f"{folder.name}: {name}"[:44], results[name].summary())
+        if args.intervals:
+            print_differences(results)
 
 
 def _literal(text: str) -> object:
