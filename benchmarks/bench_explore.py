@@ -17,6 +17,7 @@ import ast
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,11 +37,12 @@ from sohes.evaluation import Evaluator
 from sohes.evaluation.bootstrap import Bootstrap, collect_sums
 from sohes.labels.basin_candidates import find_basin_candidates
 from sohes.labels.basins import find_basins
+from sohes.labels.consensus import join_looks
 from sohes.labels.draw import draw_candidates, make_forest, node_table, select_masks
 from sohes.labels.features import build_extractor
-from sohes.labels.pipeline import label_image
+from sohes.labels.pipeline import StageClock, find_masks, label_image
 from sohes.labels.refine import refine_masks
-from sohes.ops import mask_from_nodes, merge_borders
+from sohes.ops import facility_location, mask_from_nodes, mask_pairs, merge_borders
 from sohes.structures.forest import Forest
 from sohes.structures.masks import PackedMasks
 
@@ -61,6 +63,8 @@ def steps():
     forest = make_forest(found, config)
     patches = ExploreConfig(start="patches")
     sharp = build_extractor(patches)
+    five = ExploreConfig(max_masks=1000, looks=("full", "half", "third", "faded", "vivid"))
+    each = [find_masks([image], extractor, replace(five, looks=(look,)), StageClock())[0] for look in five.looks]
     calls = {
         "view": lambda: extractor.view(image),
         "basins": lambda: find_basins(view, None, config),
@@ -69,6 +73,8 @@ def steps():
         "select": lambda: select_masks(drawn, view.photo_size, config),
         "forest": lambda: make_forest(found, config),
         "encode": lambda: forest.to_coco(1),
+        "consensus-1000": lambda: join_looks(each, basins.labels.shape, five),
+        "all-five-looks-1000": lambda: label_image(image, extractor, five),
         "all": lambda: label_image(image, extractor, config),
         "all-patches": lambda: label_image(image, sharp, patches),
     }
@@ -83,10 +89,11 @@ def steps():
 
 
 STAGES = ("view", "basins", "trees", "draw", "select", "forest", "encode", "all", "all-patches")
+LOOKS = ("consensus-1000", "all-five-looks-1000")
 REFINERS = ("refine-snap-50", "refine-guided-50", "refine-crf-50")
 
 
-@pytest.mark.parametrize("stage", STAGES + REFINERS)
+@pytest.mark.parametrize("stage", STAGES + LOOKS + REFINERS)
 def test_stage(benchmark, steps, stage):
     calls, num_masks = steps
     threads = torch.get_num_threads()
@@ -119,6 +126,43 @@ def test_mask_from_nodes(benchmark, backend):
     torch.set_num_threads(1)
     rounds = 9 if backend == "cpp" else 3
     benchmark.pedantic(lambda: mask_from_nodes(basins.labels, *args, backend=backend), rounds=rounds, warmup_rounds=1)
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_mask_pairs(benchmark, backend):
+    """Pairs of IoU 0.5 among the masks of five scales of a scene, at 240 px, on one thread."""
+    masks = _masks_of_looks()
+    benchmark.extra_info |= {"masks": len(masks), "pairs": len(mask_pairs(masks, 0.5)[0])}
+    _on_one_thread(benchmark, lambda: mask_pairs(masks, 0.5, backend))
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_facility_location(benchmark, backend):
+    """The first 1000 of the masks of five scales of a scene."""
+    masks = _masks_of_looks()
+    pairs, iou = mask_pairs(masks, 0.5)
+    values = torch.rand((2, len(masks)), generator=torch.Generator().manual_seed(0)) + 0.1
+    benchmark.extra_info |= {"masks": len(masks), "pairs": len(pairs)}
+    _on_one_thread(benchmark, lambda: facility_location(pairs, iou, *values, 1000, backend))
+
+
+def _masks_of_looks() -> PackedMasks:
+    """Up to 5000 masks of 240 x 240: 1000 of each of five sizes of a scene."""
+    config = ExploreConfig(max_masks=1000)
+    scene, extractor = draw_scene(0, 480).image, build_extractor(config)
+    sets = []
+    for side in (480, 400, 320, 240, 160):
+        image = torch.nn.functional.interpolate(scene[None].float(), (side, side), mode="bilinear", antialias=True)
+        (found,) = find_masks([image[0].round().byte()], extractor, config, StageClock())
+        sets.append(found.masks.resize((240, 240)))
+    return PackedMasks.cat(sets)
+
+
+def _on_one_thread(benchmark, call: Callable[[], object]) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    benchmark.pedantic(call, rounds=5, warmup_rounds=1)
     torch.set_num_threads(threads)
 
 

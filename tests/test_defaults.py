@@ -40,6 +40,7 @@ def ops_of_masks():
     words, areas, boxes, rle = masks.words, masks.areas, masks.boxes, [one["counts"] for one in masks.to_rle()]
     logits, index = torch.randn(4, 5, 6), torch.randint(-1, 3, SIZE)
     order = areas.argsort(stable=True)
+    pair_values = torch.rand((2, 3), dtype=torch.float32, device="cpu") + 0.1
     return {
         "mask_pack": lambda b: ops.mask_pack(dense, b),
         "mask_unpack": lambda b: ops.mask_unpack(words, SIZE, b),
@@ -52,6 +53,10 @@ def ops_of_masks():
         "mask_overlap": lambda b: ops.mask_overlap(masks, masks, b),
         "mask_nms": lambda b: ops.mask_nms(words, areas, boxes, order, 0.5, SIZE[0], b),
         "mask_parents": lambda b: ops.mask_parents(words, areas, boxes, order, 0.7, SIZE[0], b),
+        "mask_pairs": lambda b: ops.mask_pairs(masks, 0.1, b),
+        "facility_location": lambda b: ops.facility_location(
+            torch.tensor([[0, 1]], device="cpu"), torch.ones(1, dtype=torch.float32, device="cpu"), *pair_values, 2, b
+        ),
         "mask_fill_holes": lambda b: ops.mask_fill_holes(words, SIZE, b),
         "mask_largest_component": lambda b: ops.mask_largest_component(words, SIZE, b),
         "mask_boundary": lambda b: ops.mask_boundary(words, SIZE, b),

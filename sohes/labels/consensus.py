@@ -50,21 +50,33 @@ def join_looks(found: Sequence[ScoredMasks], size: Size, config: ExploreConfig) 
     Scores are in (0, 1] and fall: the worth newly covered per look, brought back to the scale of the looks' scores. The
     votes of a mask are the share of looks with a mask of at least `vote_iou` with it, its own look included.
     """
-    masks = PackedMasks.cat([one.masks.resize(size) for one in found])
+    small = _reduced_size(size)
+    reduced = PackedMasks.cat([one.masks.resize(small) for one in found])
     scores = torch.cat([one.scores for one in found]).double()  # [N]
     counts = torch.tensor([len(one.masks) for one in found], device="cpu")
     look = torch.repeat_interleave(torch.arange(len(found), device="cpu"), counts)  # [N]
     scale = torch.tensor([LOOKS[name].scale for name in config.looks], dtype=torch.float64, device="cpu")[look]  # [N]
-    pairs, iou = mask_pairs(_reduced(masks), _FIRST)  # [E, 2], [E]
+    pairs, iou = mask_pairs(reduced, _FIRST)  # [E, 2], [E]
     votes = share_of_looks(pairs[iou >= config.vote_iou], look, len(found))  # [N]
-    worth = scores**_WORTH * votes * _CUT ** num_sides(masks)
+    worth = scores**_WORTH * votes * _CUT ** num_sides(reduced)
     preference = scores**_CHOICE * scale**_SHARPNESS
     covered = ((iou - _FIRST) / _STEP + 1).div(_NUM_THRESHOLDS).clamp(0, 1)  # [E]
     num = int(config.max_masks * _SPARE) + 1
     order, gains = facility_location(pairs, covered, worth.float(), preference.float(), num)
     scores = (gains / len(found)).clamp(1e-30, 1) ** (1 / (_WORTH + _CHOICE))
-    ranked = ScoredMasks(masks[order], scores, votes[order].float())
+    ranked = ScoredMasks(_gather([one.masks for one in found], order, size), scores, votes[order].float())
     return ranked.take(nms_masks(ranked.masks, config.nms_iou, scores)[: config.max_masks])
+
+
+def _gather(sets: Sequence[PackedMasks], order: Tensor, size: Size) -> PackedMasks:
+    """Masks of several sets, resized: those at places `order` of all sets one after the other."""
+    first, chosen, places = 0, [], []
+    for masks in sets:
+        place = ((order >= first) & (order < first + len(masks))).nonzero()[:, 0]
+        chosen.append(masks[order[place] - first].resize(size))
+        places.append(place)
+        first += len(masks)
+    return PackedMasks.cat(chosen)[torch.cat(places).argsort()]
 
 
 def share_of_looks(pairs: Tensor, look: Tensor, num_looks: int) -> Tensor:
@@ -86,7 +98,7 @@ def num_sides(masks: PackedMasks) -> Tensor:
     return torch.stack([x0 <= 1, y0 <= 1, x1 >= width - 1, y1 >= height - 1]).sum(0)
 
 
-def _reduced(masks: PackedMasks) -> PackedMasks:
-    """The same masks at half the size, a quarter of the bits, unless they are small already."""
-    height, width = masks.size
-    return masks.resize((height // 2, width // 2)) if height * width > _SMALL**2 else masks
+def _reduced_size(size: Size) -> Size:
+    """The size at which overlaps are measured: half of (H, W), a quarter of the bits, unless that is small already."""
+    height, width = size
+    return (height // 2, width // 2) if height * width > _SMALL**2 else size
