@@ -49,7 +49,7 @@ def _contradictions(config: Config, num_processes: int) -> Iterator[str]:
             "expected at most that"
         )
     if not config.explore.looks or len(set(config.explore.looks)) < len(config.explore.looks):
-        yield f"explore.looks = {show(config.explore.looks) or 'none'}, expected at least one look, none of them twice"
+        yield f"explore.looks = {" ".join(config.explore.looks) or 'none'}, expected at least one look, none of them twice"
     if config.infer.grid_size and config.model.query_init != "seeds":
         yield f"infer.grid_size = {config.infer.grid_size} is for model.query_init seeds, expected 0"
     if config.views.scale[0] > config.views.scale[1]:
