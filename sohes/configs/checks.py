@@ -48,8 +48,9 @@ def _contradictions(config: Config, num_processes: int) -> Iterator[str]:
             f"explore.feature_side = {config.explore.feature_side} is more than explore.side = {config.explore.side}, "
             "expected at most that"
         )
-    if not config.explore.looks or len(set(config.explore.looks)) < len(config.explore.looks):
-        yield f"explore.looks = {" ".join(config.explore.looks) or 'none'}, expected at least one look, none of them twice"
+    looks = config.explore.looks
+    if not looks or len(set(looks)) < len(looks):
+        yield f"explore.looks = {' '.join(looks) or 'none'}, expected at least one look, none of them twice"
     if config.infer.grid_size and config.model.query_init != "seeds":
         yield f"infer.grid_size = {config.infer.grid_size} is for model.query_init seeds, expected 0"
     if config.views.scale[0] > config.views.scale[1]:
