@@ -165,11 +165,11 @@ void check_masks(int64_t height, int64_t width) {
   TensorView few_words = words.view(), few_boxes = boxes.view();  // the first masks, in the memory of all
   few_words.shape[0] = few_boxes.shape[0] = 2;
   Ints some({sohes::mask_overlap_scratch(few_words, few_boxes, words.view(), boxes.view(), height)});
-  Ints first({2, kMasks}, -1);
-  sohes::mask_overlap(few_words, few_boxes, words.view(), boxes.view(), height, some.view(), first.view(),
+  Ints beginning({2, kMasks}, -1);
+  sohes::mask_overlap(few_words, few_boxes, words.view(), boxes.view(), height, some.view(), beginning.view(),
                       kThreads);
-  expect(std::equal(first.data.begin(), first.data.end(), overlap.data.begin()), "overlap of the first masks",
-         height, width);
+  expect(std::equal(beginning.data.begin(), beginning.data.end(), overlap.data.begin()),
+         "overlap of the first masks", height, width);
   Ints order({kMasks}), kept({kMasks}), parents({kMasks});
   for (int64_t i = 0; i < kMasks; ++i) {
     order.data[i] = i;
