@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""facility_location: the kernel against the reference, orders by hand, properties, opcheck, error messages."""
+"""facility_location: the kernel against the reference, by hand, properties, opcheck, compile, error messages."""
 
 import re
 
@@ -8,6 +8,7 @@ import torch
 
 from sohes.ops import facility_location
 from sohes.ops._binary import find_binary
+from sohes.ops._library import OPERATORS
 
 needs_binary = pytest.mark.skipif(find_binary().module is None, reason=find_binary().reason)
 BACKENDS = ["reference", pytest.param("cpp", marks=needs_binary)]
@@ -79,6 +80,44 @@ def test_each_choice_has_the_largest_gain(seed):
         assert float(gains[step]) == pytest.approx(max(values), rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_of_equal_gains_the_smallest_index(backend):
+    pairs = torch.tensor([[0, 1], [2, 3]])  # two pairs of duplicates: one of each, then what adds nothing
+    order, gains = facility_location(pairs, torch.ones(2), torch.ones(4), torch.ones(4), 4, backend)
+    assert (order.tolist(), gains.tolist()) == ([0, 2, 1, 3], [2, 2, 0, 0])
+    factors = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    order, gains = facility_location(pairs, torch.ones(2), torch.zeros(4), factors, 3, backend)
+    assert (order.tolist(), gains.tolist()) == ([0, 1, 2], [0, 0, 0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gains_add_up_to_what_is_covered(backend):
+    pairs, similarity, weights, factors = random_case(50, 0.15, seed=5)
+    order, gains = facility_location(pairs, similarity, weights, factors, 50, backend)
+    dense = torch.eye(50)
+    dense[tuple(pairs.T)] = dense.T[tuple(pairs.T)] = similarity
+    added = (gains / factors[order]).cumsum(0)
+    for count in (1, 7, 50):
+        covered = (weights * dense[:, order[:count]].max(1).values).sum()
+        torch.testing.assert_close(added[count - 1], covered, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(added[-1], weights.sum(), rtol=1e-5, atol=1e-6)
+    first, first_gains = facility_location(pairs, similarity, weights, factors, 7, backend)
+    assert torch.equal(first, order[:7])
+    assert torch.equal(first_gains, gains[:7])
+
+
+@needs_binary
+def test_weights_of_any_magnitude():
+    """What differs in the last bit of a sum decides, the same in every backend, and gains never increase."""
+    pairs, similarity, _, factors = random_case(40, 0.4, seed=9)
+    weights = 10.0 ** torch.linspace(-30, 30, 40)
+    order, gains = facility_location(pairs, similarity, weights, factors, 40, "cpp")
+    expected, expected_gains = facility_location(pairs, similarity, weights, factors, 40, "reference")
+    assert torch.equal(order, expected)
+    assert torch.equal(gains, expected_gains)
+    assert (gains.diff() <= 0).all()
+
+
 def test_pairs_in_any_order():
     pairs, similarity, weights, factors = random_case(30)
     shuffled = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(1))
@@ -93,6 +132,30 @@ def test_opcheck(backend):
     args = (*random_case(9), 4, backend)
     tests = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.sohes.facility_location.default, args, test_utils=tests)
+
+
+class Chosen(torch.nn.Module):
+    def forward(self, *tensors):
+        order, gains = OPERATORS["facility_location"](*tensors, 5, "auto")
+        return order * 2, gains * 2
+
+
+def test_compile_and_export():
+    compiled = torch.compile(Chosen(), fullgraph=True, backend="aot_eager")
+    for num in (8, 3):  # more and fewer items than are asked for
+        case = random_case(num, 0.5, seed=1)
+        expected = Chosen()(*case)
+        for run in (compiled, torch.export.export(Chosen(), case).module()):
+            assert all(torch.equal(*both) for both in zip(run(*case), expected, strict=True))
+
+
+def test_no_gradient():
+    pairs, similarity, weights, factors = random_case(6, 0.5, seed=2)
+    _, gains = facility_location(pairs, similarity.requires_grad_(), weights.requires_grad_(), factors, 3)
+    assert not gains.requires_grad
+    _, gains = OPERATORS["facility_location"](pairs, similarity, weights, factors, 3, "reference")
+    with pytest.raises(NotImplementedError, match=r"^facility_location: its results have no gradient$"):
+        gains.sum().backward()
 
 
 PAIRS = torch.tensor([[0, 1], [0, 2]])

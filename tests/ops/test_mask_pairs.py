@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""mask_pairs: the kernel against the reference, pairs by hand, opcheck, error messages."""
+"""mask_pairs: the kernel against the reference, pairs by hand, properties, opcheck, compile, error messages."""
 
 import re
+from fractions import Fraction
 
 import pytest
 import torch
 from mask_cases import SIZES, mixed
 
-from sohes.ops import mask_pairs
+from sohes.ops import mask_overlap, mask_pairs
 from sohes.ops._binary import find_binary
+from sohes.ops._library import OPERATORS
+from sohes.ops.reference import mask_pack
 from sohes.structures.masks import PackedMasks, mask_iou
 
 needs_binary = pytest.mark.skipif(find_binary().module is None, reason=find_binary().reason)
@@ -84,6 +87,46 @@ def test_agrees_with_mask_iou():
     torch.testing.assert_close(values.double(), iou[tuple(pairs.T)].double(), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_iou_of_exactly_the_least_counts(backend):
+    """The least is the float64 nearest to the IoU of some pair."""
+    masks = some_masks((11, 13), each=5)
+    shared = mask_overlap(masks, masks)
+    union = masks.areas[:, None] + masks.areas - shared
+    values = sorted({Fraction(int(s), int(u)) for s, u in zip(shared.flatten(), union.flatten(), strict=True) if s})
+    for value in map(float, values[:: len(values) // 20 + 1]):
+        expected = (shared > 0) & (shared >= value * union.double())
+        assert torch.equal(mask_pairs(masks, value, backend)[0], expected.triu(1).nonzero())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_sorted_pairs_in_any_order_of_the_masks(backend):
+    masks = PackedMasks.cat([some_masks((150, 200), each=3), nested_boxes(40)])
+    pairs, iou = mask_pairs(masks, 0.3, backend)
+    key = pairs[:, 0] * len(masks) + pairs[:, 1]
+    assert (pairs[:, 0] < pairs[:, 1]).all()
+    assert (key.diff() > 0).all()
+    back, back_iou = mask_pairs(masks[torch.arange(len(masks)).flip(0)], 0.3, backend)
+    turned = len(masks) - 1 - back.flip(1)
+    order = (turned[:, 0] * len(masks) + turned[:, 1]).argsort()
+    assert same((turned[order], back_iou[order]), (pairs, iou))
+
+
+def test_chunks_of_the_reference(monkeypatch):
+    masks = nested_boxes(40)
+    expected = mask_pairs(masks, 0.2, "reference")
+    monkeypatch.setattr(mask_pack, "CHUNK_ELEMENTS", 300)
+    assert same(mask_pairs(masks, 0.2, "reference"), expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_strided_words(backend):
+    masks = some_masks((20, 30))
+    wide = torch.cat((masks.words, masks.words), 1)
+    half = PackedMasks(wide[:, : masks.words.shape[1]], masks.size)
+    assert same(mask_pairs(half, 0.4, backend), mask_pairs(masks, 0.4, "reference"))
+
+
 @needs_binary
 def test_same_for_any_number_of_threads():
     masks, threads, results = nested_boxes(300), torch.get_num_threads(), []
@@ -102,9 +145,26 @@ def test_opcheck(backend):
     torch.library.opcheck(torch.ops.sohes.mask_pairs.default, args, test_utils=("test_schema", "test_faketensor"))
 
 
+class Twice(torch.nn.Module):
+    def forward(self, words, areas, boxes):
+        pairs, iou = OPERATORS["mask_pairs"](words, areas, boxes, 0.5, 9, "auto")
+        return pairs * 2, iou * 2
+
+
+def test_compile_and_export():
+    masks = some_masks((9, 8), each=2)
+    inputs = (masks.words, masks.areas, masks.boxes)
+    expected = Twice()(*inputs)
+    assert len(expected[0]) > 0
+    assert same(torch.compile(Twice(), fullgraph=True, backend="aot_eager")(*inputs), expected)
+    assert same(torch.export.export(Twice(), inputs).module()(*inputs), expected)
+
+
 @pytest.mark.parametrize("min_iou", [0.0, -0.5, 1.01, float("nan")])
 def test_messages(min_iou):
     with pytest.raises(ValueError, match=re.escape(f"mask_pairs: expected min_iou in (0, 1], got {min_iou}")):
         mask_pairs(some_masks((3, 3)), min_iou)
     with pytest.raises(TypeError, match="mask_pairs: expected PackedMasks, got Tensor"):
         mask_pairs(torch.zeros(2, 3, 3), 0.5)
+    with pytest.raises(ValueError, match=r"^mask_pairs: unknown backend 'gpu', expected one of: auto, cpp, reference$"):
+        mask_pairs(some_masks((3, 3)), 0.5, backend="gpu")

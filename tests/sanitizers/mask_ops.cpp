@@ -115,6 +115,34 @@ void flood(const std::vector<uint8_t>& mask, std::vector<uint8_t>& reached, int6
   }
 }
 
+// Pairs from the intersections of all, with room for one pair and for as many as there are.
+void check_pairs(Ints& words, Ints& areas, Ints& boxes, const Ints& overlap, int64_t height, int64_t width) {
+  Ints order({kMasks}), scratch({sohes::mask_pairs_scratch(kMasks)}), starts({kMasks + 1}), one({1, 3});
+  for (int64_t i = 0; i < kMasks; ++i) order.data[i] = i;
+  std::stable_sort(order.data.begin(), order.data.end(),
+                   [&](int64_t i, int64_t j) { return areas.data[i] < areas.data[j]; });
+  for (const double min_iou : {1e-9, 0.3, 0.7, 1.0}) {
+    std::vector<int64_t> expected;
+    for (int64_t i = 0; i < kMasks; ++i) {
+      for (int64_t j = i + 1; j < kMasks; ++j) {
+        const auto shared = static_cast<double>(overlap.data[i * kMasks + j]);
+        const double both = static_cast<double>(areas.data[i] + areas.data[j]) - shared;
+        if (shared > 0 && shared >= min_iou * both) expected.insert(expected.end(), {i, j});
+      }
+    }
+    const auto find = [&](Ints& found) {
+      return sohes::mask_find_pairs(words.view(), areas.view(), boxes.view(), order.view(), min_iou, height,
+                                    scratch.view(), found.view(), kThreads);
+    };
+    const int64_t count = find(one);
+    Ints found({count, 3}), pairs({count, 2});
+    Floats iou({count});
+    expect(find(found) == count, "number of pairs", height, width);
+    sohes::mask_sort_pairs(found.view(), areas.view(), starts.view(), pairs.view(), iou.view(), kThreads);
+    expect(pairs.data == expected, "pairs", height, width);
+  }
+}
+
 void check_masks(int64_t height, int64_t width) {
   Bytes dense = random_masks(height, width);
   Ints words({kMasks, words_of(height, width)}), areas({kMasks}), boxes({kMasks, 4}), none({0});
@@ -185,6 +213,7 @@ void check_masks(int64_t height, int64_t width) {
   std::stable_sort(order.data.begin(), order.data.end(),
                    [&](int64_t i, int64_t j) { return areas.data[i] < areas.data[j]; });
   Bytes keep({kMasks});
+  check_pairs(words, areas, boxes, overlap, height, width);
   sohes::mask_nms(words.view(), areas.view(), boxes.view(), order.view(), 0.5, height, kept.view(),
                   keep.view());
   sohes::mask_parents(words.view(), areas.view(), boxes.view(), order.view(), 0.5, height, parents.view(),
