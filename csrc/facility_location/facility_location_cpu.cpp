@@ -8,11 +8,7 @@
 #include "sohes/facility_location.h"
 
 // The reference rounds each product: no fused multiply-add.
-#if defined(__clang__)
-#pragma clang fp contract(off)
-#elif defined(__GNUC__)
-#pragma GCC optimize("fp-contract=off")
-#endif
+#include "sohes/no_fma.h"
 
 namespace sohes {
 namespace {

@@ -8,11 +8,7 @@
 #include "bits.h"
 
 // Results must not depend on whether the processor can fuse a product and a sum.
-#if defined(__clang__)
-#pragma clang fp contract(off)
-#elif defined(__GNUC__)
-#pragma GCC optimize("fp-contract=off")
-#endif
+#include "sohes/no_fma.h"
 
 namespace sohes::mask_ops {
 namespace {

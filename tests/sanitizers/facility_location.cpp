@@ -10,11 +10,7 @@
 #include "tensors.h"
 
 // Each product is rounded, as in the kernel.
-#if defined(__clang__)
-#pragma clang fp contract(off)
-#elif defined(__GNUC__)
-#pragma GCC optimize("fp-contract=off")
-#endif
+#include "sohes/no_fma.h"
 
 namespace {
 
