@@ -73,7 +73,7 @@ def steps():
         "select": lambda: select_masks(drawn, view.photo_size, config),
         "forest": lambda: make_forest(found, config),
         "encode": lambda: forest.to_coco(1),
-        "consensus-1000": lambda: join_looks(each, basins.labels.shape, five),
+        "consensus-1000": lambda: join_looks(each, five),
         "all-five-looks-1000": lambda: label_image(image, extractor, five),
         "all": lambda: label_image(image, extractor, config),
         "all-patches": lambda: label_image(image, sharp, patches),
@@ -96,11 +96,8 @@ REFINERS = ("refine-snap-50", "refine-guided-50", "refine-crf-50")
 @pytest.mark.parametrize("stage", STAGES + LOOKS + REFINERS)
 def test_stage(benchmark, steps, stage):
     calls, num_masks = steps
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     benchmark.extra_info["masks"] = num_masks
-    benchmark.pedantic(calls[stage], rounds=5, warmup_rounds=1)
-    torch.set_num_threads(threads)
+    _on_one_thread(benchmark, calls[stage])
 
 
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
@@ -122,11 +119,8 @@ def test_mask_from_nodes(benchmark, backend):
     candidates = find_basin_candidates(basins, view.photo_size, config)
     args = node_table([one.tree for one in candidates], [one.ids for one in candidates])
     benchmark.extra_info["masks"] = len(args[1])
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     rounds = 9 if backend == "cpp" else 3
-    benchmark.pedantic(lambda: mask_from_nodes(basins.labels, *args, backend=backend), rounds=rounds, warmup_rounds=1)
-    torch.set_num_threads(threads)
+    _on_one_thread(benchmark, lambda: mask_from_nodes(basins.labels, *args, backend=backend), rounds)
 
 
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
@@ -159,10 +153,10 @@ def _masks_of_looks() -> PackedMasks:
     return PackedMasks.cat(sets)
 
 
-def _on_one_thread(benchmark, call: Callable[[], object]) -> None:
+def _on_one_thread(benchmark, call: Callable[[], object], rounds: int = 5) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    benchmark.pedantic(call, rounds=5, warmup_rounds=1)
+    benchmark.pedantic(call, rounds=rounds, warmup_rounds=1)
     torch.set_num_threads(threads)
 
 

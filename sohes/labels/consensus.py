@@ -16,6 +16,7 @@ middle of many similar ones, not the best-scored one, and masks of different loo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor
@@ -40,16 +41,15 @@ _SMALL = 256
 _SHARPNESS = 0.4
 
 
-def join_looks(found: Sequence[ScoredMasks], size: Size, config: ExploreConfig) -> ScoredMasks:
+def join_looks(found: Sequence[ScoredMasks], config: ExploreConfig) -> ScoredMasks:
     """The consensus of the looks of `config.looks`, at most `max_masks` masks, best first.
 
-    Args:
-        found: the masks of each look, at any size, without duplicates.
-        size: (H, W) of the result.
+    found: the masks of each look, without duplicates. The result has the size of the largest look.
 
     Scores are in (0, 1] and fall: the worth newly covered per look, brought back to the scale of the looks' scores. The
     votes of a mask are the share of looks with a mask of at least `vote_iou` with it, its own look included.
     """
+    size = max((one.masks.size for one in found), key=prod)
     small = _reduced_size(size)
     reduced = PackedMasks.cat([one.masks.resize(small) for one in found])
     scores = torch.cat([one.scores for one in found]).double()  # [N]

@@ -64,8 +64,3 @@ def make_looks(image: Tensor, extractor: FeatureExtractor, names: Sequence[LookN
             view = extractor.view(recolor(full.image, look), look.scale)
             views.append(replace(view, photo_size=full.photo_size))
     return views
-
-
-def largest_size(views: Sequence[View]) -> tuple[int, int]:
-    """(H, W) of the largest view."""
-    return max(((view.lab.shape[1], view.lab.shape[2]) for view in views), key=lambda size: size[0] * size[1])

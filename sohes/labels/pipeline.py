@@ -28,7 +28,7 @@ from sohes.labels.basins import find_basins
 from sohes.labels.consensus import join_looks
 from sohes.labels.draw import ScoredMasks, draw_candidates, make_forest, select_masks
 from sohes.labels.features import FeatureExtractor
-from sohes.labels.looks import largest_size, make_looks
+from sohes.labels.looks import make_looks
 from sohes.labels.patch_candidates import find_patch_candidates
 from sohes.labels.recluster import recluster_small_masks
 from sohes.labels.refine import refine_masks
@@ -107,8 +107,7 @@ def find_masks(
     if looks == 1:
         return found
     with clock("consensus"):
-        groups = [(views[i : i + looks], found[i : i + looks]) for i in range(0, len(views), looks)]
-        return [join_looks(masks, largest_size(seen), config) for seen, masks in groups]
+        return [join_looks(found[i : i + looks], config) for i in range(0, len(found), looks)]
 
 
 def _cluster(view: View, features: Tensor | None, config: ExploreConfig, clock: StageClock) -> ScoredMasks:

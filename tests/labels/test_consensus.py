@@ -35,7 +35,7 @@ def test_what_more_looks_find_ranks_higher():
     """The first mask of the best score is seen once, the second by all looks."""
     once, thrice = (2, 9, 2, 9, 0.7), (10, 18, 10, 18, 0.66)
     found = [boxes(once, thrice), boxes(thrice), boxes(thrice)]
-    masks, scores, votes = join_looks(found, (20, 20), THREE)
+    masks, scores, votes = join_looks(found, THREE)
     assert masks.boxes.tolist() == [[10, 10, 18, 18], [2, 2, 9, 9]]  # x0, y0, x1, y1
     torch.testing.assert_close(votes, torch.tensor([1.0, 1 / 3]))
     # Three masks of worth s^6, chosen with preference s^2, per look: s^8 again.
@@ -45,7 +45,7 @@ def test_what_more_looks_find_ranks_higher():
 def test_the_middle_of_similar_masks_is_chosen():
     """Of three boxes shifted by one pixel the one in the middle covers the others best."""
     left, middle, right = ((4, 16, x, x + 12, score) for x, score in ((3, 0.52), (4, 0.5), (5, 0.52)))
-    masks, _, votes = join_looks([boxes(left), boxes(middle), boxes(right)], (20, 20), THREE)
+    masks, _, votes = join_looks([boxes(left), boxes(middle), boxes(right)], THREE)
     assert masks.boxes[0].tolist() == [4, 4, 16, 16]
     assert votes.tolist() == [1, 1, 1]  # IoU 11/13 and 10/14
 
@@ -54,25 +54,25 @@ def test_masks_that_touch_the_frame_rank_lower():
     inside, cut, corner = (4, 12, 4, 12, 0.6), (0, 8, 12, 18, 0.62), (13, 20, 13, 20, 0.6)
     found = [boxes(corner, cut, inside)] * 3
     assert num_sides(found[0].masks).tolist() == [2, 1, 0]
-    assert join_looks(found, (20, 20), THREE).masks.boxes[:, 0].tolist() == [4, 12, 13]
+    assert join_looks(found, THREE).masks.boxes[:, 0].tolist() == [4, 12, 13]
 
 
 def test_near_duplicates_are_dropped():
     found = [boxes((0, 20, 0, 19, 0.6)), boxes((0, 20, 0, 20, 0.6)), boxes((0, 3, 0, 3, 0.1))]
-    masks, _, votes = join_looks(found, (20, 20), THREE)
+    masks, _, votes = join_looks(found, THREE)
     assert masks.areas.tolist() == [380, 9]  # IoU 0.95 with 400; of equal ones the first
     torch.testing.assert_close(votes, torch.tensor([2 / 3, 1 / 3]))
-    assert len(join_looks(found, (20, 20), replace(THREE, nms_iou=1.0)).masks) == 3
-    assert len(join_looks(found, (20, 20), replace(THREE, max_masks=1)).masks) == 1
+    assert len(join_looks(found, replace(THREE, nms_iou=1.0)).masks) == 3
+    assert len(join_looks(found, replace(THREE, max_masks=1)).masks) == 1
 
 
 def test_looks_of_any_size_and_empty_looks():
     small = boxes((0, 5, 0, 5, 0.5), size=(10, 10))
-    masks, _, votes = join_looks([boxes(), small, boxes((0, 10, 0, 10, 0.5))], (20, 20), THREE)
+    masks, _, votes = join_looks([boxes(), small, boxes((0, 10, 0, 10, 0.5))], THREE)
     assert masks.size == (20, 20)
     assert masks.areas.tolist() == [100]
     torch.testing.assert_close(votes, torch.tensor([2 / 3]))
-    assert len(join_looks([boxes(), boxes(), boxes()], (20, 20), THREE).masks) == 0
+    assert len(join_looks([boxes(), boxes(), boxes()], THREE).masks) == 0
 
 
 @pytest.mark.parametrize("start", ["basins", "patches"])
