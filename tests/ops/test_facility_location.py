@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from sohes.ops import facility_location
 from sohes.ops._binary import find_binary
@@ -156,6 +157,9 @@ def test_no_gradient():
     _, gains = OPERATORS["facility_location"](pairs, similarity, weights, factors, 3, "reference")
     with pytest.raises(NotImplementedError, match=r"^facility_location: its results have no gradient$"):
         gains.sum().backward()
+    weights = weights.detach()
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=r"^facility_location: there is no forward"):
+        facility_location(pairs, similarity, forward_ad.make_dual(weights, weights), factors, 3)
 
 
 PAIRS = torch.tensor([[0, 1], [0, 2]])
@@ -172,9 +176,12 @@ PAIRS = torch.tensor([[0, 1], [0, 2]])
         ({1: torch.tensor([0.5, 1.5])}, "expected similarity in [0, 1]"),
         ({1: torch.tensor([0.5, float("nan")])}, "expected similarity in [0, 1]"),
         ({2: torch.ones(3).double()}, "expected weights float32 [N], got torch.float64 [3]"),
+        ({2: torch.ones(3, device="meta")}, "expected one device, got cpu and meta"),
         ({2: torch.tensor([1.0, -1.0, 1.0])}, "expected finite weights >= 0"),
+        ({2: torch.tensor([1.0, float("inf"), 1.0])}, "expected finite weights >= 0"),
         ({3: torch.ones(2)}, "expected factors float32 [3], got torch.float32 [2]"),
         ({3: torch.zeros(3)}, "expected finite factors > 0"),
+        ({3: torch.tensor([1.0, float("inf"), 1.0])}, "expected finite factors > 0"),
         ({4: -1}, "expected num >= 0, got -1"),
     ],
 )
