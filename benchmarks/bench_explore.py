@@ -36,13 +36,21 @@ from sohes.data.scenes import draw_scene
 from sohes.evaluation import Evaluator
 from sohes.evaluation.bootstrap import Bootstrap, collect_sums
 from sohes.labels.basin_candidates import find_basin_candidates
-from sohes.labels.basins import find_basins
+from sohes.labels.basins import color_gradient, find_basins
+from sohes.labels.color import rgb_to_lab
 from sohes.labels.consensus import join_looks
 from sohes.labels.draw import draw_candidates, make_forest, node_table, select_masks
 from sohes.labels.features import build_extractor
 from sohes.labels.pipeline import StageClock, find_masks, label_image
 from sohes.labels.refine import refine_masks
-from sohes.ops import facility_location, mask_from_nodes, mask_pairs, merge_borders
+from sohes.ops import (
+    catchment_basins,
+    facility_location,
+    mask_from_nodes,
+    mask_pairs,
+    merge_borders,
+    region_borders,
+)
 from sohes.structures.forest import Forest
 from sohes.structures.masks import PackedMasks
 
@@ -98,6 +106,22 @@ def test_stage(benchmark, steps, stage):
     calls, num_masks = steps
     benchmark.extra_info["masks"] = num_masks
     _on_one_thread(benchmark, calls[stage])
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize("name", ["catchment_basins", "region_borders"])
+def test_basins(benchmark, name, backend):
+    """A scene of 480 x 640, on one thread."""
+    config = ExploreConfig()
+    height = color_gradient(rgb_to_lab(draw_scene(0, 640).image[:, :480]), config.basin_sigma)
+    labels = catchment_basins(height)
+    strength = height / (height + config.border_softness)
+    benchmark.extra_info["basins"] = int(labels.max()) + 1
+    calls = {
+        "catchment_basins": lambda: catchment_basins(height, backend),
+        "region_borders": lambda: region_borders(labels, strength, backend),
+    }
+    _on_one_thread(benchmark, calls[name])
 
 
 @pytest.mark.parametrize("backend", ["cpp", "reference"])

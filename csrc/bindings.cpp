@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "sohes/basins.h"
 #include "sohes/evaluation.h"
 #include "sohes/facility_location.h"
 #include "sohes/mask_ops.h"
@@ -57,6 +58,12 @@ std::array<int64_t, 2> rle_pairs(const TensorView& text, const TensorView& place
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled kernels of sohes. Use sohes.ops, which validates and dispatches.";
   m.def("build_info", &build_info);
+
+  // --- basins ---
+  m.def("catchment_basins", &sohes::catchment_basins_cpu, ReleaseGil());
+  m.def("region_sides", &sohes::region_sides_cpu, ReleaseGil());
+  m.def("region_borders_scratch", &sohes::region_borders_scratch);
+  m.def("region_borders", &sohes::region_borders_cpu, ReleaseGil());
 
   // --- evaluation ---
   m.def("coco_groups", &sohes::coco_groups, ReleaseGil());

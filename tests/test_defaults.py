@@ -61,6 +61,8 @@ def ops_of_masks():
         "mask_largest_component": lambda b: ops.mask_largest_component(words, SIZE, b),
         "mask_boundary": lambda b: ops.mask_boundary(words, SIZE, b),
         "mask_resize": lambda b: ops.mask_resize(words, SIZE, (10, 40), b),
+        "catchment_basins": lambda b: ops.catchment_basins(logits[0], b),
+        "region_borders": lambda b: ops.region_borders(index.clamp_min(0), index.float(), b),
         "mask_components": lambda b: ops.mask_components(words, SIZE),
         "encode_rle": lambda b: ops.encode_rle(words, SIZE[0] * SIZE[1]),
         "decode_rle": lambda b: ops.decode_rle(rle, SIZE[0] * SIZE[1]),

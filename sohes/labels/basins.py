@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starting regions that are sharp to the pixel: catchment basins of the colour gradient, and their borders.
 
-Every pixel flows to the lowest of its 4 neighbours; pixels that end in the same minimum are one basin (a watershed by
-steepest descent, after Vincent and Soille, 1991). Borders of basins lie on ridges of the gradient, where edges are.
+Borders of basins (`sohes.ops.catchment_basins`) lie on ridges of the gradient, where edges are.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 from sohes.configs.run import ExploreConfig
 from sohes.labels.descriptor import embed_color
 from sohes.labels.view import View
+from sohes.ops import catchment_basins, region_borders
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,49 +107,3 @@ def blur(values: Tensor, sigma: float) -> Tensor:
         # A group for each channel is seven times as fast as channels in place of a batch, and equal to the bit.
         values = F.conv2d(F.pad(values, padding, mode="replicate"), shape, groups=values.shape[1])
     return values[0]
-
-
-def catchment_basins(height: Tensor) -> Tensor:
-    """Basin of every pixel of height [H, W], int64 [H, W], numbered 0..N-1 in the order of their minima.
-
-    Of equal heights the pixel of smaller flat index is the lower one: this excludes cycles and gives few basins on a
-    plateau.
-    """
-    rows, columns = height.shape
-    index = torch.arange(rows * columns, device=height.device).view(rows, columns)  # [H, W]
-    padded = F.pad(height[None, None], (1, 1, 1, 1), value=torch.inf)[0, 0]  # [H+2, W+2]
-    lowest, target = height, index
-    for dy, dx in ((-1, 0), (0, -1), (0, 1), (1, 0)):
-        other = padded[1 + dy : 1 + dy + rows, 1 + dx : 1 + dx + columns]  # [H, W]
-        neighbour = index + dy * columns + dx
-        lower = (other < lowest) | ((other == lowest) & (neighbour < target))
-        target = torch.where(lower, neighbour, target)
-        lowest = torch.minimum(lowest, other)
-    target = target.flatten()  # [H*W]
-    while True:
-        further = target[target]
-        if torch.equal(further, target):
-            break
-        target = further
-    is_minimum = target == index.flatten()
-    return (is_minimum.cumsum(0) - 1)[target].view(rows, columns)
-
-
-def region_borders(labels: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
-    """Adjacent pairs of regions, int64 [E, 2], sorted, and their borders, float32 [E, 2] as in `Basins`.
-
-    labels: int64 [H, W]. strength: edge strength, float32 [H, W]; a pixel side between two regions has the larger one
-    of its two pixels.
-    """
-    a = torch.cat([labels[:, :-1].flatten(), labels[:-1].flatten()])
-    b = torch.cat([labels[:, 1:].flatten(), labels[1:].flatten()])
-    right = torch.maximum(strength[:, :-1], strength[:, 1:]).flatten()
-    down = torch.maximum(strength[:-1], strength[1:]).flatten()
-    across = (a != b).nonzero()[:, 0]
-    a, b, sides = a[across], b[across], torch.cat([right, down])[across]
-    num_regions = int(labels.max()) + 1
-    keys, place = torch.unique(torch.minimum(a, b) * num_regions + torch.maximum(a, b), return_inverse=True)  # [E]
-    edges = torch.stack([keys // num_regions, keys % num_regions], 1)
-    sums = torch.bincount(place, sides.double(), minlength=len(keys))
-    borders = torch.stack([torch.bincount(place, minlength=len(keys)).double(), sums], 1)
-    return edges, borders.float()

@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sohes.configs.run import ExploreConfig
-from sohes.labels.basins import catchment_basins, color_gradient
+from sohes.labels.basins import color_gradient
 from sohes.labels.view import View
+from sohes.ops import catchment_basins
 from sohes.structures.masks import PackedMasks
 from sohes.utils.devices import pick_device
 from sohes.utils.errors import SohesError

@@ -8,6 +8,7 @@ Each operator has a PyTorch reference that defines its result, and faster backen
 - Pairs of masks: `mask_overlap`, `mask_pairs`, `mask_nms`, `mask_parents`.
 - Choosing masks that cover others: `facility_location`.
 - COCO RLE: `encode_rle`, `decode_rle`.
+- Regions of an image: `catchment_basins`, `region_borders`.
 - Merge trees: `merge_regions`, `merge_rounds`, `merge_regions_graph`, `merge_borders`, which return a `MergeTree`.
 - Attention: `ms_deform_attn`, `ms_deform_attn_fused`.
 
@@ -16,6 +17,7 @@ Each operator has a PyTorch reference that defines its result, and faster backen
 """
 
 from sohes.ops._library import BackendUnavailable
+from sohes.ops.catchment_basins import catchment_basins
 from sohes.ops.facility_location import facility_location
 from sohes.ops.mask_nodes import mask_from_nodes
 from sohes.ops.mask_overlap import mask_overlap
@@ -29,10 +31,12 @@ from sohes.ops.merge_regions import merge_regions, merge_regions_graph, merge_ro
 from sohes.ops.merge_tree import MergeTree
 from sohes.ops.ms_deform_attn import ms_deform_attn
 from sohes.ops.ms_deform_attn_fused import ms_deform_attn_fused
+from sohes.ops.region_borders import region_borders
 
 __all__ = [
     "BackendUnavailable",
     "MergeTree",
+    "catchment_basins",
     "decode_rle",
     "encode_rle",
     "facility_location",
@@ -57,4 +61,5 @@ __all__ = [
     "merge_rounds",
     "ms_deform_attn",
     "ms_deform_attn_fused",
+    "region_borders",
 ]

@@ -4,11 +4,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage
 
 from sohes.configs.run import ExploreConfig
 from sohes.labels.basin_candidates import find_basin_candidates, grow_tree, score_nodes, sum_nodes, sum_pixels
-from sohes.labels.basins import blur, catchment_basins, find_basins, pool_features, region_borders
+from sohes.labels.basins import blur, find_basins, pool_features
 from sohes.labels.draw import draw_candidates, draw_nodes, select_masks
 from sohes.labels.features import build_extractor
 from sohes.structures.masks import PackedMasks, mask_iou
@@ -28,33 +27,8 @@ def score_all(tree, shared, basins):
     return score_nodes(tree, shared, sum_pixels(basins), np.arange(tree.num_nodes))
 
 
-def test_basins_by_hand():
-    height = torch.tensor([[3.0, 2.0, 5.0, 1.0], [4.0, 1.0, 6.0, 0.0]])
-    assert catchment_basins(height).tolist() == [[0, 0, 1, 1], [0, 0, 1, 1]]
-    assert catchment_basins(torch.zeros(3, 4)).unique().tolist() == [0]  # a plateau is one basin
-
-
-def test_every_basin_is_connected_and_holds_one_minimum():
-    height = blur(torch.rand(1, 40, 30, generator=torch.Generator().manual_seed(1)), 1.5)[0]
-    labels = catchment_basins(height)
-    assert labels.unique().tolist() == list(range(int(labels.max()) + 1))
-    lowest = ndimage.minimum_filter(height.numpy(), footprint=ndimage.generate_binary_structure(2, 1)) == height.numpy()
-    for basin in labels.unique():
-        inside = (labels == basin).numpy()
-        assert ndimage.label(inside)[1] == 1
-        assert lowest[inside].sum() == 1
-
-
 def test_blur_keeps_the_mean_of_a_constant():
     torch.testing.assert_close(blur(torch.full((2, 9, 7), 3.0), 1.5), torch.full((2, 9, 7), 3.0))
-
-
-def test_borders_by_hand():
-    labels = torch.tensor([[0, 0, 1], [0, 2, 2]])
-    strength = torch.tensor([[0.0, 0.5, 0.25], [1.0, 0.0, 0.0]])
-    edges, borders = region_borders(labels, strength)
-    assert edges.tolist() == [[0, 1], [0, 2], [1, 2]]
-    assert borders.tolist() == [[1.0, 0.5], [2.0, 1.5], [1.0, 0.25]]
 
 
 def test_pooled_features_are_means_over_pixels():
