@@ -16,6 +16,7 @@ from sohes.ops import mask_regions, mask_rle
 from sohes.ops.mask_nodes import mask_from_nodes
 from sohes.ops.mask_overlap import mask_overlap
 from sohes.ops.mask_pack import (
+    mask_cat,
     mask_from_index,
     mask_pack,
     mask_pack_logits,
@@ -122,7 +123,10 @@ class PackedMasks:
         sizes = {masks.size for masks in sets}
         if len(sizes) != 1:
             raise ValueError(f"PackedMasks.cat: expected sets of one size, got {sorted(sizes)}")
-        return cls(torch.cat([masks.words for masks in sets]), sets[0].size)
+        joined = cls(mask_cat(sets), sets[0].size)
+        if all("_stats" in masks.__dict__ for masks in sets):
+            _with_stats(joined, torch.cat([masks.areas for masks in sets]), torch.cat([masks.boxes for masks in sets]))
+        return joined
 
     def to_dense(self) -> Tensor:
         """Dense masks, bool [N, H, W]."""
@@ -194,8 +198,9 @@ class PackedMasks:
         return mask_regions.mask_boundary(self)
 
     def resize(self, size: Size) -> PackedMasks:
-        """Masks resized by nearest neighbour at pixel centres."""
-        return mask_regions.mask_resize(self, as_size(size))
+        """Masks resized by nearest neighbour at pixel centres; of their own size, these masks themselves."""
+        size = as_size(size)
+        return self if size == self.size else mask_regions.mask_resize(self, size)
 
     def num_corners(self) -> Tensor:
         """Number of the four corner pixels of the image in each mask, int64 [N]."""

@@ -33,6 +33,8 @@ def test_every_way_in_and_out(size):
     assert same(PackedMasks.from_rle(masks.to_rle(), size), masks)
     assert same(PackedMasks.from_logits(dense.float() - 0.5, size), masks)
     assert same(PackedMasks.cat([masks[:5], masks[5:]]), masks)
+    assert same(PackedMasks.cat([masks[:0], PackedMasks(masks.words, size), masks[:0]]), masks)  # areas not known yet
+    assert same(PackedMasks.cat([masks[::2], masks[1::2]]), masks[[*range(0, 24, 2), *range(1, 24, 2)]])
 
 
 @pytest.mark.parametrize("change", ["reversed", "read-only", "columns first"])
@@ -162,6 +164,7 @@ def test_methods_keep_the_masks_apart():
     assert torch.equal(masks.fill_holes().boundary().words & ~masks.fill_holes().words, torch.zeros_like(masks.words))
     assert torch.equal(masks.resize((48, 50)).resize((24, 25)).words, masks.words)
     assert torch.equal(masks.resize((48, 50)).areas, 4 * masks.areas)
+    assert masks.resize((24, 25)) is masks
 
 
 def test_memory_follows_the_chunk():
