@@ -91,9 +91,9 @@ def pool_features(labels: Tensor, sizes: Tensor, patches: Tensor, features: Tens
 def color_gradient(lab: Tensor, sigma: float) -> Tensor:
     """Gradient magnitude of lab [3, H, W] after a Gaussian blur, float32 [H, W]."""
     blurred = F.pad(blur(lab, sigma)[None], (1, 1, 1, 1), mode="replicate")[0]  # [3, H+2, W+2]
-    dx = (blurred[:, 1:-1, 2:] - blurred[:, 1:-1, :-2]) / 2
-    dy = (blurred[:, 2:, 1:-1] - blurred[:, :-2, 1:-1]) / 2
-    return (dx.square() + dy.square()).sum(0).sqrt()
+    dx = blurred[:, 1:-1, 2:] - blurred[:, 1:-1, :-2]  # [3, H, W], over two pixels
+    dy = blurred[:, 2:, 1:-1] - blurred[:, :-2, 1:-1]
+    return dx.square_().add_(dy.square_()).sum(0).sqrt_().div_(2)
 
 
 def blur(values: Tensor, sigma: float) -> Tensor:
