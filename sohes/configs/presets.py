@@ -92,7 +92,7 @@ def micro() -> Config:
 def photo_labels() -> ExploreConfig:
     """Labels of photos with the package alone: the consensus of five looks, with three trees each.
 
-    Chosen on `coco128_seg`.
+    Chosen on `coco128_seg`; for the score's exponents see docs/results.md.
     """
     return ExploreConfig(
         features="sohes-micro",

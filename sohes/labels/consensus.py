@@ -30,7 +30,7 @@ from sohes.structures.masks import PackedMasks, Size, nms_masks
 # COCO's IoU thresholds are _FIRST, _FIRST + 0.05, .. 0.95; a lower IoU covers nothing.
 _FIRST, _STEP, _NUM_THRESHOLDS = 0.5, 0.05, 10
 # Exponents of the score: in the worth of a mask to be covered, and in the preference of a mask to be chosen. [ours]
-_WORTH, _CHOICE = 6.0, 2.0
+_WORTH, _CHOICE = 8.0, 2.0
 # Factor on the worth for each of the four sides of the image that a mask touches. [ours]
 _CUT = 0.75
 # Near-duplicates are dropped at the end, so more masks are ordered than are kept.

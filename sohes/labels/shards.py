@@ -24,7 +24,7 @@ from sohes.utils.errors import SohesError
 from sohes.utils.files import remove_left_over, whole_file
 
 # Raised with every change that gives other labels for the same settings.
-LABELS_VERSION = 6
+LABELS_VERSION = 7
 
 # Settings that do not change the labels.
 _RUN_SETTINGS = ("max_failures", "num_workers", "patience")

@@ -38,8 +38,8 @@ def test_what_more_looks_find_ranks_higher():
     masks, scores, votes = join_looks(found, THREE)
     assert masks.boxes.tolist() == [[10, 10, 18, 18], [2, 2, 9, 9]]  # x0, y0, x1, y1
     torch.testing.assert_close(votes, torch.tensor([1.0, 1 / 3]))
-    # Three masks of worth s^6, chosen with preference s^2, per look: s^8 again.
-    torch.testing.assert_close(scores, torch.tensor([0.66, (0.7**8 / 9) ** (1 / 8)]))
+    # Three masks of worth s^8, chosen with preference s^2, per look: s^10 again.
+    torch.testing.assert_close(scores, torch.tensor([0.66, (0.7**10 / 9) ** (1 / 10)]))
 
 
 def test_the_middle_of_similar_masks_is_chosen():
@@ -51,7 +51,7 @@ def test_the_middle_of_similar_masks_is_chosen():
 
 
 def test_masks_that_touch_the_frame_rank_lower():
-    inside, cut, corner = (4, 12, 4, 12, 0.6), (0, 8, 12, 18, 0.62), (13, 20, 13, 20, 0.6)
+    inside, cut, corner = (4, 12, 4, 12, 0.6), (0, 8, 12, 18, 0.61), (13, 20, 13, 20, 0.6)
     found = [boxes(corner, cut, inside)] * 3
     assert num_sides(found[0].masks).tolist() == [2, 1, 0]
     assert join_looks(found, THREE).masks.boxes[:, 0].tolist() == [4, 12, 13]
